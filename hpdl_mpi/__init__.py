@@ -1,0 +1,31 @@
+"""Train deep networks on CPU clusters with MPI.
+
+Importing the package starts no MPI and compiles nothing: every name below is loaded when it is first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from hpdl_mpi import models, nn, optim
+    from hpdl_mpi.train import Parallel, Trainer
+
+__version__ = "0.1.0"
+__all__ = ["Parallel", "Trainer", "__version__", "models", "nn", "optim"]
+
+_MODULES = {"models", "nn", "optim"}
+_NAMES = {"Parallel": "hpdl_mpi.train", "Trainer": "hpdl_mpi.train"}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return importlib.import_module(f"hpdl_mpi.{name}")
+    if name in _NAMES:
+        return getattr(importlib.import_module(_NAMES[name]), name)
+    raise AttributeError(f"module 'hpdl_mpi' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

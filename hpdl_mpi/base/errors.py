@@ -1,0 +1,60 @@
+"""Errors for people: where it happened, what was found, what was expected, what to do.
+
+Each carries the exit code of the process that it ends. The command line prints the message of an `HpdlError`
+without a traceback; any other exception is a bug of ours and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+BAD_INPUT = 2
+"""Exit code for input that the user must mend: a job file, an option, a dataset, a checkpoint."""
+
+FAILURE = 1
+"""Exit code for every other failure."""
+
+
+class HpdlError(Exception):
+    """A failure explained to the person who runs the job.
+
+    Parameters
+    ----------
+    what : str
+        The failure in one clause, without a full stop.
+    where : str, optional
+        The key, file or rank that it concerns; it opens the message.
+    found, expected : object, optional
+        What was met and what was needed, in the user's terms.
+    remedy : str, optional
+        What to do about it: an imperative sentence without a full stop.
+    """
+
+    exit_code = FAILURE
+
+    def __init__(
+        self,
+        what: str,
+        *,
+        where: object = None,
+        found: object = None,
+        expected: object = None,
+        remedy: str | None = None,
+    ) -> None:
+        head = f"{where}: {what}" if where is not None else what
+        facts = [f"found {found}"] if found is not None else []
+        facts += [f"expected {expected}"] if expected is not None else []
+        sentences = [head] + (["; ".join(facts)] if facts else []) + ([remedy] if remedy else [])
+        super().__init__(". ".join(s[:1].upper() + s[1:] if i else s for i, s in enumerate(sentences)) + ".")
+
+
+class InputError(HpdlError, ValueError):
+    """Bad input, found before or while it is used: exit code 2."""
+
+    exit_code = BAD_INPUT
+
+
+class TrainingError(HpdlError, RuntimeError):
+    """Training cannot go on: the loss is not finite, ranks have drifted apart, a peer has failed."""
+
+
+class StorageError(HpdlError, RuntimeError):
+    """A file could not be written; what was saved before is intact."""

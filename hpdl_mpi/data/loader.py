@@ -1,0 +1,229 @@
+"""Batches for one rank, read ahead by a thread into buffers that are used again and again."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import DTypeLike
+
+from hpdl_mpi.base.errors import InputError
+from hpdl_mpi.base.memory import aligned
+from hpdl_mpi.data.dataset import Dataset
+from hpdl_mpi.data.sampler import Shuffle, epoch_order, share
+from hpdl_mpi.data.transform import Shape, Transform
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """One rank's share of a global batch. The arrays are borrowed until the next step of the iterator.
+
+    Attributes
+    ----------
+    inputs : float (n, *input_shape)
+        Transformed, channels last, C-contiguous.
+    targets : int64 (n,) or float (n, k)
+        Class numbers, or values after the target transform.
+    sample_ids : int64 (n,)
+        Of the dataset; n may be 0.
+    global_size : int
+        Samples of the global batch, all ranks together.
+    offset : int
+        Samples of the epoch before this global batch; ``offset + global_size`` resumes after it.
+    """
+
+    inputs: np.ndarray
+    targets: np.ndarray
+    sample_ids: np.ndarray
+    global_size: int
+    offset: int
+
+
+class _Buffers:
+    """Arrays for one batch, and the stored samples that it is made from."""
+
+    def __init__(self, loader: Loader) -> None:
+        data, rows = loader.dataset, loader.max_share
+        self.inputs = aligned((rows, *loader.input_shape), loader.dtype)
+        self.targets = aligned((rows, *loader.target_shape), loader.target_dtype)
+        self.raw_inputs = aligned((rows, *data.input_shape), data.input_dtype)
+        self.raw_targets = aligned((rows, *data.target_shape), data.target_dtype)
+
+
+class Loader:
+    """Iterates over the epochs of a dataset, one rank's share of each global batch at a time. Local to the rank.
+
+    Parameters
+    ----------
+    dataset : Dataset
+    global_batch_size : int
+        Samples of a batch over all ranks; the last batch of an epoch may be smaller.
+    seed : int
+        Of the order of samples.
+    shuffle : {"block", "global", "none"}
+        See `sampler.epoch_order`.
+    dp_rank, dp_size : int
+        Which share of each batch, of how many.
+    transform : Transform, optional
+        Of the inputs.
+    target_transform : Transform, optional
+        Of the targets, which are then floats. Without it integer targets are class numbers.
+    dtype : dtype
+        float32 or float64, of inputs and of targets that are not classes.
+    depth : int
+        Batches to read ahead.
+
+    Attributes
+    ----------
+    input_shape, target_shape : tuple of int
+        Of one sample in a batch: transformed inputs; () for classes, (k,) for values.
+    target_dtype : numpy dtype
+        int64 for classes, else `dtype`.
+
+    Raises
+    ------
+    InputError
+        Sizes below 1, fewer samples than ranks, or a transform that does not fit the samples.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        *,
+        global_batch_size: int,
+        seed: int = 0,
+        shuffle: Shuffle = "block",
+        dp_rank: int = 0,
+        dp_size: int = 1,
+        transform: Transform | None = None,
+        target_transform: Transform | None = None,
+        dtype: DTypeLike = np.float32,
+        depth: int = 2,
+    ) -> None:
+        if global_batch_size < 1:
+            raise InputError("impossible batch size", where="global_batch_size", found=global_batch_size, expected=">= 1")
+        if dataset.num_samples < dp_size:
+            raise InputError(
+                "fewer samples than ranks that share them",
+                where=dataset.path,
+                found=f"{dataset.num_samples} samples for {dp_size} data-parallel ranks",
+                remedy="start fewer ranks, or use more of the ranks for the pipeline (parallel.pp)",
+            )
+        self.dataset = dataset
+        self.global_batch_size = global_batch_size
+        self.seed, self.shuffle = seed, shuffle
+        self.dp_rank, self.dp_size = dp_rank, dp_size
+        self.transform = transform or Transform()
+        self.target_transform = target_transform or Transform()
+        self.dtype = np.dtype(dtype)
+        self.input_shape = self.transform.output_shape(dataset.input_shape)
+        self.classes = target_transform is None and dataset.target_dtype.kind in "iu"
+        self.target_dtype = np.dtype(np.int64) if self.classes else self.dtype
+        self.target_shape = self._check_targets()
+        self.max_share = -(-min(global_batch_size, dataset.num_samples) // dp_size)
+        self._buffers = [_Buffers(self) for _ in range(depth + 1)]
+        self._in_use = threading.Lock()
+
+    def _check_targets(self) -> Shape:
+        """Return the shape of one target in a batch."""
+        stored = self.dataset.target_shape
+        if self.classes and stored not in ((), (1,)):
+            raise InputError(
+                "integer targets must be one class number per sample",
+                where=f"{self.dataset.path}: {self.dataset.names['targets']}",
+                found=f"targets of shape {stored}",
+                expected="shape () or (1,)",
+            )
+        if self.classes:
+            return ()
+        self.target_transform.output_shape(stored)
+        return (int(np.prod(stored, dtype=np.int64)),)
+
+    def epoch(self, epoch: int, offset: int = 0, limit: int | None = None) -> Iterator[Batch]:
+        """Yield this rank's share of each global batch of an epoch.
+
+        A thread reads ahead while the iterator lives. Leave it early with `close` (a `for` loop that breaks, then
+        drops the iterator, does so); one iterator of a loader may live at a time.
+
+        Parameters
+        ----------
+        epoch : int
+            Counts from 0; with the seed it decides the order.
+        offset : int
+            Samples of the epoch that are done already: the state that resumes in mid-epoch.
+        limit : int, optional
+            Samples to yield at most, over all ranks.
+
+        Raises
+        ------
+        InputError
+            A file is damaged; raised where the batch would have come.
+        """
+        if not self._in_use.acquire(blocking=False):
+            raise RuntimeError("another iterator of this loader is alive, and they would share buffers: close it first")
+        end = self.dataset.num_samples if limit is None else min(self.dataset.num_samples, offset + limit)
+        starts = range(offset, end, self.global_batch_size)
+        free: queue.SimpleQueue[_Buffers | None] = queue.SimpleQueue()
+        ready: queue.SimpleQueue[Batch | BaseException] = queue.SimpleQueue()
+        for buffers in self._buffers:
+            free.put(buffers)
+        stopped = threading.Event()
+        reader = threading.Thread(
+            target=self._read_ahead, args=(epoch, starts, end, free, ready, stopped), name="hpdl-loader", daemon=True
+        )
+        reader.start()
+        try:
+            for index in range(len(starts)):
+                batch = ready.get()
+                if isinstance(batch, BaseException):
+                    raise batch
+                yield batch
+                free.put(self._buffers[index % len(self._buffers)])  # both queues keep the order of batches
+        finally:
+            stopped.set()
+            free.put(None)
+            reader.join()
+            self._in_use.release()
+
+    def _read_ahead(
+        self,
+        epoch: int,
+        starts: range,
+        end: int,
+        free: queue.SimpleQueue[_Buffers | None],
+        ready: queue.SimpleQueue[Batch | BaseException],
+        stopped: threading.Event,
+    ) -> None:
+        """Fill free buffers with the batches that begin at `starts`; hand over whatever goes wrong."""
+        try:
+            order = epoch_order(
+                self.dataset.num_samples,
+                self.dataset.block_starts,
+                seed=self.seed,
+                epoch=epoch,
+                shuffle=self.shuffle,
+                window=self.dataset.shuffle_window,
+            )
+            for start in starts:
+                buffers = free.get()
+                if buffers is None or stopped.is_set():
+                    return
+                ready.put(self._fill(buffers, order[start : min(start + self.global_batch_size, end)], start))
+        except BaseException as error:  # raised again, with its traceback, where the batch would have come
+            ready.put(error)
+
+    def _fill(self, buffers: _Buffers, global_ids: np.ndarray, offset: int) -> Batch:
+        first, last = share(global_ids.size, self.dp_rank, self.dp_size)
+        ids, n = global_ids[first:last], last - first
+        inputs, targets = buffers.inputs[:n], buffers.targets[:n]
+        raw_inputs, raw_targets = buffers.raw_inputs[:n], buffers.raw_targets[:n]
+        self.dataset.read(ids, raw_inputs, raw_targets)
+        self.transform.apply(raw_inputs, inputs)
+        if self.classes:
+            np.copyto(targets, raw_targets.reshape(n), casting="unsafe")
+        else:
+            self.target_transform.apply(raw_targets, targets)
+        return Batch(inputs, targets, ids, global_ids.size, offset)

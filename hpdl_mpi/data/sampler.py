@@ -1,0 +1,73 @@
+"""Which samples, in which order: pure functions of sizes, seed and epoch, the same on every rank and world size.
+
+A rank needs no state but (seed, epoch, offset) to go on where another run stopped. Shuffling inside a window of
+permuted blocks follows MosaicML streaming and WebDataset: reads stay sequential, and yet each batch mixes samples
+from all over the dataset.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Literal
+
+import numpy as np
+
+from hpdl_mpi.kernels.random import derive_key, sample_keys
+
+Shuffle = Literal["block", "global", "none"]
+
+WINDOW = 32
+"""Blocks among which ``shuffle="block"`` mixes samples, unless told otherwise."""
+
+
+def share(size: int, rank: int, num_ranks: int) -> tuple[int, int]:
+    """Return (start, stop) of a rank's part of `size` slots; parts differ by at most one and may be empty."""
+    return rank * size // num_ranks, (rank + 1) * size // num_ranks
+
+
+def epoch_order(
+    num_samples: int,
+    block_starts: np.ndarray,
+    *,
+    seed: int,
+    epoch: int,
+    shuffle: Shuffle = "block",
+    window: int = WINDOW,
+) -> np.ndarray:
+    """Return the ids of all samples in the order of one epoch.
+
+    Parameters
+    ----------
+    num_samples : int
+    block_starts : int64 (num_blocks + 1,)
+        First sample of each stored block, rising from 0 to `num_samples`.
+    shuffle : {"block", "global", "none"}
+        ``"block"`` permutes the blocks and then the samples inside each run of `window` blocks, so that a reader which
+        holds `window` blocks reads each of them once. ``"global"`` permutes all samples.
+    window : int
+        Blocks to mix, at least 1.
+
+    Returns
+    -------
+    int64 (num_samples,)
+        A permutation of ``range(num_samples)``; the caller owns it.
+    """
+    if shuffle == "none":
+        return np.arange(num_samples)
+    sample_key = derive_key("samples", int(seed), int(epoch))
+    if shuffle == "global":
+        return shuffled(np.arange(num_samples), sample_key)
+    blocks = shuffled(np.arange(len(block_starts) - 1), derive_key("blocks", int(seed), int(epoch)))
+    lengths = np.diff(block_starts)[blocks]
+    stops = np.cumsum(lengths)
+    order = np.arange(num_samples) + np.repeat(block_starts[blocks] - (stops - lengths), lengths)
+    for start, stop in pairwise([0, *stops[window - 1 : -1 : window], num_samples]):
+        order[start:stop] = shuffled(order[start:stop], sample_key)
+    return order
+
+
+def shuffled(ids: np.ndarray, key: np.uint64) -> np.ndarray:
+    """Return the ids sorted by a random number that belongs to each of them under `key`; ids int64 (n,)."""
+    keys = np.empty(ids.size, np.uint64)
+    sample_keys(key, ids, keys)
+    return ids[np.argsort(keys, kind="stable")]

@@ -1,0 +1,151 @@
+"""What happens to stored numbers before the network sees them: one affine map and one change of layout."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Literal
+
+import numpy as np
+
+from hpdl_mpi.base.errors import InputError
+from hpdl_mpi.kernels.cast import affine, affine_channels_last, affine_inverse
+
+Layout = Literal["hwc", "hw", "chw"]
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Transform:
+    """The map ``(x * scale - mean) / std`` and the layout of stored samples. Immutable and hashable.
+
+    Parameters
+    ----------
+    scale : float
+        Not zero.
+    mean, std : float or sequence of float, optional
+        One number, or one per feature: per channel of an image, per entry of a flat sample. `std` is above zero.
+        Absent means 0 and 1.
+    standardize : bool
+        Take `mean` and `std` from the training data; `fitted` returns the transform that does.
+    layout : {"hwc", "hw", "chw"}
+        How a sample is stored. ``"hwc"``: as the network sees it (images with channels last, or anything that is
+        not an image). ``"hw"``: a grey image without a channel dimension, which gains one of length 1. ``"chw"``:
+        channels first, transposed to channels last.
+
+    Raises
+    ------
+    InputError
+        A number that is not finite, a `std` not above zero, or `standardize` together with `mean` or `std`.
+    """
+
+    scale: float = 1.0
+    mean: float | Sequence[float] | None = None
+    std: float | Sequence[float] | None = None
+    standardize: bool = False
+    layout: Layout = "hwc"
+
+    def __post_init__(self) -> None:
+        for name in ("mean", "std"):
+            value = getattr(self, name)
+            if value is not None and not isinstance(value, int | float):
+                object.__setattr__(self, name, tuple(float(v) for v in value))  # hashable, whatever came in
+        if self.layout not in ("hwc", "hw", "chw"):
+            raise InputError("unknown layout", where="layout", found=repr(self.layout), expected="hwc, hw or chw")
+        if not math.isfinite(self.scale) or self.scale == 0:
+            raise InputError("impossible scale", where="scale", found=self.scale, expected="a finite number, not 0")
+        if not np.all(np.isfinite(self.mean or 0.0)):
+            raise InputError("impossible mean", where="mean", found=self.mean, expected="finite numbers")
+        if self.std is not None and not np.all((np.asarray(self.std) > 0) & np.isfinite(self.std)):
+            raise InputError(
+                "impossible std",
+                where="std",
+                found=self.std,
+                expected="finite numbers above zero",
+                remedy="use 1 for a feature that does not vary",
+            )
+        if self.standardize and not (self.mean is None and self.std is None):
+            raise InputError(
+                "mean and std are measured when standardize is set",
+                where="standardize",
+                remedy="remove standardize, or mean and std",
+            )
+
+    def output_shape(self, input_shape: Shape) -> Shape:
+        """Return the shape of a sample for the network (channels last), from that of a stored one; pure.
+
+        Raises
+        ------
+        InputError
+            The layout, or the length of `mean` or `std`, does not fit samples of this shape.
+        """
+        dims = {"hwc": None, "hw": 2, "chw": 3}[self.layout]
+        if dims is not None and len(input_shape) != dims:
+            raise InputError(
+                f"layout {self.layout!r} does not fit the samples",
+                where="layout",
+                found=f"samples of shape {input_shape}",
+                expected="(height, width)" if dims == 2 else "(channels, height, width)",
+            )
+        shape = {
+            "hwc": input_shape,
+            "hw": (*input_shape, 1),
+            "chw": (*input_shape[1:], *input_shape[:1]),
+        }[self.layout]
+        features = num_features(shape)
+        for name in ("mean", "std"):
+            value = getattr(self, name)
+            if isinstance(value, tuple) and len(value) not in (1, features):
+                raise InputError(
+                    f"wrong number of values for samples of shape {shape}",
+                    where=name,
+                    found=f"{len(value)} values",
+                    expected=f"1 or {features}, one per {'channel' if len(shape) > 1 else 'feature'}",
+                )
+        return shape
+
+    def apply(self, raw: np.ndarray, out: np.ndarray) -> None:
+        """Transform a batch in one pass: raw (n, *input_shape) of any number type, out (n, *output_shape) of floats.
+
+        Both are C-contiguous; `out` is overwritten. Arithmetic is float64, rounded once into `out`; nothing is
+        allocated after the first call for a shape.
+        """
+        n, shape = raw.shape[0], raw.shape[1:]
+        mean, _, inverse_std = self._tables(shape)
+        if self.layout == "chw":
+            channels, pixels = shape[0], shape[1] * shape[2]
+            planes, out = raw.reshape(n, channels, pixels), out.reshape(n, pixels, channels)
+            affine_channels_last(planes, float(self.scale), mean, inverse_std, out)
+        else:
+            size = math.prod(shape)
+            affine(raw.reshape(n, size), float(self.scale), mean, inverse_std, out.reshape(n, size))
+
+    def inverse(self, values: np.ndarray) -> None:
+        """Undo the affine map in place, such as on predictions: values float (n, *shape), C-contiguous, any layout."""
+        mean, std, _ = replace(self, layout="hwc")._tables(values.shape[1:])
+        affine_inverse(values.reshape(values.shape[0], mean.size), float(self.scale), mean, std)
+
+    def _tables(self, shape: Shape) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        if self.standardize:
+            raise ValueError("mean and std are not measured yet: use statistics.fitted(transform, dataset)")
+        return _tables(self, shape)
+
+
+def num_features(shape: Shape) -> int:
+    """Return the number of means that a sample of this shape has: channels of an image, entries of a vector."""
+    return shape[-1] if shape else 1
+
+
+@lru_cache(maxsize=32)
+def _tables(transform: Transform, input_shape: Shape) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return mean, std and 1/std in float64: per channel for "chw", else repeated to the size of a sample.
+
+    Repeated, because one long inner loop over a sample is a vector loop whatever the number of channels.
+    """
+    shape = transform.output_shape(input_shape)
+    target: Shape = (num_features(shape),) if transform.layout == "chw" else shape
+    mean = np.broadcast_to(np.float64(0.0 if transform.mean is None else transform.mean), target).flatten()
+    std = np.broadcast_to(np.float64(1.0 if transform.std is None else transform.std), target).flatten()
+    return mean, std, 1.0 / std

@@ -1,0 +1,46 @@
+"""Passes over rows: copies of a bias, sums over a batch."""
+
+from __future__ import annotations
+
+from numba import prange
+
+from hpdl_mpi.kernels.jit import parallel_kernel, thread_count
+
+
+@parallel_kernel
+def fill_rows(row, out):
+    """out[i, :] = row for all i; out (n, k), row (k,)."""
+    for i in prange(out.shape[0]):
+        for j in range(out.shape[1]):
+            out[i, j] = row[j]
+
+
+@parallel_kernel
+def _add_row_sums(x, out, parts):
+    columns = x.shape[1]
+    for part in prange(parts):
+        start = part * columns // parts
+        stop = (part + 1) * columns // parts
+        for i in range(x.shape[0]):
+            for j in range(start, stop):
+                out[j] += x[i, j]
+
+
+def add_row_sums(x, out) -> None:
+    """out += x.sum(axis=0); x (n, k), out (k,). Rows are added in their order, whatever the threads."""
+    _add_row_sums(x, out, thread_count())
+
+
+@parallel_kernel
+def add(a, b, out):
+    """out = a + b; flat arrays of one size, `out` may be one of them."""
+    for i in prange(out.size):
+        out[i] = a[i] + b[i]
+
+
+@parallel_kernel
+def copy_columns(source, target):
+    """target[:] = source; both (n, k), rows contiguous, either a slice of the columns of a wider array."""
+    for i in prange(source.shape[0]):
+        for j in range(source.shape[1]):
+            target[i, j] = source[i, j]

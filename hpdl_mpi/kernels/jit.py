@@ -1,0 +1,146 @@
+"""How kernels are compiled: flags, the on-disk cache, and one source for one thread or several.
+
+A kernel that can use several threads is written with `prange` and marked ``@parallel_kernel``. It is compiled
+twice, each on first use: a serial form, which needs no threading layer and may run on several Python threads at
+once, and a parallel form. `use_threads` chooses between them for the whole process.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import llvmlite
+import numba
+import numpy as np
+
+FASTMATH = {"nsz", "arcp", "contract", "afn", "reassoc"}
+"""LLVM's fast-math flags without `nnan` and `ninf`: a NaN must survive a kernel to be seen."""
+
+
+@lru_cache
+def cache_folder() -> Path:
+    """Return this user's and this node's folder of compiled kernels, made if need be.
+
+    Its name hashes all files of `kernels/` and the versions of Python, Numba, llvmlite and NumPy, because Numba
+    itself looks only at the file that holds a function, not at those it calls. ``HPDL_CACHE_DIR`` names another
+    parent than ``$XDG_CACHE_HOME/hpdl_mpi`` (``~/.cache/hpdl_mpi``). Where that parent cannot be written, a private
+    folder under the system's temporary folder serves.
+    """
+    digest = hashlib.sha256()
+    for file in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(file.name.encode() + file.read_bytes())
+    for version in (sys.version, numba.__version__, llvmlite.__version__, np.__version__):
+        digest.update(version.encode())
+    name = f"kernels-{platform.node()}-{digest.hexdigest()[:16]}"
+    base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    folder = Path(os.environ.get("HPDL_CACHE_DIR") or Path(base, "hpdl_mpi")) / name
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if os.access(folder, os.W_OK):
+            return folder
+    except OSError:
+        pass  # a home that cannot be written is common on compute nodes; the temporary folder serves as well
+    return _private_temporary_folder(name)
+
+
+def _private_temporary_folder(name: str) -> Path:
+    """Return a folder that only this user can write: compiled code must not come from somebody else."""
+    parent = Path(tempfile.gettempdir(), f"hpdl_mpi-{os.getuid()}")
+    parent.mkdir(mode=0o700, exist_ok=True)
+    status = parent.lstat()
+    if status.st_uid != os.getuid() or status.st_mode & 0o077:
+        return Path(tempfile.mkdtemp(prefix="hpdl_mpi-"))
+    (parent / name).mkdir(mode=0o700, exist_ok=True)
+    return parent / name
+
+
+numba.config.CACHE_DIR = str(cache_folder())
+
+_OPTIONS: dict[str, Any] = {"nogil": True, "cache": True, "fastmath": FASTMATH, "error_model": "numpy"}
+_threads = 1
+
+
+def kernel(function: Callable) -> Any:
+    """Compile a function for one thread; other kernels may call it."""
+    return numba.njit(**_OPTIONS)(function)
+
+
+def inline(function: Callable) -> Any:
+    """Compile a small function that its callers absorb."""
+    return numba.njit(inline="always", **_OPTIONS)(function)
+
+
+class ParallelKernel:
+    """A kernel in two forms, `serial` and `parallel`; a call takes the one that the thread count asks for."""
+
+    def __init__(self, function: Callable) -> None:
+        self.__doc__ = function.__doc__
+        self.__name__ = function.__name__
+        self.serial = numba.njit(**_OPTIONS)(function)
+        self.parallel = numba.njit(parallel=True, **_OPTIONS)(_renamed(function))
+
+    def __call__(self, *args: Any) -> Any:
+        return self.serial(*args) if _threads == 1 else self.parallel(*args)
+
+
+def _renamed(function: Callable) -> Callable:
+    """Return a twin under another name: Numba's cache files are named after the function."""
+    import types
+
+    twin = types.FunctionType(
+        function.__code__.replace(co_name=f"{function.__name__}_parallel", co_qualname=f"{function.__qualname__}_parallel"),
+        function.__globals__,
+        f"{function.__name__}_parallel",
+        function.__defaults__,
+        function.__closure__,
+    )
+    twin.__qualname__ = f"{function.__qualname__}_parallel"
+    twin.__module__ = function.__module__
+    return twin
+
+
+def parallel_kernel(function: Callable) -> ParallelKernel:
+    """Compile a function that splits its work with `prange`; only Python calls it, never another kernel."""
+    return ParallelKernel(function)
+
+
+def use_threads(count: int) -> None:
+    """Let parallel kernels of this process use `count` threads. Called by `kernels.threads` alone."""
+    global _threads
+    _threads = count
+    if count > 1:
+        numba.set_num_threads(count)
+
+
+def thread_count() -> int:
+    """Return the number of threads that parallel kernels of this process use."""
+    return _threads
+
+
+@contextmanager
+def counted_allocations() -> Iterator[Callable[[], int]]:
+    """Count the memory blocks that compiled code takes inside the context (Numba's own counters).
+
+    Yields
+    ------
+    count : callable
+        Returns the number of blocks taken since the context was entered. Numba takes one small block for each
+        array handed from Python to a kernel; what exceeds that number was allocated by a kernel.
+    """
+    from numba.core.runtime import rtsys
+
+    numba.core.runtime._nrt_python.memsys_enable_stats()
+    start = rtsys.get_allocation_stats().mi_alloc
+    try:
+        yield lambda: rtsys.get_allocation_stats().mi_alloc - start
+    finally:
+        numba.core.runtime._nrt_python.memsys_disable_stats()

@@ -1,0 +1,102 @@
+"""Counter-based random numbers: the value depends on a key and a position, never on what was drawn before.
+
+Philox4x32-10 of Salmon, Moraes, Dror and Shaw, "Parallel random numbers: as easy as 1, 2, 3" (SC 2011). A draw is
+addressed by (key, stream, position): the key names seed, epoch and layer, the stream is a sample id or zero, the
+position counts elements. So a rank can draw its part of anything without drawing the rest.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+
+import numpy as np
+from numba import prange
+
+from hpdl_mpi.kernels.jit import inline, kernel, parallel_kernel
+
+_M0 = np.uint64(0xD2511F53)
+_M1 = np.uint64(0xCD9E8D57)
+_W0 = np.uint64(0x9E3779B9)
+_W1 = np.uint64(0xBB67AE85)
+_LOW = np.uint64(0xFFFFFFFF)
+_32 = np.uint64(32)
+_TO_UNIT = 2.0**-32
+_BLOCK = 4096
+
+
+def derive_key(*parts: int | str) -> np.uint64:
+    """Return the 64-bit key of a tuple of integers and strings, such as (seed, epoch, layer path)."""
+    text = "\x1f".join(f"{type(part).__name__}:{part}" for part in parts)
+    return np.uint64(int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little"))
+
+
+@inline
+def philox(key, stream, position):
+    """Return four random 32-bit words, each in a uint64, for a 64-bit key, stream and position."""
+    x0 = position & _LOW
+    x1 = position >> _32
+    x2 = stream & _LOW
+    x3 = stream >> _32
+    k0 = key & _LOW
+    k1 = key >> _32
+    for _ in range(10):
+        p0 = _M0 * x0
+        p1 = _M1 * x2
+        x0 = (p1 >> _32) ^ x1 ^ k0
+        x1 = p1 & _LOW
+        x2 = (p0 >> _32) ^ x3 ^ k1
+        x3 = p0 & _LOW
+        k0 = (k0 + _W0) & _LOW
+        k1 = (k1 + _W1) & _LOW
+    return x0, x1, x2, x3
+
+
+@kernel
+def sample_keys(key, ids, out):
+    """Write one random 64-bit number per id; `ids` int64 (n,), `out` uint64 (n,). Equal ids get equal numbers."""
+    for i in range(ids.size):
+        x0, x1, _, _ = philox(key, np.uint64(ids[i]), np.uint64(0))
+        out[i] = (x0 << _32) | x1
+
+
+@parallel_kernel
+def fill_uniform(out, key, low, high):
+    """Fill a flat float array with draws from [low, high): element i depends on (key, i) alone."""
+    for block in prange((out.size + _BLOCK - 1) // _BLOCK):
+        for start in range(block * _BLOCK, min(out.size, (block + 1) * _BLOCK), 4):
+            words = philox(key, np.uint64(0), np.uint64(start // 4))
+            for j in range(min(4, out.size - start)):
+                out[start + j] = low + (high - low) * (np.float64(words[j]) * _TO_UNIT)
+
+
+@parallel_kernel
+def fill_normal(out, key, deviation):
+    """Fill a flat float array with draws from N(0, deviation^2), by Box and Muller (1958) in float64."""
+    for block in prange((out.size + _BLOCK - 1) // _BLOCK):
+        for start in range(block * _BLOCK, min(out.size, (block + 1) * _BLOCK), 4):
+            words = philox(key, np.uint64(0), np.uint64(start // 4))
+            for pair in range(2):
+                radius = deviation * math.sqrt(-2.0 * math.log((np.float64(words[2 * pair]) + 1.0) * _TO_UNIT))
+                angle = 2.0 * math.pi * np.float64(words[2 * pair + 1]) * _TO_UNIT
+                for j in range(2):
+                    i = start + 2 * pair + j
+                    if i < out.size:
+                        out[i] = radius * (math.cos(angle) if j == 0 else math.sin(angle))
+
+
+@parallel_kernel
+def dropout(x, key, sample_ids, rate, y):
+    """y = x / (1 - rate) where kept, else 0; x, y (n, size), sample_ids int64 (n,).
+
+    Element j of a sample is dropped by (key, sample id, j), so the gradient is the same kernel applied to dy.
+    """
+    threshold = np.uint64(rate * 4294967296.0)
+    scale = x.dtype.type(1.0 / (1.0 - rate))
+    zero = x.dtype.type(0.0)
+    for i in prange(x.shape[0]):
+        stream = np.uint64(sample_ids[i])
+        for start in range(0, x.shape[1], 4):
+            words = philox(key, stream, np.uint64(start // 4))
+            for j in range(min(4, x.shape[1] - start)):
+                y[i, start + j] = x[i, start + j] * scale if words[j] >= threshold else zero

@@ -1,0 +1,88 @@
+"""Softmax over rows, and cross-entropy fused with it."""
+
+from __future__ import annotations
+
+import math
+
+from numba import prange
+
+from hpdl_mpi.kernels.jit import inline, kernel, parallel_kernel
+
+
+@inline
+def _shift_and_sum(row):
+    """Return the maximum of a row and the sum of exp(row - maximum): finite for any finite row."""
+    top = row[0]
+    for j in range(1, row.size):
+        top = max(top, row[j])
+    total = row.dtype.type(0.0)
+    for j in range(row.size):
+        total += math.exp(row[j] - top)
+    return top, total
+
+
+@parallel_kernel
+def softmax(x, y):
+    """y[i] = softmax(x[i]); x, y (n, k)."""
+    for i in prange(x.shape[0]):
+        top, total = _shift_and_sum(x[i])
+        for j in range(x.shape[1]):
+            y[i, j] = math.exp(x[i, j] - top) / total
+
+
+@parallel_kernel
+def softmax_backward(dy, y, dx):
+    """dx[i] = y[i] (dy[i] - <dy[i], y[i]>); all (n, k)."""
+    for i in prange(y.shape[0]):
+        inner = y.dtype.type(0.0)
+        for j in range(y.shape[1]):
+            inner += dy[i, j] * y[i, j]
+        for j in range(y.shape[1]):
+            dx[i, j] = y[i, j] * (dy[i, j] - inner)
+
+
+@kernel
+def cross_entropy(logits, targets, smoothing, scale, dlogits):
+    """Sum of the cross-entropies of rows, their gradient, and how many rows are classified rightly.
+
+    The target distribution is (1 - smoothing) on the target class plus smoothing spread evenly over all k classes
+    (Szegedy et al., "Rethinking the Inception architecture", 2016).
+
+    Parameters
+    ----------
+    logits : array, shape (n, k)
+    targets : int64 array, shape (n,)
+    smoothing, scale : float
+        `scale` multiplies the gradient only.
+    dlogits : array, shape (n, k) or (0, 0)
+        Written: scale times the gradient of the sum; left alone when empty.
+
+    Returns
+    -------
+    loss, correct, bad : float, int, int
+        `bad` is the first row whose target lies outside 0..k-1, else -1; then the others mean nothing.
+    """
+    n, k = logits.shape
+    wants_gradient = dlogits.size > 0
+    even = smoothing / k
+    loss = 0.0
+    correct = 0
+    for i in range(n):
+        target = targets[i]
+        if target < 0 or target >= k:
+            return 0.0, 0, i
+        top, total = _shift_and_sum(logits[i])
+        log_total = math.log(total)
+        log_sum = 0.0
+        better = 0
+        for j in range(k):
+            log_sum += logits[i, j] - top - log_total
+            # the first of equal maxima is the prediction, as in argmax
+            better += logits[i, j] > logits[i, target] or (j < target and logits[i, j] == logits[i, target])
+        loss -= (1.0 - smoothing) * (logits[i, target] - top - log_total) + even * log_sum
+        correct += better == 0
+        if wants_gradient:
+            for j in range(k):
+                wanted = even + (1.0 - smoothing if j == target else 0.0)
+                dlogits[i, j] = scale * (math.exp(logits[i, j] - top) / total - wanted)
+    return loss, correct, -1

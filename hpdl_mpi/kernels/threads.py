@@ -1,0 +1,35 @@
+"""Threads, set in one place: kernels share the work among them, BLAS runs on the thread that calls it."""
+
+from __future__ import annotations
+
+import os
+
+import numba
+import threadpoolctl
+
+from hpdl_mpi.base.errors import InputError
+from hpdl_mpi.kernels import jit
+
+
+def cores() -> int:
+    """Return the number of cores that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def set_threads(count: int) -> None:
+    """Let this process compute on `count` threads.
+
+    NumPy and SciPy each carry a BLAS of their own; both are held at one thread, because kernels call BLAS from
+    within their own threads.
+    """
+    most = numba.config.NUMBA_NUM_THREADS
+    if not 1 <= count <= most:
+        raise InputError(
+            "not a possible number of threads",
+            where="parallel.threads",
+            found=count,
+            expected=f"1 to {most}, the cores of this process",
+            remedy="ask the launcher for more cores per rank, or lower parallel.threads",
+        )
+    threadpoolctl.threadpool_limits(1, "blas")
+    jit.use_threads(count)

@@ -1,0 +1,48 @@
+"""Layers, containers, losses and the flat layout of parameters. Knows kernels, never MPI."""
+
+from hpdl_mpi.nn import init
+from hpdl_mpi.nn.activations import LeakyReLU, ReLU, Sigmoid, Softmax, Tanh
+from hpdl_mpi.nn.containers import Parallel, Residual, Sequential
+from hpdl_mpi.nn.context import Context, MicroBatch
+from hpdl_mpi.nn.conv import Conv2d
+from hpdl_mpi.nn.dropout import Dropout
+from hpdl_mpi.nn.layer import Layer, Parameter, Shape, has_parameters, walk
+from hpdl_mpi.nn.layout import Layout, Segment
+from hpdl_mpi.nn.linear import Linear
+from hpdl_mpi.nn.losses import CrossEntropy, Huber, Loss, LossSums, MeanSquaredError
+from hpdl_mpi.nn.pool import Pool
+from hpdl_mpi.nn.pooling import AvgPool2d, MaxPool2d
+from hpdl_mpi.nn.shape import Flatten
+
+__all__ = [
+    "AvgPool2d",
+    "Context",
+    "Conv2d",
+    "CrossEntropy",
+    "Dropout",
+    "Flatten",
+    "Huber",
+    "Layer",
+    "Layout",
+    "LeakyReLU",
+    "Linear",
+    "Loss",
+    "LossSums",
+    "MaxPool2d",
+    "MeanSquaredError",
+    "MicroBatch",
+    "Parallel",
+    "Parameter",
+    "Pool",
+    "ReLU",
+    "Residual",
+    "Segment",
+    "Sequential",
+    "Shape",
+    "Sigmoid",
+    "Softmax",
+    "Tanh",
+    "has_parameters",
+    "init",
+    "walk",
+]

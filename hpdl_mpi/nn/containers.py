@@ -1,0 +1,208 @@
+"""Layers made of layers."""
+
+from __future__ import annotations
+
+import abc
+from itertools import accumulate, pairwise
+
+import numpy as np
+
+from hpdl_mpi.kernels.elementwise import add, copy_columns
+from hpdl_mpi.nn.context import Context
+from hpdl_mpi.nn.layer import Layer, Shape, has_parameters, join
+
+
+class _Container(Layer):
+    """Holds named layers; weight gradients are its layers'."""
+
+    def __init__(self, layers: dict[str, Layer]) -> None:
+        self._layers = layers
+        self._learns: dict[str, bool] = {}
+
+    @property
+    def children(self) -> dict[str, Layer]:
+        return self._layers
+
+    def _build_child(self, name: str, input_shape: Shape) -> Shape:
+        child = self._layers[name]
+        child.path = join(self.path, name)
+        child.build(input_shape)
+        self._learns[name] = has_parameters(child)
+        return child.output_shape(input_shape)
+
+    def _contexts(self, ctx: Context) -> list[tuple[Layer, Context]]:
+        """Pair each layer with its context; here all layers read the container's own input."""
+        return [(layer, self._child(name, ctx, ctx.needs_dx)) for name, layer in self._layers.items()]
+
+    def _child(self, name: str, ctx: Context, needs_dx: bool) -> Context:
+        needs_backward = ctx.needs_backward and (needs_dx or self._learns[name])
+        return ctx.child(name, needs_dx=needs_dx, needs_backward=needs_backward)
+
+    def _forward_all(self, x: np.ndarray, ctx: Context) -> list[np.ndarray]:
+        return [layer.forward(x, child) for layer, child in self._contexts(ctx)]
+
+    def backward_input(self, dy: np.ndarray, ctx: Context) -> np.ndarray | None:
+        return self._backward(dy, ctx, "backward_input")
+
+    def backward(self, dy: np.ndarray, ctx: Context) -> np.ndarray | None:
+        return self._backward(dy, ctx, "backward")
+
+    @abc.abstractmethod
+    def _backward(self, dy: np.ndarray, ctx: Context, half: str) -> np.ndarray | None:
+        """Call the method named `half` of each layer that backward comes to; return dx."""
+
+    def backward_weight(self, ctx: Context) -> None:
+        for layer, child in reversed(self._contexts(ctx)):
+            if child.needs_backward:
+                layer.backward_weight(child)
+
+
+class Sequential(_Container):
+    """Layers one after the other.
+
+    Parameters
+    ----------
+    *layers : Layer
+        Named "0", "1", ... in their order.
+    **named : Layer
+        Further layers, with names of their own.
+    """
+
+    def __init__(self, *layers: Layer, **named: Layer) -> None:
+        super().__init__({str(i): layer for i, layer in enumerate(layers)} | named)
+
+    def build(self, input_shape: Shape) -> None:
+        for name in self._layers:
+            input_shape = self._build_child(name, input_shape)
+
+    def output_shape(self, input_shape: Shape) -> Shape:
+        for layer in self._layers.values():
+            input_shape = layer.output_shape(input_shape)
+        return input_shape
+
+    def operations(self, input_shape: Shape) -> int:
+        total = 0
+        for layer in self._layers.values():
+            total += layer.operations(input_shape)
+            input_shape = layer.output_shape(input_shape)
+        return total
+
+    def _contexts(self, ctx: Context) -> list[tuple[Layer, Context]]:
+        """Pair each layer with its context; nothing before the first parameter wants a gradient, unless asked."""
+        pairs, wanted = [], ctx.needs_dx
+        for name, layer in self._layers.items():
+            pairs.append((layer, self._child(name, ctx, wanted)))
+            wanted = wanted or self._learns[name]
+        return pairs
+
+    def forward(self, x: np.ndarray, ctx: Context) -> np.ndarray:
+        ctx.retain(x)
+        for layer, child in self._contexts(ctx):
+            y = layer.forward(x, child)
+            ctx.release(x)
+            x = y
+        return x
+
+    def _backward(self, dy: np.ndarray, ctx: Context, half: str) -> np.ndarray | None:
+        ctx.retain(dy)
+        gradient: np.ndarray | None = dy
+        for layer, child in reversed(self._contexts(ctx)):
+            if not child.needs_backward:
+                break
+            dx = getattr(layer, half)(gradient, child)
+            ctx.release(gradient)
+            gradient = dx
+        return gradient
+
+
+class Residual(_Container):
+    """y = body(x) + shortcut(x), the shortcut being the identity unless given (He et al., 2016)."""
+
+    def __init__(self, body: Layer, shortcut: Layer | None = None) -> None:
+        super().__init__({"body": body} | ({"shortcut": shortcut} if shortcut else {}))
+
+    def build(self, input_shape: Shape) -> None:
+        shapes = [self._build_child(name, input_shape) for name in self._layers]
+        skipped = shapes[1] if len(shapes) > 1 else input_shape
+        if shapes[0] != skipped:
+            raise self.refuse(
+                "body and shortcut do not add up", found=f"{shapes[0]} and {skipped}", expected="equal shapes"
+            )
+
+    def output_shape(self, input_shape: Shape) -> Shape:
+        return self._layers["body"].output_shape(input_shape)
+
+    def operations(self, input_shape: Shape) -> int:
+        return sum(layer.operations(input_shape) for layer in self._layers.values())
+
+    def forward(self, x: np.ndarray, ctx: Context) -> np.ndarray:
+        return self._sum(x, self._forward_all(x, ctx), ctx)
+
+    def _backward(self, dy: np.ndarray, ctx: Context, half: str) -> np.ndarray | None:
+        results = [getattr(layer, half)(dy, child) for layer, child in self._contexts(ctx) if child.needs_backward]
+        return self._sum(dy, results, ctx) if ctx.needs_dx else None
+
+    def _sum(self, value: np.ndarray, results: list[np.ndarray], ctx: Context) -> np.ndarray:
+        """Return the sum of both branches, forward as backward; the identity passes `value` itself."""
+        other = results[1] if len(results) > 1 else value
+        total = ctx.take(other.shape, other.dtype)
+        add(results[0].reshape(-1), other.reshape(-1), total.reshape(-1))
+        for result in results:
+            ctx.release(result)
+        return total
+
+
+class Parallel(_Container):
+    """Branches that read the same input; their outputs are joined along the last dimension (channels).
+
+    Szegedy et al., "Going deeper with convolutions" (2015).
+    """
+
+    def __init__(self, *branches: Layer, **named: Layer) -> None:
+        super().__init__({str(i): layer for i, layer in enumerate(branches)} | named)
+        self._widths: list[int] = []
+
+    def build(self, input_shape: Shape) -> None:
+        shapes = [self._build_child(name, input_shape) for name in self._layers]
+        if len({shape[:-1] for shape in shapes}) != 1:
+            raise self.refuse(
+                "branches cannot be joined", found=shapes, expected="shapes that differ in the last dimension only"
+            )
+        self._widths = [shape[-1] for shape in shapes]
+
+    def output_shape(self, input_shape: Shape) -> Shape:
+        shapes = [layer.output_shape(input_shape) for layer in self._layers.values()]
+        return (*shapes[0][:-1], sum(shape[-1] for shape in shapes))
+
+    def operations(self, input_shape: Shape) -> int:
+        return sum(layer.operations(input_shape) for layer in self._layers.values())
+
+    def forward(self, x: np.ndarray, ctx: Context) -> np.ndarray:
+        outputs = self._forward_all(x, ctx)
+        y = ctx.take((*outputs[0].shape[:-1], sum(self._widths)), outputs[0].dtype)
+        for output, columns in zip(outputs, self._split(y), strict=True):
+            copy_columns(output.reshape(-1, output.shape[-1]), columns)
+            ctx.release(output)
+        return y
+
+    def _backward(self, dy: np.ndarray, ctx: Context, half: str) -> np.ndarray | None:
+        total: np.ndarray | None = None
+        for (layer, child), columns in zip(self._contexts(ctx), self._split(dy), strict=True):
+            if not child.needs_backward:
+                continue
+            part = ctx.take((*dy.shape[:-1], columns.shape[-1]), dy.dtype)
+            copy_columns(columns, part.reshape(columns.shape))
+            dx = getattr(layer, half)(part, child)
+            ctx.release(part)
+            if total is None:
+                total = dx
+            elif dx is not None:
+                add(total.reshape(-1), dx.reshape(-1), total.reshape(-1))
+                ctx.release(dx)
+        return total
+
+    def _split(self, joined: np.ndarray) -> list[np.ndarray]:
+        """Return each branch's columns of a joined output, as views."""
+        ends = list(accumulate(self._widths, initial=0))
+        matrix = joined.reshape(-1, ends[-1])
+        return [matrix[:, start:stop] for start, stop in pairwise(ends)]

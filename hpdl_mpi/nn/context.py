@@ -1,0 +1,126 @@
+"""What a layer knows and keeps while one micro-batch passes through it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import DTypeLike
+
+from hpdl_mpi.kernels.random import derive_key
+from hpdl_mpi.nn.pool import Pool
+
+
+class MicroBatch:
+    """What all layers share while one micro-batch passes through the model.
+
+    Attributes
+    ----------
+    pool : Pool
+    training : bool
+        Dropout drops and statistics run only when set.
+    saving : bool
+        Whether forward keeps what backward needs.
+    recompute : bool
+        A second forward with the same key, which touches no running statistics.
+    sample_ids : int64 array, shape (n,)
+        The samples' numbers in the dataset: randomness belongs to them, not to ranks or positions.
+    seed, epoch : int
+    """
+
+    __slots__ = ("epoch", "pool", "recompute", "sample_ids", "saving", "seed", "training")
+
+    def __init__(self, pool: Pool, seed: int = 0) -> None:
+        self.pool = pool
+        self.seed = seed
+        self.epoch = 0
+        self.training = False
+        self.saving = False
+        self.recompute = False
+        self.sample_ids: np.ndarray = np.zeros(0, np.int64)
+
+    def begin(self, sample_ids: np.ndarray, *, epoch: int = 0, training: bool) -> None:
+        """Get ready for the next micro-batch: one to learn from (`training`), or one to evaluate."""
+        self.sample_ids = sample_ids
+        self.epoch = epoch
+        self.training = self.saving = training
+
+
+class Context:
+    """Belongs to one layer and one micro-batch; containers give each of their layers a `child`.
+
+    Parameters
+    ----------
+    batch : MicroBatch
+    path : str
+        The layer's path in the whole model, whatever stage holds it.
+    needs_dx : bool
+        Whether anything before the layer wants the gradient of its input.
+    needs_backward : bool
+        Whether backward comes to this layer at all.
+
+    Attributes
+    ----------
+    saved : dict
+        What `save` keeps until `drop`.
+    """
+
+    __slots__ = ("_children", "_key", "batch", "needs_backward", "needs_dx", "path", "saved")
+
+    def __init__(self, batch: MicroBatch, path: str = "", *, needs_dx: bool = False, needs_backward: bool = True):
+        self.batch = batch
+        self.path = path
+        self.needs_dx = needs_dx
+        self.needs_backward = needs_backward
+        self.saved: dict[str, Any] = {}
+        self._children: dict[str, Context] = {}
+        self._key: tuple[tuple[int, int], np.uint64] | None = None
+
+    def child(self, name: str, *, needs_dx: bool = True, needs_backward: bool = True) -> Context:
+        """Return the context of the layer `name` inside this one, the same at every call."""
+        if name not in self._children:
+            path = f"{self.path}.{name}" if self.path else name
+            self._children[name] = Context(self.batch, path, needs_dx=needs_dx, needs_backward=needs_backward)
+        return self._children[name]
+
+    @property
+    def training(self) -> bool:
+        """Whether the micro-batch is one to learn from."""
+        return self.batch.training
+
+    @property
+    def key(self) -> np.uint64:
+        """The random key of (seed, epoch, layer path); draws add the sample id."""
+        of = (self.batch.seed, self.batch.epoch)
+        if self._key is None or self._key[0] != of:
+            self._key = of, derive_key(*of, self.path)
+        return self._key[1]
+
+    def take(self, shape: tuple[int, ...], dtype: DTypeLike) -> np.ndarray:
+        """Return an array from the pool, held once; whoever gets it as a result releases it."""
+        return self.batch.pool.take(shape, dtype)
+
+    def retain(self, array: Any) -> None:
+        """Hold an array once more."""
+        self.batch.pool.retain(array)
+
+    def release(self, array: Any) -> None:
+        """Let go of an array held once."""
+        self.batch.pool.release(array)
+
+    def save(self, **values: Any) -> None:
+        """Keep arrays (held until `drop`) and plain values for backward, if backward will come."""
+        if self.batch.saving and self.needs_backward:
+            for name, value in values.items():
+                self.saved[name] = value
+                self.batch.pool.retain(value)
+
+    def drop(self, *names: str) -> None:
+        """Let go of what was kept under these names."""
+        for name in names:
+            self.batch.pool.release(self.saved.pop(name))
+
+    def leftovers(self) -> list[str]:
+        """Return the paths and names of all that is still kept here and below: nothing, after a whole step."""
+        mine = [f"{self.path}:{name}" for name in self.saved]
+        return mine + [name for child in self._children.values() for name in child.leftovers()]

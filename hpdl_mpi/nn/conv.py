@@ -1,0 +1,102 @@
+"""Convolution of NHWC images."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from hpdl_mpi.kernels import conv2d as kernel
+from hpdl_mpi.kernels.elementwise import add_row_sums
+from hpdl_mpi.nn.context import Context
+from hpdl_mpi.nn.init import Constant, HeUniform, Initializer
+from hpdl_mpi.nn.layer import Layer, Shape
+from hpdl_mpi.nn.window import Pair, pair, window_output
+
+
+class Conv2d(Layer):
+    """Convolution with zero padding: (h, w, c) to (ho, wo, out_channels), ho = (h + 2 padding - kernel) // stride + 1.
+
+    The weight is (out_channels, kh, kw, in_channels).
+
+    Parameters
+    ----------
+    out_channels : int
+    kernel_size, stride, padding : int or (int, int)
+        Vertical and horizontal, or one number for both.
+    bias : bool
+    init, bias_init : Initializer
+    """
+
+    def __init__(
+        self,
+        out_channels: int,
+        kernel_size: int | Pair,
+        *,
+        stride: int | Pair = 1,
+        padding: int | Pair = 0,
+        bias: bool = True,
+        init: Initializer = HeUniform(),
+        bias_init: Initializer = Constant(0.0),
+    ) -> None:
+        self.out_channels = out_channels
+        self.kernel_size, self.stride, self.padding = pair(kernel_size), pair(stride), pair(padding)
+        self.bias = bias
+        self.init = init
+        self.bias_init = bias_init
+
+    def build(self, input_shape: Shape) -> None:
+        window_output(self, input_shape)
+        kh, kw = self.kernel_size
+        channels = input_shape[2]
+        fans = {"fan_in": kh * kw * channels, "fan_out": kh * kw * self.out_channels}
+        self.declare("weight", (self.out_channels, kh, kw, channels), self.init, **fans)
+        if self.bias:
+            self.declare("bias", (self.out_channels,), self.bias_init, **fans)
+
+    def output_shape(self, input_shape: Shape) -> Shape:
+        return (*window_output(self, input_shape), self.out_channels)
+
+    def operations(self, input_shape: Shape) -> int:
+        return 2 * math.prod(self.output_shape(input_shape)) * math.prod(self.kernel_size) * input_shape[2]
+
+    def forward(self, x: np.ndarray, ctx: Context) -> np.ndarray:
+        y = ctx.take((len(x), *self.output_shape(x.shape[1:])), x.dtype)
+        bias = self.params["bias"] if self.bias else x.reshape(-1)[:0]
+        columns = self._columns(y, ctx)
+        kernel.forward(x, self.params["weight"], bias, self.stride, self.padding, columns, y)
+        ctx.release(columns)
+        ctx.save(x=x)
+        return y
+
+    def backward_input(self, dy: np.ndarray, ctx: Context) -> np.ndarray | None:
+        ctx.save(dy=dy)
+        if not ctx.needs_dx:
+            return None
+        dx = ctx.take(ctx.saved["x"].shape, dy.dtype)
+        columns = self._columns(dy, ctx)
+        kernel.backward_input(dy, self.params["weight"], self.stride, self.padding, columns, dx)
+        ctx.release(columns)
+        return dx
+
+    def backward_weight(self, ctx: Context) -> None:
+        x, dy = ctx.saved["x"], ctx.saved["dy"]
+        columns = self._columns(dy, ctx)
+        grads = self.grads["weight"]
+        if len(columns) == 1:
+            kernel.backward_weight(x, dy, self.stride, self.padding, columns, grads[None])
+        else:
+            parts = ctx.take((len(columns), *grads.shape), grads.dtype)
+            parts.fill(0)
+            kernel.backward_weight(x, dy, self.stride, self.padding, columns, parts)
+            add_row_sums(parts.reshape(len(parts), -1), grads.reshape(-1))
+            ctx.release(parts)
+        ctx.release(columns)
+        if self.bias:
+            add_row_sums(dy.reshape(-1, self.out_channels), self.grads["bias"])
+        ctx.drop("x", "dy")
+
+    def _columns(self, y: np.ndarray, ctx: Context) -> np.ndarray:
+        """Return scratch for the kernels, from the pool."""
+        row_length = math.prod(self.params["weight"].shape[1:])
+        return ctx.take(kernel.scratch_shape(math.prod(y.shape[:3]), row_length, y.itemsize), y.dtype)

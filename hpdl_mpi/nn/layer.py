@@ -1,0 +1,125 @@
+"""The contract of a layer. A new layer is a subclass with a few methods; it need not know about MPI."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from hpdl_mpi.base.errors import InputError
+from hpdl_mpi.nn.context import Context
+from hpdl_mpi.nn.init import Initializer
+
+Shape = tuple[int, ...]
+"""The shape of one sample, without the batch dimension."""
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """A trained array that a layer declares: its local name, its shape, how it starts, whether decay applies."""
+
+    name: str
+    shape: Shape
+    init: Initializer
+    fan_in: int
+    fan_out: int
+    decay: bool = True
+
+
+class Layer(abc.ABC):
+    """A differentiable function of an array (or a tuple of arrays), batch first.
+
+    A layer holds no state of a micro-batch: what backward needs goes into the `Context`. Inputs and `dy` are
+    borrowed and never overwritten; results come from ``ctx.take`` and belong to the caller, who releases them.
+    The same object stands in a model once.
+
+    Attributes
+    ----------
+    path : str
+        Where the layer stands in the model, set by `build`.
+    declared : dict of str to Parameter
+        What `build` declared.
+    params, grads : dict of str to array
+        Views into the flat arrays of a `Layout`, by local name; empty until it binds them.
+    """
+
+    path: str
+    declared: dict[str, Parameter]
+    params: dict[str, np.ndarray]
+    grads: dict[str, np.ndarray]
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Layer:
+        layer = super().__new__(cls)
+        layer.path = ""
+        layer.declared, layer.params, layer.grads = {}, {}, {}
+        return layer
+
+    @property
+    def children(self) -> dict[str, Layer]:
+        """The layers inside, by name, in the order in which they run."""
+        return {}
+
+    def build(self, input_shape: Shape) -> None:
+        """Declare parameters for inputs of this shape; allocates nothing.
+
+        Raises
+        ------
+        InputError
+            The layer cannot take such inputs.
+        """
+
+    @abc.abstractmethod
+    def output_shape(self, input_shape: Shape) -> Shape:
+        """Return the shape of one output sample; pure, and callable at any step."""
+
+    @abc.abstractmethod
+    def forward(self, x: np.ndarray, ctx: Context) -> np.ndarray:
+        """Return y."""
+
+    @abc.abstractmethod
+    def backward_input(self, dy: np.ndarray, ctx: Context) -> np.ndarray | None:
+        """Return dx (dgrad), or None if ``ctx.needs_dx`` is false; keep in `ctx` what `backward_weight` needs."""
+
+    def backward_weight(self, ctx: Context) -> None:
+        """Add the weight gradients (wgrad) into ``grads``, then let go of what was kept."""
+
+    def backward(self, dy: np.ndarray, ctx: Context) -> np.ndarray | None:
+        """Do both halves; override where one pass serves both."""
+        dx = self.backward_input(dy, ctx)
+        self.backward_weight(ctx)
+        return dx
+
+    def operations(self, input_shape: Shape) -> int:
+        """Return the floating-point operations of one sample's forward pass that products make (an add counts)."""
+        return 0
+
+    def declare(
+        self, name: str, shape: Shape, init: Initializer, *, fan_in: int, fan_out: int, decay: bool = True
+    ) -> None:
+        """Declare a parameter; called by `build`."""
+        self.declared[name] = Parameter(name, shape, init, fan_in, fan_out, decay)
+
+    def refuse(self, what: str, *, found: object, expected: object, remedy: str | None = None) -> InputError:
+        """Return the error of a layer that cannot be built as asked; it names the layer's place in the model."""
+        where = f"layer {self.path or 'model'} ({type(self).__name__})"
+        return InputError(what, where=where, found=found, expected=expected, remedy=remedy)
+
+
+def walk(layer: Layer) -> Iterator[Layer]:
+    """Yield a layer and all layers inside it, in the order in which they run."""
+    yield layer
+    for child in layer.children.values():
+        yield from walk(child)
+
+
+def has_parameters(layer: Layer) -> bool:
+    """Return whether a built layer, or one inside it, has anything to learn."""
+    return any(inner.declared for inner in walk(layer))
+
+
+def join(path: str, name: str) -> str:
+    """Return the path of the layer `name` inside the layer at `path`."""
+    return f"{path}.{name}" if path else name

@@ -1,0 +1,93 @@
+"""One flat array for all parameters of a rank, another for their gradients; layers hold named views of both."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import DTypeLike
+
+from hpdl_mpi.base.memory import Allocator, aligned, heap
+from hpdl_mpi.kernels.random import derive_key
+from hpdl_mpi.nn.layer import Layer, Parameter, Shape, join, walk
+
+_ALIGNMENT = 32
+"""Elements between starts of segments: 64 bytes even for 2-byte elements."""
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Where a parameter lies in a flat array: elements `start` to `stop`."""
+
+    name: str
+    start: int
+    stop: int
+    parameter: Parameter
+
+    @property
+    def shape(self) -> Shape:
+        """The parameter's shape."""
+        return self.parameter.shape
+
+
+class Layout:
+    """Maps the parameters of a built model to aligned places in a flat array.
+
+    The order is the reverse of execution: backward fills the gradients front to back, so a run of segments is ready
+    as soon as its last layer is done. Parameters, gradients, optimizer slots and copies in other dtypes are arrays of
+    one Layout. Gaps between segments stay zero.
+
+    Parameters
+    ----------
+    model : Layer
+        Built; what it declared is read.
+
+    Attributes
+    ----------
+    segments : tuple of Segment
+    size : int
+        Elements of a flat array, gaps included.
+    num_parameters : int
+        Elements of all parameters.
+    """
+
+    def __init__(self, model: Layer) -> None:
+        segments, end = [], 0
+        for layer, parameter in reversed(list(_parameters(model))):
+            stop = end + math.prod(parameter.shape)
+            segments.append(Segment(join(layer.path, parameter.name), end, stop, parameter))
+            end = -(-stop // _ALIGNMENT) * _ALIGNMENT
+        self.segments = tuple(segments)
+        self.size = end
+        self.num_parameters = sum(segment.stop - segment.start for segment in segments)
+
+    def allocate(self, dtype: DTypeLike, allocate: Allocator = heap) -> np.ndarray:
+        """Return a zeroed flat array of this layout, shape (size,); the caller owns it."""
+        return aligned(self.size, dtype, allocate)
+
+    def views(self, flat: np.ndarray) -> dict[str, np.ndarray]:
+        """Return views of the parameters' places in a flat array, by full name, each of the parameter's shape."""
+        return {segment.name: flat[segment.start : segment.stop].reshape(segment.shape) for segment in self.segments}
+
+    def bind(self, model: Layer, params: np.ndarray, grads: np.ndarray) -> None:
+        """Give the model's layers their views of two flat arrays."""
+        values, gradients = self.views(params), self.views(grads)
+        for layer, parameter in _parameters(model):
+            name = join(layer.path, parameter.name)
+            layer.params[parameter.name] = values[name]
+            layer.grads[parameter.name] = gradients[name]
+
+    def initialize(self, params: np.ndarray, seed: int) -> None:
+        """Write the starting values into a flat array: each parameter's depend on the seed and its name alone."""
+        for segment in self.segments:
+            parameter = segment.parameter
+            key = derive_key(seed, "init", segment.name)
+            parameter.init(params[segment.start : segment.stop], key, parameter.fan_in, parameter.fan_out)
+
+
+def _parameters(model: Layer) -> Iterator[tuple[Layer, Parameter]]:
+    for layer in walk(model):
+        for parameter in layer.declared.values():
+            yield layer, parameter

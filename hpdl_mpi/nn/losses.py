@@ -1,0 +1,143 @@
+"""Losses: sums over samples with their weights, and the gradient in the same pass."""
+
+from __future__ import annotations
+
+import abc
+import math
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+from hpdl_mpi.base.errors import InputError
+from hpdl_mpi.kernels import regression, softmax
+from hpdl_mpi.nn.context import Context
+from hpdl_mpi.nn.layer import Shape
+
+
+class LossSums(NamedTuple):
+    """Sums over the samples of a micro-batch, on this rank; sums over micro-batches and ranks add up."""
+
+    loss: float
+    weight: float
+    """The number of samples (or tokens) that count."""
+    score: float
+    """Classification: how many are right. Regression: the sum over samples of the mean squared error."""
+
+
+class Loss(abc.ABC):
+    """A loss returns sums and weights, so that uneven shares of a batch add up rightly on any number of ranks."""
+
+    task: Literal["classification", "regression"]
+    """What `LossSums.score` counts."""
+
+    @abc.abstractmethod
+    def check(self, output_shape: Shape, target_shape: Shape, target_dtype: np.dtype) -> None:
+        """Raise an `InputError` if a model's outputs cannot be compared with such targets (shapes of one sample)."""
+
+    @abc.abstractmethod
+    def _evaluate(self, outputs: np.ndarray, targets: np.ndarray, scale: float, doutputs: np.ndarray) -> LossSums:
+        """Return the sums; write `scale` times the gradient of the loss sum unless `doutputs` is empty."""
+
+    def __call__(
+        self, outputs: np.ndarray, targets: np.ndarray, scale: float, ctx: Context
+    ) -> tuple[LossSums, np.ndarray | None]:
+        """Compare a micro-batch with its targets.
+
+        Parameters
+        ----------
+        outputs : array, shape (n, ...)
+        targets : array, shape (n, ...)
+        scale : float
+            Multiplies the gradient: 1 / the nominal global batch size.
+        ctx : Context
+
+        Returns
+        -------
+        sums : LossSums
+        doutputs : array or None
+            Like `outputs`, from the pool, held for the caller; None unless backward follows.
+        """
+        doutputs = ctx.take(outputs.shape, outputs.dtype) if ctx.batch.saving else None
+        sums = self._evaluate(outputs, targets, scale, outputs[:0] if doutputs is None else doutputs)
+        return sums, doutputs
+
+
+class CrossEntropy(Loss):
+    """Cross-entropy of the softmax of the last dimension with class numbers 0..k-1, fused with the softmax.
+
+    Parameters
+    ----------
+    label_smoothing : float
+        Part of the target that is spread evenly over all classes.
+    """
+
+    task = "classification"
+
+    def __init__(self, label_smoothing: float = 0.0) -> None:
+        if not 0 <= label_smoothing < 1:
+            raise InputError("out of range", where="label_smoothing", found=label_smoothing, expected="0 to below 1")
+        self.label_smoothing = label_smoothing
+
+    def check(self, output_shape: Shape, target_shape: Shape, target_dtype: np.dtype) -> None:
+        if target_dtype.kind not in "iu":
+            raise _mismatch("cross_entropy takes class numbers", target_dtype, "an integer dtype")
+        if target_shape != output_shape[:-1]:
+            raise _mismatch("targets do not fit the model's outputs", target_shape, output_shape[:-1])
+
+    def _evaluate(self, outputs: np.ndarray, targets: np.ndarray, scale: float, doutputs: np.ndarray) -> LossSums:
+        classes = outputs.shape[-1]
+        flat = targets.reshape(-1)
+        loss, correct, bad = softmax.cross_entropy(
+            outputs.reshape(-1, classes), flat, self.label_smoothing, scale, doutputs.reshape(-1, classes)
+        )
+        if bad >= 0:
+            raise InputError(
+                "a label is outside the classes",
+                where="data.targets",
+                found=int(flat[bad]),
+                expected=f"0 to {classes - 1}, since the model has {classes} outputs",
+                remedy="mend the labels, or give the model an output for each class",
+            )
+        return LossSums(loss, float(flat.size), float(correct))
+
+
+class _Regression(Loss):
+    task = "regression"
+
+    def check(self, output_shape: Shape, target_shape: Shape, target_dtype: np.dtype) -> None:
+        if math.prod(target_shape) != math.prod(output_shape):
+            raise _mismatch("targets do not fit the model's outputs", target_shape, output_shape)
+
+    @abc.abstractmethod
+    def _sums(self, outputs: np.ndarray, targets: np.ndarray, scale: float, doutputs: np.ndarray) -> tuple[float, float]:
+        """Return the sums of losses and of squared errors over elements; all arrays are flat."""
+
+    def _evaluate(self, outputs: np.ndarray, targets: np.ndarray, scale: float, doutputs: np.ndarray) -> LossSums:
+        samples = len(outputs)
+        per_sample = max(1, outputs.size // max(1, samples))
+        loss, squares = self._sums(outputs.reshape(-1), targets.reshape(-1), scale / per_sample, doutputs.reshape(-1))
+        return LossSums(loss / per_sample, float(samples), squares / per_sample)
+
+
+class MeanSquaredError(_Regression):
+    """The mean over a sample's outputs of (output - target)^2."""
+
+    def _sums(self, outputs: np.ndarray, targets: np.ndarray, scale: float, doutputs: np.ndarray) -> tuple[float, float]:
+        squares = regression.squared_error(outputs, targets, scale, doutputs)
+        return squares, squares
+
+
+class Huber(_Regression):
+    """Squared near zero, linear beyond `delta`: large errors pull less (Huber, 1964)."""
+
+    def __init__(self, delta: float = 1.0) -> None:
+        if delta <= 0:
+            raise InputError("out of range", where="delta", found=delta, expected="above 0")
+        self.delta = delta
+
+    def _sums(self, outputs: np.ndarray, targets: np.ndarray, scale: float, doutputs: np.ndarray) -> tuple[float, float]:
+        return regression.huber(outputs, targets, self.delta, scale, doutputs)
+
+
+def _mismatch(what: str, found: object, expected: object) -> InputError:
+    return InputError(what, where="data.targets", found=found, expected=expected)

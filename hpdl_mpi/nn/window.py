@@ -1,0 +1,53 @@
+"""What layers share that slide a window over an image: pairs of numbers, and the size of the output."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from hpdl_mpi.base.errors import InputError
+from hpdl_mpi.kernels.conv2d import output_size
+from hpdl_mpi.nn.layer import Shape
+
+Pair = tuple[int, int]
+
+
+class Window(Protocol):
+    """A layer with a kernel size, a stride and a padding, each vertical and horizontal."""
+
+    kernel_size: Pair
+    stride: Pair
+    padding: Pair
+
+    def refuse(self, what: str, *, found: object, expected: object, remedy: str | None = None) -> InputError:
+        """Return the error of a layer that cannot be built as asked."""
+
+
+def pair(value: int | Pair) -> Pair:
+    """Return (vertical, horizontal) of one number for both or of two."""
+    return (value, value) if isinstance(value, int) else (value[0], value[1])
+
+
+def window_output(layer: Window, input_shape: Shape) -> Pair:
+    """Return the height and width of the output.
+
+    Raises
+    ------
+    InputError
+        The sample is no image (h, w, c), or the window does not fit in it.
+    """
+    if len(input_shape) != 3:
+        raise layer.refuse(
+            "takes images",
+            found=f"samples of shape {input_shape}",
+            expected="(height, width, channels)",
+            remedy='set data.transform.layout, such as "hw" for images without a channel dimension',
+        )
+    sizes = zip(input_shape[:2], layer.kernel_size, layer.stride, layer.padding, strict=True)
+    height, width = (output_size(*numbers) for numbers in sizes)
+    if min(height, width) < 1:
+        raise layer.refuse(
+            "the window does not fit the image",
+            found=f"an image of {input_shape[0]} x {input_shape[1]} with padding {layer.padding}",
+            expected=f"at least {layer.kernel_size[0]} x {layer.kernel_size[1]}",
+        )
+    return height, width

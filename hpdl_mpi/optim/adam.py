@@ -1,0 +1,67 @@
+"""Adam and AdamW."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from hpdl_mpi.kernels import update as kernel
+from hpdl_mpi.optim.optimizer import Chunks, Optimizer, require
+
+
+class Adam(Optimizer):
+    """Steps of the gradient's mean over its root mean square (Kingma and Ba, 2015); decay is part of the gradient.
+
+    Parameters
+    ----------
+    lr : float
+    betas : (float, float)
+        Decay of the means of g and of g^2.
+    eps : float
+        Added to the root mean square.
+    weight_decay : float
+    """
+
+    slots = ("first", "second")
+    _decoupled = False
+
+    def __init__(
+        self,
+        lr: float = 1e-3,
+        *,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+    ) -> None:
+        require("lr", lr, lr >= 0, "at least 0")
+        for beta in betas:
+            require("betas", beta, 0 <= beta < 1, "at least 0 and below 1")
+        require("eps", eps, eps > 0, "above 0")
+        require("weight_decay", weight_decay, weight_decay >= 0, "at least 0")
+        self.lr = lr
+        self.betas = (betas[0], betas[1])
+        self.eps = eps
+        self.weight_decay = weight_decay
+
+    def update(
+        self,
+        params: np.ndarray,
+        grads: np.ndarray,
+        slots: Sequence[np.ndarray],
+        chunks: Chunks,
+        *,
+        step: int,
+        lr: float,
+        scale: float = 1.0,
+    ) -> None:
+        decay = (self.weight_decay, self._decoupled)
+        kernel.adam(
+            params, grads, *slots, chunks.bounds, chunks.decays, scale, lr, *decay, *self.betas, self.eps, step + 1
+        )
+
+
+class AdamW(Adam):
+    """Adam with decay applied to the parameters themselves, apart from the gradient (Loshchilov and Hutter, 2019)."""
+
+    _decoupled = True

@@ -1,0 +1,108 @@
+"""What optimizers share: state as flat arrays, the table of what to update, the gradient's norm."""
+
+from __future__ import annotations
+
+import abc
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from hpdl_mpi.base.errors import InputError
+from hpdl_mpi.kernels.update import sum_squares
+from hpdl_mpi.nn.layout import Layout
+
+_CHUNK = 65536
+"""Elements of a chunk: the grain in which threads share an update."""
+
+
+class Chunks:
+    """The table of runs of elements that an update goes over: segments of a layout, cut into pieces.
+
+    Parameters
+    ----------
+    layout : Layout
+    start, stop : int, optional
+        The slice of the flat arrays that is updated, by default all of it; positions count from `start`.
+
+    Attributes
+    ----------
+    bounds : int64 array, shape (c, 2)
+    decays : float64 array, shape (c,)
+        1 where decay applies, else 0.
+    """
+
+    def __init__(self, layout: Layout, start: int = 0, stop: int | None = None) -> None:
+        stop = layout.size if stop is None else stop
+        bounds: list[tuple[int, int]] = []
+        decays: list[float] = []
+        for segment in layout.segments:
+            first, last = max(segment.start, start), min(segment.stop, stop)
+            for begin in range(first, last, _CHUNK):
+                bounds.append((begin - start, min(begin + _CHUNK, last) - start))
+                decays.append(float(segment.parameter.decay))
+        self.bounds = np.array(bounds, np.int64).reshape(-1, 2)
+        self.decays = np.array(decays, np.float64)
+        self._sums = np.zeros(len(bounds))
+
+    def norm(self, x: np.ndarray) -> float:
+        """Return the Euclidean norm of a flat slice, summed in float64 and in a fixed order."""
+        sum_squares(x, self.bounds, self._sums)
+        return math.sqrt(math.fsum(self._sums))
+
+
+class Optimizer(abc.ABC):
+    """The rule of an update. It holds settings only: its state lies in `slots`, flat arrays of the parameters' layout.
+
+    Attributes
+    ----------
+    lr : float
+        The peak learning rate; a `Schedule` multiplies it.
+    slots : tuple of str
+        Names of the state arrays, all of which start at zero.
+    """
+
+    lr: float
+    slots: tuple[str, ...]
+
+    @abc.abstractmethod
+    def update(
+        self,
+        params: np.ndarray,
+        grads: np.ndarray,
+        slots: Sequence[np.ndarray],
+        chunks: Chunks,
+        *,
+        step: int,
+        lr: float,
+        scale: float = 1.0,
+    ) -> None:
+        """Update flat slices in place and zero the gradients. Local; allocates nothing.
+
+        Parameters
+        ----------
+        params, grads : array, shape (size,)
+        slots : sequence of array
+            One per name of ``self.slots``, like `params`.
+        chunks : Chunks
+        step : int
+            Updates done before this one.
+        lr : float
+            The learning rate of this step.
+        scale : float
+            Multiplies the gradients before anything else.
+        """
+
+
+def require(name: str, value: float, possible: bool, expected: str) -> None:
+    """Raise an `InputError` for a setting of an optimizer that cannot be."""
+    if not possible or not math.isfinite(value):
+        raise InputError("out of range", where=f"optimizer.{name}", found=value, expected=expected)
+
+
+def clip_factor(norm: float, limit: float | None) -> float:
+    """Return what brings a gradient of this norm down to the limit, 1 if it is below or there is none.
+
+    Pascanu, Mikolov and Bengio, "On the difficulty of training recurrent neural networks" (2013).
+    """
+    return 1.0 if limit is None else min(1.0, limit / (norm + 1e-6))

@@ -1,0 +1,66 @@
+"""Stochastic gradient descent."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from hpdl_mpi.base.errors import InputError
+from hpdl_mpi.kernels import update as kernel
+from hpdl_mpi.optim.optimizer import Chunks, Optimizer, require
+
+
+class SGD(Optimizer):
+    """Gradient descent on batches of any size, with momentum, Nesterov's form, L2 and L1 regularisation.
+
+    Parameters
+    ----------
+    lr : float
+    momentum : float
+        0 keeps no state.
+    nesterov : bool
+    weight_decay : float
+        L2: adds ``weight_decay * p`` to the gradient.
+    l1 : float
+        L1: adds ``l1 * sign(p)`` to the gradient.
+    """
+
+    def __init__(
+        self,
+        lr: float,
+        *,
+        momentum: float = 0.0,
+        nesterov: bool = False,
+        weight_decay: float = 0.0,
+        l1: float = 0.0,
+    ) -> None:
+        require("lr", lr, lr >= 0, "at least 0")
+        require("momentum", momentum, 0 <= momentum < 1, "at least 0 and below 1")
+        require("weight_decay", weight_decay, weight_decay >= 0, "at least 0")
+        require("l1", l1, l1 >= 0, "at least 0")
+        if nesterov and not momentum:
+            raise InputError("needs momentum", where="optimizer.nesterov", found="momentum = 0", expected="above 0")
+        self.lr = lr
+        self.momentum = momentum
+        self.nesterov = nesterov
+        self.weight_decay = weight_decay
+        self.l1 = l1
+        self.slots = ("velocity",) if momentum else ()
+
+    def update(
+        self,
+        params: np.ndarray,
+        grads: np.ndarray,
+        slots: Sequence[np.ndarray],
+        chunks: Chunks,
+        *,
+        step: int,
+        lr: float,
+        scale: float = 1.0,
+    ) -> None:
+        common = (chunks.bounds, chunks.decays, scale, lr, self.weight_decay, self.l1)
+        if self.momentum:
+            kernel.momentum(params, grads, slots[0], *common, self.momentum, self.nesterov)
+        else:
+            kernel.sgd(params, grads, *common)
