@@ -83,11 +83,11 @@ types: $(VENV)/installed-test ## types
 
 .PHONY: walls
 walls: $(VENV)/installed-test ## which room imports which
-	$(BIN)/lint-imports
+	$(BIN)/lint-imports --no-cache
 
 .PHONY: docstrings
 docstrings: $(VENV)/installed-test ## form of the public docstrings
-	find hpdl_mpi -name '*.py' -exec $(BIN)/python -m numpydoc.hooks.validate_docstrings {} +
+	find hpdl_mpi -name '*.py' -exec $(BIN)/numpydoc lint {} +
 
 .PHONY: format
 format: $(VENV)/installed-test ## rewrite the code as `make lint` wants it
@@ -96,7 +96,7 @@ format: $(VENV)/installed-test ## rewrite the code as `make lint` wants it
 
 .PHONY: clean
 clean: ## remove environments and caches, not runs
-	rm -rf .venv .venv-system build dist *.egg-info .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv .venv-system build dist *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 .PHONY: help

@@ -26,9 +26,12 @@ class HpdlError(Exception):
         What was met and what was needed, in the user's terms.
     remedy : str, optional
         What to do about it: an imperative sentence without a full stop.
+    shared : bool
+        Every rank raises it alike, so rank 0 speaks for all and each ends by itself.
     """
 
     exit_code = FAILURE
+    shared = False
 
     def __init__(
         self,
@@ -38,7 +41,9 @@ class HpdlError(Exception):
         found: object = None,
         expected: object = None,
         remedy: str | None = None,
+        shared: bool = False,
     ) -> None:
+        self.shared = shared
         head = f"{where}: {what}" if where is not None else what
         facts = [f"found {found}"] if found is not None else []
         facts += [f"expected {expected}"] if expected is not None else []

@@ -1,4 +1,4 @@
-"""Samples: sharded HDF5 on disk, their order, and the batches of one rank. Knows (rank, size) as integers, never MPI."""
+"""Samples: sharded HDF5, their order, the batches of one rank. Knows (rank, size) as integers, never MPI."""
 
 from hpdl_mpi.data.dataset import Dataset
 from hpdl_mpi.data.loader import Batch, Loader

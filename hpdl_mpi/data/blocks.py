@@ -17,7 +17,7 @@ class BlockReader:
     """Gathers samples of one array in any order; decompresses a block once while it stays in the cache.
 
     The cache is one preallocated array of equal slots; the block that was used least recently makes room for the
-    next. Memory is claimed from the system as slots are first filled. Not thread-safe: `Dataset` holds a lock.
+    next. The system gives its memory as slots are first filled. Not thread-safe: `Dataset` holds a lock.
 
     Parameters
     ----------
@@ -52,7 +52,8 @@ class BlockReader:
         self._slots = np.full(self.num_blocks, -1, np.int64)
         self._block_in_slot = np.full(self._num_slots, -1, np.int64)
         self._last_used = np.zeros(self._num_slots, np.int64)
-        self._cache: np.ndarray | None = None
+        self._cache = aligned((self._num_slots, self.block_length, *self.shape), self.dtype)
+        self._rows = self._cache.reshape(-1).view(np.uint8).reshape(self._num_slots * self.block_length, -1)
         self._positions = self._pending = np.empty(0, np.int64)
 
     @property
@@ -89,10 +90,7 @@ class BlockReader:
             self._load(int(np.searchsorted(self.starts, ids[pending[0]], side="right")) - 1)
 
     def _reserve(self, num_ids: int) -> None:
-        """Make the cache on first use, and room for `num_ids` positions."""
-        if self._cache is None:
-            self._cache = aligned((self._num_slots, self.block_length, *self.shape), self.dtype)
-            self._rows = self._cache.reshape(-1).view(np.uint8).reshape(self._num_slots * self.block_length, -1)
+        """Make room for `num_ids` positions."""
         if self._positions.size < num_ids:
             self._positions = np.arange(num_ids)
             self._pending = np.empty(num_ids, np.int64)
@@ -108,7 +106,7 @@ class BlockReader:
         try:
             source = self._files[shard][self.name]
             source.read_direct(self._cache[slot, : last - first], np.s_[first:last])
-        except (OSError, KeyError) as error:
+        except (OSError, RuntimeError, KeyError) as error:
             raise InputError(
                 f"samples {first} to {last - 1} of {self.name!r} cannot be read",
                 where=self._files.paths[shard],

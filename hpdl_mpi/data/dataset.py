@@ -8,14 +8,13 @@ import threading
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
-from types import TracebackType
 from typing import Literal
 
 import numpy as np
 
 from hpdl_mpi.base.errors import InputError
 from hpdl_mpi.data.blocks import BlockReader
-from hpdl_mpi.data.sampler import WINDOW
+from hpdl_mpi.data.sampler import Shuffle, epoch_order
 from hpdl_mpi.data.shards import ShardArray, ShardFiles, describe, find_shards, refuse_missing, stated_place
 
 CACHE_BYTES = 256 * 2**20
@@ -47,7 +46,7 @@ class Dataset:
         First sample of each block of inputs. Blocks are whole chunks along the first dimension and never cross a
         file.
     shuffle_window : int
-        Blocks that block shuffling should mix, from the size of the blocks.
+        Blocks that block shuffling mixes: `WINDOW_BYTES` of inputs.
     fingerprint : str
         Digest of names, shapes, types, counts and blocks: what the order and meaning of sample ids depend on.
     """
@@ -74,7 +73,7 @@ class Dataset:
         self.input_shape, self.input_dtype = inputs.shape, inputs.dtype
         self.target_shape, self.target_dtype = targets.shape, targets.dtype
         self.block_starts = inputs.starts
-        self.shuffle_window = max(1, min(WINDOW, WINDOW_BYTES // inputs.block_bytes))
+        self.shuffle_window = max(1, WINDOW_BYTES // inputs.block_bytes)
         parts = [names, [(a.shape, a.dtype.str, a.count, a.block_length) for pair in shards for a in pair]]
         self.fingerprint = hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
 
@@ -112,7 +111,7 @@ class Dataset:
             for index, file_path in enumerate(paths):
                 file = files[index]
                 shards.append((describe(file, file_path, inputs), describe(file, file_path, targets)))
-                places.append(stated_place(file))
+                places.append(stated_place(file, file_path))
                 _check_agreement(paths, (inputs, targets), shards)
         finally:
             files.close()
@@ -149,6 +148,12 @@ class Dataset:
         with self._lock:
             reader.read(ids, out)
 
+    def order(self, seed: int, epoch: int, shuffle: Shuffle = "block") -> np.ndarray:
+        """Return the ids of all samples, int64 (num_samples,), in the order of one epoch: see `sampler.epoch_order`."""
+        return epoch_order(
+            self.num_samples, self.block_starts, seed=seed, epoch=epoch, shuffle=shuffle, window=self.shuffle_window
+        )
+
     def blocks(self, which: Which) -> Iterator[np.ndarray]:
         """Yield all samples in storage order, (n, *shape) at a time; each array is borrowed until the next step."""
         reader = self._readers[which]
@@ -165,7 +170,7 @@ class Dataset:
     def __enter__(self) -> Dataset:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
 

@@ -13,7 +13,7 @@ from numpy.typing import DTypeLike
 from hpdl_mpi.base.errors import InputError
 from hpdl_mpi.base.memory import aligned
 from hpdl_mpi.data.dataset import Dataset
-from hpdl_mpi.data.sampler import Shuffle, epoch_order, share
+from hpdl_mpi.data.sampler import Shuffle, share
 from hpdl_mpi.data.transform import Shape, Transform
 
 
@@ -104,7 +104,7 @@ class Loader:
         depth: int = 2,
     ) -> None:
         if global_batch_size < 1:
-            raise InputError("impossible batch size", where="global_batch_size", found=global_batch_size, expected=">= 1")
+            raise InputError("too small", where="global_batch_size", found=global_batch_size, expected="at least 1")
         if dataset.num_samples < dp_size:
             raise InputError(
                 "fewer samples than ranks that share them",
@@ -120,7 +120,7 @@ class Loader:
         self.target_transform = target_transform or Transform()
         self.dtype = np.dtype(dtype)
         self.input_shape = self.transform.output_shape(dataset.input_shape)
-        self.classes = target_transform is None and dataset.target_dtype.kind in "iu"
+        self.classes = target_transform is None and dataset.target_dtype.kind in "iub"
         self.target_dtype = np.dtype(np.int64) if self.classes else self.dtype
         self.target_shape = self._check_targets()
         self.max_share = -(-min(global_batch_size, dataset.num_samples) // dp_size)
@@ -199,20 +199,13 @@ class Loader:
     ) -> None:
         """Fill free buffers with the batches that begin at `starts`; hand over whatever goes wrong."""
         try:
-            order = epoch_order(
-                self.dataset.num_samples,
-                self.dataset.block_starts,
-                seed=self.seed,
-                epoch=epoch,
-                shuffle=self.shuffle,
-                window=self.dataset.shuffle_window,
-            )
+            order = self.dataset.order(self.seed, epoch, self.shuffle)
             for start in starts:
                 buffers = free.get()
                 if buffers is None or stopped.is_set():
                     return
                 ready.put(self._fill(buffers, order[start : min(start + self.global_batch_size, end)], start))
-        except BaseException as error:  # raised again, with its traceback, where the batch would have come
+        except BaseException as error:  # noqa: BLE001 - raised again where the batch would have come
             ready.put(error)
 
     def _fill(self, buffers: _Buffers, global_ids: np.ndarray, offset: int) -> Batch:

@@ -16,9 +16,6 @@ from hpdl_mpi.kernels.random import derive_key, sample_keys
 
 Shuffle = Literal["block", "global", "none"]
 
-WINDOW = 32
-"""Blocks among which ``shuffle="block"`` mixes samples, unless told otherwise."""
-
 
 def share(size: int, rank: int, num_ranks: int) -> tuple[int, int]:
     """Return (start, stop) of a rank's part of `size` slots; parts differ by at most one and may be empty."""
@@ -32,7 +29,7 @@ def epoch_order(
     seed: int,
     epoch: int,
     shuffle: Shuffle = "block",
-    window: int = WINDOW,
+    window: int,
 ) -> np.ndarray:
     """Return the ids of all samples in the order of one epoch.
 

@@ -17,6 +17,9 @@ import numpy as np
 from hpdl_mpi.base.errors import InputError
 
 SUFFIXES = (".h5", ".hdf5")
+FORMAT = "hpdl_mpi dataset 1"
+"""Attribute ``format`` of our own files; the number rises when old readers could misread new files."""
+
 INDEX_ATTRIBUTE = "shard_index"
 COUNT_ATTRIBUTE = "num_shards"
 MAX_OPEN_FILES = 64
@@ -49,7 +52,7 @@ def find_shards(path: str | os.PathLike[str]) -> list[Path]:
     if folder.is_dir():
         files = [f for f in folder.iterdir() if f.suffix in SUFFIXES and not f.name.startswith(".") and f.is_file()]
         files.sort(key=natural_key)
-        refuse_missing(folder, [_named_place(file) for file in files])
+        refuse_missing(folder, [named_place(file) for file in files])
     elif folder.exists():
         files = [folder]
     else:
@@ -66,7 +69,8 @@ def natural_key(path: Path) -> list[tuple[int, str]]:
     return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", str(path))]
 
 
-def _named_place(path: Path) -> tuple[int, int] | None:
+def named_place(path: Path) -> tuple[int, int] | None:
+    """Return (index, count) of a shard from its name, or None for another kind of name."""
     match = _SHARD_NAME.search(path.name)
     return (int(match[1]), int(match[2])) if match else None
 
@@ -84,13 +88,15 @@ def refuse_missing(folder: Path, places: Sequence[tuple[int, int] | None]) -> No
             found=f"shards of sets of {', '.join(map(str, sorted(counts)))}, {len(places)} files",
             remedy="keep one dataset per folder, or name the files with a glob",
         )
-    missing = sorted(set(range(counts.pop())) - {index for index, _ in stated})
-    if missing:
+    expected = range(counts.pop())
+    present = sorted(index for index, _ in stated)
+    if present != list(expected):
+        missing = [index for index in expected if index not in present]
         raise InputError(
-            "shards are missing",
+            "shards are missing" if missing else "shards are there twice",
             where=folder,
-            found=f"{len(stated)} shards",
-            expected=f"also number {', '.join(map(str, missing[:10]))}",
+            found=f"numbers {', '.join(map(str, present))}",
+            expected=f"0 to {expected[-1]}, each once" if expected else "a set of at least 1",
             remedy="copy the missing files, convert the dataset again, or name the files to use with a glob",
         )
 
@@ -170,12 +176,12 @@ def describe(file: h5py.File, path: Path, name: str) -> ShardArray:
     Raises
     ------
     InputError
-        No such array, not an array, empty, not numbers, or stored outside this file.
+        No such array, not an array, empty, not numbers, not all written, or stored outside this file.
     """
     dataset = find_array(file, path, name)
     where = f"{path}: {name}"
     if dataset.ndim == 0 or dataset.size == 0:
-        raise InputError("holds no samples", where=where, found=f"shape {dataset.shape}", expected="at least one sample")
+        raise InputError("no samples", where=where, found=f"shape {dataset.shape}", expected="at least one sample")
     if dataset.dtype.kind not in "biuf" or dataset.dtype.itemsize > 8:
         raise InputError("cannot train on this type", where=where, found=dataset.dtype, expected="integers or floats")
     if dataset.external or dataset.is_virtual or dataset.file.filename != file.filename:
@@ -184,10 +190,19 @@ def describe(file: h5py.File, path: Path, name: str) -> ShardArray:
             where=where,
             remedy="name those files with a glob, or copy the array into one file",
         )
-    if dataset.chunks is None and dataset.id.get_storage_size() < dataset.nbytes:
-        raise InputError("was never written", where=where, remedy="write the array again: all its samples are missing")
-    dtype = np.dtype(np.float32) if dataset.dtype.itemsize == 2 and dataset.dtype.kind == "f" else dataset.dtype
+    if _has_gaps(dataset):
+        remedy = "write the file again: whatever wrote it did not finish"
+        raise InputError("samples are absent: HDF5 would read them as zeros", where=where, remedy=remedy)
+    dtype = np.dtype(np.float32) if dataset.dtype == np.float16 else dataset.dtype
     return ShardArray(dataset.shape[0], dataset.shape[1:], dtype.newbyteorder("="), block_length(dataset))
+
+
+def _has_gaps(dataset: h5py.Dataset) -> bool:
+    """Tell whether part of an array was never written; looks at the index of chunks, 0.2 microseconds each."""
+    if dataset.chunks is None:
+        return dataset.id.get_storage_size() < dataset.nbytes
+    grid = (-(-size // chunk) for size, chunk in zip(dataset.shape, dataset.chunks, strict=True))
+    return dataset.id.get_num_chunks() < math.prod(grid)
 
 
 def find_array(file: h5py.File, path: Path, name: str) -> h5py.Dataset:
@@ -228,9 +243,16 @@ def block_length(dataset: h5py.Dataset) -> int:
     return min(count, wanted // chunk * chunk)
 
 
-def stated_place(file: h5py.File) -> tuple[int, int] | None:
+def is_ours(file: h5py.File, path: Path) -> bool:
+    """Tell whether this package wrote a file; raise InputError if it was a version that this one cannot read."""
+    stated = str(file.attrs.get("format", ""))
+    if stated != FORMAT and stated.startswith(FORMAT.rpartition(" ")[0]):
+        raise InputError("unknown version of the format", where=path, found=stated, expected=FORMAT, remedy="upgrade")
+    return stated == FORMAT
+
+
+def stated_place(file: h5py.File, path: Path) -> tuple[int, int] | None:
     """Return (index, count) of a shard from its own attributes, or None for a file that somebody else made."""
-    try:
-        return int(file.attrs[INDEX_ATTRIBUTE]), int(file.attrs[COUNT_ATTRIBUTE])
-    except (KeyError, TypeError, ValueError):
+    if not is_ours(file, path):
         return None
+    return int(file.attrs[INDEX_ATTRIBUTE]), int(file.attrs[COUNT_ATTRIBUTE])

@@ -53,15 +53,19 @@ class Transform:
             if value is not None and not isinstance(value, int | float):
                 object.__setattr__(self, name, tuple(float(v) for v in value))  # hashable, whatever came in
         if self.layout not in ("hwc", "hw", "chw"):
-            raise InputError("unknown layout", where="layout", found=repr(self.layout), expected="hwc, hw or chw")
+            raise InputError(
+                "unknown layout", where="transform.layout", found=repr(self.layout), expected="hwc, hw or chw"
+            )
         if not math.isfinite(self.scale) or self.scale == 0:
-            raise InputError("impossible scale", where="scale", found=self.scale, expected="a finite number, not 0")
+            raise InputError(
+                "impossible scale", where="transform.scale", found=self.scale, expected="a finite number, not 0"
+            )
         if not np.all(np.isfinite(self.mean or 0.0)):
-            raise InputError("impossible mean", where="mean", found=self.mean, expected="finite numbers")
+            raise InputError("impossible mean", where="transform.mean", found=self.mean, expected="finite numbers")
         if self.std is not None and not np.all((np.asarray(self.std) > 0) & np.isfinite(self.std)):
             raise InputError(
                 "impossible std",
-                where="std",
+                where="transform.std",
                 found=self.std,
                 expected="finite numbers above zero",
                 remedy="use 1 for a feature that does not vary",
@@ -69,7 +73,7 @@ class Transform:
         if self.standardize and not (self.mean is None and self.std is None):
             raise InputError(
                 "mean and std are measured when standardize is set",
-                where="standardize",
+                where="transform.standardize",
                 remedy="remove standardize, or mean and std",
             )
 
@@ -85,7 +89,7 @@ class Transform:
         if dims is not None and len(input_shape) != dims:
             raise InputError(
                 f"layout {self.layout!r} does not fit the samples",
-                where="layout",
+                where="transform.layout",
                 found=f"samples of shape {input_shape}",
                 expected="(height, width)" if dims == 2 else "(channels, height, width)",
             )
@@ -100,7 +104,7 @@ class Transform:
             if isinstance(value, tuple) and len(value) not in (1, features):
                 raise InputError(
                     f"wrong number of values for samples of shape {shape}",
-                    where=name,
+                    where=f"transform.{name}",
                     found=f"{len(value)} values",
                     expected=f"1 or {features}, one per {'channel' if len(shape) > 1 else 'feature'}",
                 )
@@ -146,6 +150,6 @@ def _tables(transform: Transform, input_shape: Shape) -> tuple[np.ndarray, np.nd
     """
     shape = transform.output_shape(input_shape)
     target: Shape = (num_features(shape),) if transform.layout == "chw" else shape
-    mean = np.broadcast_to(np.float64(0.0 if transform.mean is None else transform.mean), target).flatten()
-    std = np.broadcast_to(np.float64(1.0 if transform.std is None else transform.std), target).flatten()
+    mean = np.broadcast_to(np.asarray(0.0 if transform.mean is None else transform.mean, np.float64), target).flatten()
+    std = np.broadcast_to(np.asarray(1.0 if transform.std is None else transform.std, np.float64), target).flatten()
     return mean, std, 1.0 / std

@@ -11,9 +11,9 @@ from hpdl_mpi.base.errors import InputError
 from hpdl_mpi.kernels import jit
 
 
-def cores() -> int:
-    """Return the number of cores that this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def available_cores() -> set[int]:
+    """Return the numbers of the cores that this process may run on."""
+    return set(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
 
 
 def set_threads(count: int) -> None:

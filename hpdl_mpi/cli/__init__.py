@@ -1,0 +1,1 @@
+"""The `hpdl` command: a thin coat over the Python API."""

@@ -1,0 +1,131 @@
+"""`hpdl data`: convert, describe and check datasets. Heavy imports wait until a command runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+if TYPE_CHECKING:
+    from hpdl_mpi.data.info import FileSummary
+    from hpdl_mpi.data.verify import ShardReport
+
+app = typer.Typer(help="Convert, describe and check datasets.", no_args_is_help=True)
+
+DatasetPath = Annotated[str, typer.Argument(metavar="PATH", help="A folder of shards, a glob, or one .h5 file.")]
+
+
+@app.command()
+def convert(
+    source: Annotated[Path, typer.Argument(help="A folder with IDX files, one IDX file of images, .npz or .csv.")],
+    folder: Annotated[Path, typer.Argument(help="Where FOLDER/train and FOLDER/test go; absent or empty.")],
+    shards: Annotated[int | None, typer.Option(min=1, help="Files of the training split.")] = None,
+    test_shards: Annotated[int | None, typer.Option(min=1, help="Files of the test split.")] = None,
+    per_class: Annotated[int | None, typer.Option(min=1, help="Keep so many samples of each class.")] = None,
+    test_per_class: Annotated[int | None, typer.Option(min=1, help="The same for the test split.")] = None,
+    test_fraction: Annotated[float, typer.Option(min=0, max=1, help="Part to set aside for test.")] = 0.0,
+    seed: Annotated[int, typer.Option(help="Of the test split and the choice per class.")] = 0,
+    compression: Annotated[int, typer.Option(min=0, max=9, help="Level of gzip.")] = 6,
+    targets: Annotated[str, typer.Option(help="The array of class numbers, for --per-class.")] = "y",
+    target: Annotated[str | None, typer.Option(help="CSV: the column to predict.")] = None,
+    classes: Annotated[bool, typer.Option("--classes", help="CSV: the target's numbers name classes.")] = False,
+    missing: Annotated[
+        Literal["error", "drop", "mean", "median", "zero"], typer.Option(help="CSV: what to do with missing values.")
+    ] = "error",
+) -> None:
+    """Convert IDX, NPZ or CSV into sharded HDF5."""
+    from hpdl_mpi.data.convert import Options
+    from hpdl_mpi.data.convert import convert as run
+    from hpdl_mpi.data.info import summarize
+
+    options = Options(
+        shards=shards,
+        test_shards=test_shards,
+        per_class=per_class,
+        test_per_class=test_per_class,
+        test_fraction=test_fraction,
+        seed=seed,
+        compression=compression,
+        targets=targets,
+        target=target,
+        classes=classes,
+        missing=missing,
+    )
+    for split in run(source, folder, options):
+        typer.echo(f"{split}: {_totals(summarize(split))}")
+
+
+@app.command()
+def info(path: DatasetPath) -> None:
+    """Print shards, shapes, types, counts, chunks and compression; read no samples."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from hpdl_mpi.data.info import summarize
+
+    files = summarize(path)
+    arrays = Table("array", "sample", "type", "chunks", "filters", "stored", title="Arrays")
+    for name in dict.fromkeys(array.name for file in files for array in file.arrays):
+        same = [array for file in files for array in file.arrays if array.name == name]
+        arrays.add_row(
+            name,
+            _variants(array.shape[1:] for array in same),
+            _variants(array.dtype for array in same),
+            _variants(array.chunks or "contiguous" for array in same),
+            _variants(array.filters or "none" for array in same),
+            _size(sum(array.stored_bytes for array in same)),
+        )
+    shards = Table("file", "samples", "size", title="Files")
+    for file in files:
+        counts = _variants(array.shape[0] if array.shape else 1 for array in file.arrays)
+        shards.add_row(file.path.name, counts, _size(file.file_bytes))
+    console = Console()
+    console.print(arrays, shards)
+    for array in files[0].arrays:
+        for key, values in array.attributes.items():
+            console.print(f"{array.name}: {key}: {', '.join(values)}", markup=False, highlight=False)
+    console.print(_totals(files))
+
+
+@app.command()
+def verify(
+    path: DatasetPath,
+    inputs: Annotated[str, typer.Option(help="The array of inputs.")] = "x",
+    targets: Annotated[str, typer.Option(help="The array of targets.")] = "y",
+) -> None:
+    """Read everything and check it: checksums, gaps, finite numbers, labels, missing shards."""
+    from hpdl_mpi.data.verify import verify as run
+
+    for report in run(path, inputs, targets):
+        typer.echo(_line(report))
+
+
+def _line(report: ShardReport) -> str:
+    parts = [f"{report.path}: sound", f"{report.num_samples} samples"]
+    if report.class_counts is not None:
+        present = report.class_counts[report.class_counts > 0]
+        parts.append(f"{len(present)} classes of {present.min()} to {present.max()} samples")
+    if report.target_range is not None:
+        parts.append("targets from {:g} to {:g}".format(*report.target_range))
+    return ", ".join(parts if report.checksums else [*parts, "no checksums: damage to the numbers would go unseen"])
+
+
+def _totals(files: list[FileSummary]) -> str:
+    arrays = [f"{array.name} {('N', *array.shape[1:])} {array.dtype}".replace("'", "") for array in files[0].arrays]
+    samples = sum(file.arrays[0].shape[0] for file in files if file.arrays and file.arrays[0].shape)
+    stored = _size(sum(file.file_bytes for file in files))
+    return f"{len(files)} {'file' if len(files) == 1 else 'files'}, N = {samples}, {', '.join(arrays)}, {stored}"
+
+
+def _variants(values: Iterable[object]) -> str:
+    """Return what is stored, or all that is where files differ."""
+    return " or ".join(dict.fromkeys(map(str, values)))
+
+
+def _size(nbytes: int) -> str:
+    for unit, factor in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
+        if nbytes >= factor:
+            return f"{nbytes / factor:.1f} {unit}"
+    return f"{nbytes} B"

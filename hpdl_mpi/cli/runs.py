@@ -1,0 +1,86 @@
+"""``hpdl train``, ``eval``, ``predict`` and ``summary``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+JobFile = Annotated[Path, typer.Argument(metavar="JOB.toml", help="The job file.", show_default=False)]
+Overrides = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a key of the job; can be repeated.")
+]
+Run = Annotated[Path, typer.Argument(metavar="RUN", help="The run folder.", show_default=False)]
+
+
+def train(
+    job: JobFile,
+    overrides: Overrides = None,
+    run_dir: Annotated[Path | None, typer.Option(help="The run folder.", show_default="runs/<name>")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the run in the run folder.")] = False,
+) -> None:
+    """Train a job, alone or under mpirun or srun."""
+    from hpdl_mpi.comm import world
+    from hpdl_mpi.train import run_job
+    from hpdl_mpi.train.report import describe_summary
+
+    comm = world()
+    summary = run_job(job, comm, overrides=overrides or [], run_dir=run_dir, resume=resume)
+    if comm.rank == 0:
+        typer.echo(describe_summary(summary))
+
+
+def evaluate(
+    run: Run,
+    data: Annotated[str | None, typer.Option(help="What to evaluate on.", show_default="the job's test data")] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the metrics here too.")] = None,
+) -> None:
+    """Evaluate the latest checkpoint of a run."""
+    from hpdl_mpi.base.errors import InputError
+    from hpdl_mpi.comm import world
+    from hpdl_mpi.train import open_run
+
+    comm = world()
+    trainer, job = open_run(run, comm)
+    path = data or job.data.test
+    if path is None:
+        raise InputError("the job has no test data", where="data.test", remedy="name data with --data", shared=True)
+    metrics = trainer.evaluate(path)
+    if comm.rank == 0:
+        typer.echo(f"{path}: {metrics}")
+        if json_file:
+            _write_json(json_file, {"data": str(path), "step": trainer.replica.step, **vars(metrics)})
+
+
+def predict(
+    run: Run,
+    source: Annotated[str, typer.Option("--input", metavar="FILE", help="An .h5 or .npz file.", show_default=False)],
+    output: Annotated[Path, typer.Option(metavar="FILE", help="A .csv or .npz file.")] = Path("predictions.csv"),
+    array: Annotated[str | None, typer.Option(help="The array in the file.", show_default="the job's inputs")] = None,
+) -> None:
+    """Write the class and its probability, or the value, of each sample of a file."""
+    from hpdl_mpi.comm import world
+    from hpdl_mpi.train import open_run
+    from hpdl_mpi.train.predict import predict_file
+
+    comm = world()
+    trainer, job = open_run(run, comm)
+    if comm.rank == 0:
+        count = predict_file(trainer, source, array or job.data.inputs, output)
+        typer.echo(f"{count} predictions written to {output}")
+
+
+def summary(job: JobFile, overrides: Overrides = None) -> None:
+    """Show a job's model: layers, output shapes, parameters, operations and memory per rank."""
+    from hpdl_mpi.train.summary import print_summary
+
+    print_summary(job, overrides or [])
+
+
+def _write_json(path: Path, values: dict) -> None:
+    import json
+
+    from hpdl_mpi.base.files import write_whole
+
+    write_whole(path, (json.dumps(values, indent=2) + "\n").encode())

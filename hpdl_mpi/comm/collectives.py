@@ -1,0 +1,47 @@
+"""The collectives, each a function that returns every rank's program.
+
+The ring is bandwidth-optimal: each rank sends 2 (p - 1) / p of the array, which is the least possible [1]_. Chunk k is
+summed on its way around the ring, from rank k + 1 to rank k, so its additions have one order, and everyone copies the
+same bits afterwards.
+
+References
+----------
+.. [1] P. Patarasuk and X. Yuan, "Bandwidth optimal all-reduce algorithms for clusters of workstations", Journal of
+   Parallel and Distributed Computing 69 (2), 2009.
+"""
+
+from __future__ import annotations
+
+from hpdl_mpi.comm.schedule import Op, Program, Round, Step, chunk
+
+
+def ring_reduce_scatter(num_ranks: int, num_elements: int) -> list[Program]:
+    """Sum the arrays so that rank r ends with chunk r of the sum; the other chunks hold partial sums."""
+    return _ring(num_ranks, num_elements, Op.RECV_REDUCE, first_chunk=-1)
+
+
+def ring_all_gather(num_ranks: int, num_elements: int) -> list[Program]:
+    """Copy chunk r of rank r to all others."""
+    return _ring(num_ranks, num_elements, Op.RECV, first_chunk=0)
+
+
+def ring_allreduce(num_ranks: int, num_elements: int) -> list[Program]:
+    """Sum the arrays so that every rank ends with the whole sum, the same bits everywhere."""
+    scatter, gather = ring_reduce_scatter(num_ranks, num_elements), ring_all_gather(num_ranks, num_elements)
+    return [first + second for first, second in zip(scatter, gather, strict=True)]
+
+
+def _ring(num_ranks: int, num_elements: int, receive: Op, first_chunk: int) -> list[Program]:
+    """In each of p - 1 rounds, pass a chunk to the right and take the one before it from the left.
+
+    Rank r begins with chunk r + `first_chunk`.
+    """
+
+    def step(op: Op, index: int, peer: int) -> Step:
+        return Step(op, *chunk(index % num_ranks, num_ranks, num_elements), peer % num_ranks)
+
+    def round_of(rank: int, turn: int) -> Round:
+        sent = rank + first_chunk - turn
+        return step(Op.SEND, sent, rank + 1), step(receive, sent - 1, rank - 1)
+
+    return [[round_of(rank, turn) for turn in range(num_ranks - 1)] for rank in range(num_ranks)]

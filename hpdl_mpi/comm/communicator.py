@@ -1,0 +1,260 @@
+"""What every form of the ranks' communication offers: verbs on arrays, and `Work` for those that are under way."""
+
+from __future__ import annotations
+
+import pickle
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any, Literal, NoReturn
+
+import numpy as np
+
+RESERVED_TAG = 32_767
+"""The largest tag that every MPI library has. The communicator's own messages bear it; callers use those below."""
+
+Reduction = Literal["sum", "max", "min"]
+
+_UFUNCS: dict[Reduction, np.ufunc] = {"sum": np.add, "max": np.maximum, "min": np.minimum}
+_GATHERED_BYTES = 1 << 20
+
+
+class Work(ABC):
+    """Something under way; its arrays belong to it until it is over.
+
+    Attributes
+    ----------
+    comm : Communicator
+        Where it runs.
+    """
+
+    comm: Communicator
+
+    @abstractmethod
+    def test(self) -> bool:
+        """Move the work along without blocking and say whether it is over. Local."""
+
+    @property
+    @abstractmethod
+    def peers(self) -> Sequence[int]:
+        """The ranks of `comm` without which it cannot get over."""
+
+    def wait(self) -> None:
+        """Block until the work is over.
+
+        Raises
+        ------
+        TrainingError
+            A peer failed or left, or sent a message of another size.
+        """
+        self.comm.wait_for(self)
+
+
+class Transfer(Work):
+    """A message that is prepared once and sent or received many times, from or into the same array."""
+
+    @abstractmethod
+    def start(self) -> None:
+        """Begin the transfer once more; the one before must be over."""
+
+
+class Communicator(ABC):
+    """A group of ranks that talk among themselves and with nobody else.
+
+    Arrays are NumPy arrays of any shape and dtype, C-contiguous (else ValueError). A message must have the size in
+    bytes of the array that receives it. Messages between two ranks under one tag arrive in the order in which they
+    were sent. Verbs that say "collective" are called by every rank of the group, in the same order.
+
+    Attributes
+    ----------
+    rank, size : int
+        This rank's number in the group, and how many ranks it has.
+    node, num_nodes : int
+        The number of the machine that this rank runs on, in the order of the machines' first ranks, and how many
+        machines the group covers.
+    node_rank, node_size : int
+        This rank's number among the group's ranks on its machine, and how many those are.
+    """
+
+    rank: int
+    size: int
+    node: int
+    num_nodes: int
+    node_rank: int
+    node_size: int
+
+    def _place(self, nodes: Sequence[int]) -> None:
+        """Set the attributes on machines from any naming of each rank's machine."""
+        order = list(dict.fromkeys(nodes))
+        mine = nodes[self.rank]
+        self.node, self.num_nodes = order.index(mine), len(order)
+        self.node_rank, self.node_size = nodes[: self.rank].count(mine), nodes.count(mine)
+
+    @abstractmethod
+    def isend(self, array: np.ndarray, dest: int, tag: int = 0) -> Work:
+        """Begin to send; the array must not change until the work is over."""
+
+    @abstractmethod
+    def irecv(self, array: np.ndarray, source: int, tag: int = 0) -> Work:
+        """Begin to receive into the array."""
+
+    @abstractmethod
+    def send_init(self, array: np.ndarray, dest: int, tag: int = 0) -> Transfer:
+        """Prepare a message that will be sent many times; sends nothing yet."""
+
+    @abstractmethod
+    def recv_init(self, array: np.ndarray, source: int, tag: int = 0) -> Transfer:
+        """Prepare a message that will be received many times; receives nothing yet."""
+
+    @abstractmethod
+    def split(self, color: int, key: int = 0) -> Communicator:
+        """Return the group of the ranks that gave this colour, in the order of (key, rank). Collective."""
+
+    @abstractmethod
+    def abort(self, code: int) -> NoReturn:
+        """End all ranks of the job at once, with this exit code where there are processes to end. Local."""
+
+    @abstractmethod
+    def wait_for(self, work: Work) -> None:
+        """Block until `work.test()` is true. All waiting in the package comes here."""
+
+    def send(self, array: np.ndarray, dest: int, tag: int = 0) -> None:
+        """Send, and block until the array may change."""
+        self.isend(array, dest, tag).wait()
+
+    def recv(self, array: np.ndarray, source: int, tag: int = 0) -> None:
+        """Receive into the array, and block until it is there."""
+        self.irecv(array, source, tag).wait()
+
+    def sendrecv(self, sent: np.ndarray, dest: int, received: np.ndarray, source: int, tag: int = 0) -> None:
+        """Send one array and receive another at the same time."""
+        receiving = self.irecv(received, source, tag)
+        self.send(sent, dest, tag)
+        receiving.wait()
+
+    def bcast(self, array: np.ndarray, root: int = 0) -> None:
+        """Copy the root's array over everyone's, along a binomial tree. Collective."""
+        distance = (self.rank - root) % self.size
+        reach = 1
+        while reach < self.size and not distance & reach:
+            reach *= 2
+        if distance:
+            self.recv(array, (self.rank - reach) % self.size, RESERVED_TAG)
+        while reach > 1:
+            reach //= 2
+            if distance + reach < self.size:
+                self.send(array, (self.rank + reach) % self.size, RESERVED_TAG)
+
+    def allgather(self, array: np.ndarray, out: np.ndarray) -> None:
+        """Write every rank's array, in the order of ranks, into everyone's `out`, shape (size, *shape). Collective."""
+        check_gathered(array, out, self.size)
+        others = [peer for peer in range(self.size) if peer != self.rank]
+        receiving = [self.irecv(out[peer : peer + 1], peer, RESERVED_TAG) for peer in others]
+        sending = [self.isend(array, peer, RESERVED_TAG) for peer in others]
+        out[self.rank] = array
+        for work in receiving + sending:
+            work.wait()
+
+    def barrier(self) -> None:
+        """Block until every rank has come here. Collective."""
+        nothing = np.empty(0, np.uint8)
+        self.allgather(nothing, np.empty((self.size, 0), np.uint8))
+
+    def allreduce(self, array: np.ndarray, op: Reduction = "sum") -> None:
+        """Replace everyone's array by its elements' sum, maximum or minimum over the ranks. Collective.
+
+        Each rank gathers all arrays and folds them in the order of ranks, so all get the same bits, on any network,
+        and a NaN stays one. Meant for a few numbers: traffic grows with the number of ranks. Gradients take a
+        `Collective`.
+        """
+        check_array(array, written=True)
+        flat = array.reshape(-1)
+        piece = max(1, _GATHERED_BYTES // (self.size * flat.itemsize))
+        gathered = np.empty((self.size, min(piece, flat.size)), flat.dtype)
+        for start in range(0, flat.size, piece):
+            total = flat[start : start + piece]
+            terms = gathered.reshape(-1)[: self.size * total.size].reshape(self.size, total.size)
+            self.allgather(total, terms)
+            total[:] = terms[0]
+            for term in terms[1:]:
+                _UFUNCS[op](total, term, out=total)
+
+    def bcast_obj(self, value: Any, root: int = 0) -> Any:
+        """Return the root's value on every rank; pickled, so between our own ranks only. Collective."""
+        data = _pack(value if self.rank == root else None)
+        length = np.array([data.size])
+        self.bcast(length, root)
+        if self.rank != root:
+            data = np.empty(int(length[0]), np.uint8)
+        self.bcast(data, root)
+        return value if self.rank == root else _unpack(data)
+
+    def allgather_obj(self, value: Any) -> list[Any]:
+        """Return every rank's value, in the order of ranks; pickled, so between our own ranks only. Collective."""
+        data = _pack(value)
+        lengths = self._lengths(data)
+        padded = np.zeros(lengths.max(), np.uint8)
+        padded[: data.size] = data
+        gathered = np.empty((self.size, padded.size), np.uint8)
+        self.allgather(padded, gathered)
+        return [_unpack(row[:length]) for row, length in zip(gathered, lengths, strict=True)]
+
+    def gather_obj(self, value: Any, root: int = 0) -> list[Any] | None:
+        """Return every rank's value at the root, None elsewhere; pickled, between our own ranks only. Collective."""
+        data = _pack(value)
+        lengths = self._lengths(data)
+        if self.rank != root:
+            self.send(data, root, RESERVED_TAG)
+            return None
+        values = []
+        for peer, length in enumerate(lengths):
+            if peer != root:
+                data = np.empty(length, np.uint8)
+                self.recv(data, peer, RESERVED_TAG)
+            values.append(value if peer == root else _unpack(data))
+        return values
+
+    def _lengths(self, data: np.ndarray) -> np.ndarray:
+        """Return how many bytes every rank has, shape (size,), int64. Collective."""
+        lengths = np.empty((self.size, 1), np.int64)
+        self.allgather(np.array([data.size]), lengths)
+        return lengths[:, 0]
+
+
+def check_array(array: np.ndarray, *, written: bool = False) -> None:
+    """Raise ValueError unless a message can be taken from, or written to, the array as it lies in memory."""
+    if not array.flags.c_contiguous:
+        raise ValueError(f"a message needs a C-contiguous array; found shape {array.shape}, strides {array.strides}")
+    if array.dtype.hasobject:
+        raise ValueError(f"a message needs plain numbers; found dtype {array.dtype}")
+    if written and not array.flags.writeable:
+        raise ValueError("a message cannot be received into a read-only array")
+
+
+def check_message(array: np.ndarray, peer: int, size: int, *, written: bool = False) -> None:
+    """Raise ValueError unless the array can be exchanged with this rank of a group."""
+    check_array(array, written=written)
+    if not 0 <= peer < size:
+        raise ValueError(f"no rank {peer} in a group of {size}")
+
+
+def check_gathered(array: np.ndarray, out: np.ndarray, size: int) -> None:
+    """Raise ValueError unless `out` holds `size` arrays like `array`."""
+    check_array(array)
+    check_array(out, written=True)
+    if out.shape != (size, *array.shape) or out.dtype != array.dtype:
+        expected = f"{(size, *array.shape)} of {array.dtype}"
+        raise ValueError(f"gathered arrays have shape {out.shape} of {out.dtype}; expected {expected}")
+
+
+def as_bytes(array: np.ndarray) -> np.ndarray:
+    """Return the bytes of a C-contiguous array, shape (nbytes,), uint8, without a copy."""
+    return array.reshape(-1).view(np.uint8)
+
+
+def _pack(value: Any) -> np.ndarray:
+    return np.frombuffer(pickle.dumps(value, pickle.HIGHEST_PROTOCOL), np.uint8)
+
+
+def _unpack(data: np.ndarray) -> Any:
+    # What is unpacked here was packed by another rank of this job, never read from a file.
+    return pickle.loads(data.tobytes())  # noqa: S301

@@ -1,0 +1,227 @@
+"""The ranks are processes of one MPI job. Nothing outside this folder knows mpi4py.
+
+Blocking verbs poll non-blocking ones here rather than wait inside the library, so that a waiting rank gives its core
+away when ranks share one, answers signals, and notices a peer that has left the job.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import sys
+import time
+import weakref
+from collections.abc import Sequence
+from typing import NoReturn
+
+import numpy as np
+from mpi4py import MPI
+
+from hpdl_mpi.base.errors import TrainingError
+from hpdl_mpi.comm.communicator import Communicator, Transfer, Work, as_bytes, check_gathered, check_message
+
+PATIENCE = 1.0
+"""Seconds of waiting after which a rank sleeps between polls and asks whether its peers are still there."""
+
+GRACE = 3.0
+"""Seconds that the last messages of a rank that has left may take to arrive."""
+
+_NAP = 1e-4
+_LAST_WORDS = 0.25
+
+
+class MpiCommunicator(Communicator):
+    """A group of MPI processes.
+
+    Parameters
+    ----------
+    handle : MPI.Comm
+        A communicator that nobody else uses.
+    departures : Departures
+        Tells who has left the job.
+
+    Notes
+    -----
+    A message of more than 2**31 - 1 bytes needs a library of MPI-4.
+    """
+
+    def __init__(self, handle: MPI.Comm, departures: Departures) -> None:
+        self._handle = handle
+        self._departures = departures
+        self.rank, self.size = handle.rank, handle.size
+        everyone = MPI.COMM_WORLD.Get_group()
+        self._world_ranks = MPI.Group.Translate_ranks(handle.Get_group(), None, everyone)
+        node = handle.Split_type(MPI.COMM_TYPE_SHARED)
+        self._place(handle.allgather(node.bcast(self.rank)))
+        node.Free()
+
+    @classmethod
+    def world(cls) -> MpiCommunicator:
+        """Return the group of all processes of the job, on a duplicate of MPI's own. Collective; call it once."""
+        departures = Departures(MPI.COMM_WORLD.Dup())
+        atexit.register(departures.leave)
+        return cls(MPI.COMM_WORLD.Dup(), departures)
+
+    def isend(self, array: np.ndarray, dest: int, tag: int = 0) -> Work:
+        check_message(array, dest, self.size)
+        return _Message(self, self._handle.Isend(_spec(array), dest, tag), "send", array.nbytes, dest, tag)
+
+    def irecv(self, array: np.ndarray, source: int, tag: int = 0) -> Work:
+        check_message(array, source, self.size, written=True)
+        return _Message(self, self._handle.Irecv(_spec(array), source, tag), "recv", array.nbytes, source, tag)
+
+    def send_init(self, array: np.ndarray, dest: int, tag: int = 0) -> Transfer:
+        check_message(array, dest, self.size)
+        return _Prepared(self, self._handle.Send_init(_spec(array), dest, tag), "send", array.nbytes, dest, tag)
+
+    def recv_init(self, array: np.ndarray, source: int, tag: int = 0) -> Transfer:
+        check_message(array, source, self.size, written=True)
+        return _Prepared(self, self._handle.Recv_init(_spec(array), source, tag), "recv", array.nbytes, source, tag)
+
+    def allgather(self, array: np.ndarray, out: np.ndarray) -> None:
+        check_gathered(array, out, self.size)
+        self.wait_for(_Joint(self, self._handle.Iallgather(_spec(array), _spec(out)), "allgather"))
+
+    def barrier(self) -> None:
+        self.wait_for(_Joint(self, self._handle.Ibarrier(), "barrier"))
+
+    def split(self, color: int, key: int = 0) -> MpiCommunicator:
+        return MpiCommunicator(self._handle.Split(color, key), self._departures)
+
+    def abort(self, code: int) -> NoReturn:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        # The launcher stops passing output on as soon as it hears of the abort.
+        time.sleep(_LAST_WORDS)
+        # The library would add a line of its own, which says less than ours.
+        silence = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(silence, 2)
+        MPI.COMM_WORLD.Abort(code)
+        os._exit(code)
+
+    def wait_for(self, work: Work) -> None:
+        start = time.monotonic()
+        while not work.test():
+            os.sched_yield()
+            if time.monotonic() - start > PATIENCE:
+                self._departures.check(work, self._world_ranks)
+                time.sleep(_NAP)
+
+
+class Departures:
+    """Who has left the job: each rank tells all others when its program ends.
+
+    MPI ends only when every rank comes to its end, so a rank that leaves early (``sys.exit`` in a script, say) would
+    otherwise be waited for without end, by ranks that cannot know.
+
+    Parameters
+    ----------
+    handle : MPI.Intracomm
+        All ranks of the job, on a communicator for this purpose alone.
+    """
+
+    def __init__(self, handle: MPI.Intracomm) -> None:
+        self._handle = handle
+        self._process = os.getpid()
+        self._noticed: dict[int, float] = {}
+        self._nothing = np.empty(0, np.uint8)
+
+    def _listen(self) -> None:
+        status = MPI.Status()
+        while self._handle.Iprobe(MPI.ANY_SOURCE, MPI.ANY_TAG, status):
+            self._handle.Recv(self._nothing, status.source)
+            self._noticed[status.source] = time.monotonic()
+
+    def check(self, work: Work, world_ranks: Sequence[int]) -> None:
+        """Raise TrainingError if a peer that `work` waits for has left and can have nothing under way any more."""
+        self._listen()
+        for peer in work.peers:
+            rank = world_ranks[peer]
+            if rank in self._noticed and time.monotonic() - self._noticed[rank] > GRACE:
+                raise TrainingError(
+                    f"rank {rank} has ended its program; this rank still waited for it",
+                    where=work,
+                    remedy="Every rank must make the same calls; look for the reason in what that rank printed",
+                )
+
+    def leave(self) -> None:
+        """Tell the others, and wait until all have left: MPI may end then. Collective, called at exit."""
+        if os.getpid() != self._process or MPI.Is_finalized():
+            return
+        others = [rank for rank in range(self._handle.size) if rank != self._handle.rank]
+        farewells = [self._handle.Isend(self._nothing, rank) for rank in others]
+        while len(self._noticed) < len(others):
+            self._listen()
+            time.sleep(_NAP)
+        MPI.Request.Waitall(farewells)
+
+
+class _Message(Work):
+    """One message under way."""
+
+    def __init__(self, comm: Communicator, request: MPI.Request, verb: str, nbytes: int, peer: int, tag: int) -> None:
+        self.comm = comm
+        self._request = request
+        self._verb, self._nbytes, self._peer, self._tag = verb, nbytes, peer, tag
+        self._status = MPI.Status() if verb == "recv" else None
+
+    def test(self) -> bool:
+        try:
+            over = self._request.Test(self._status)
+        except MPI.Exception as error:
+            raise TrainingError(f"the MPI library reports: {error.Get_error_string()}", where=self) from error
+        if over and self._status is not None and self._status.Get_count(MPI.BYTE) != self._nbytes:
+            found = f"a message of {self._status.Get_count(MPI.BYTE)} bytes"
+            raise TrainingError("ranks disagree on a message", where=self, found=found, expected=self._nbytes)
+        return over
+
+    @property
+    def peers(self) -> Sequence[int]:
+        return (self._peer,)
+
+    def __str__(self) -> str:
+        towards = "to" if self._verb == "send" else "from"
+        return (
+            f"rank {self.comm.rank}: {self._verb} of {self._nbytes} bytes {towards} rank {self._peer}, tag {self._tag}"
+        )
+
+
+class _Prepared(_Message, Transfer):
+    """One message that is started again and again."""
+
+    _request: MPI.Prequest
+
+    def __init__(self, comm: Communicator, request: MPI.Prequest, verb: str, nbytes: int, peer: int, tag: int) -> None:
+        super().__init__(comm, request, verb, nbytes, peer, tag)
+        weakref.finalize(self, _free, request)
+
+    def start(self) -> None:
+        self._request.Start()
+
+
+class _Joint(Work):
+    """One of the library's collectives under way, in which all must have come before anyone may go."""
+
+    def __init__(self, comm: Communicator, request: MPI.Request, verb: str) -> None:
+        self.comm = comm
+        self._request, self._verb = request, verb
+
+    def test(self) -> bool:
+        return self._request.Test()
+
+    @property
+    def peers(self) -> Sequence[int]:
+        return range(self.comm.size)
+
+    def __str__(self) -> str:
+        return f"rank {self.comm.rank}: {self._verb} of {self.comm.size} ranks"
+
+
+def _spec(array: np.ndarray) -> list:
+    """Describe the bytes of an array to mpi4py, whatever their dtype."""
+    return [as_bytes(array), MPI.BYTE]
+
+
+def _free(request: MPI.Prequest) -> None:
+    if not MPI.Is_finalized():
+        request.Free()

@@ -1,0 +1,355 @@
+"""The ranks are threads of one process, so a debugger can stop them all and no launcher is needed.
+
+Sends are buffered: they are over at once. Every wait is watched: when no rank can ever go on, each raises, saying what
+every rank waited for.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+import traceback
+from collections import defaultdict, deque
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn, TypeVar
+
+import numpy as np
+
+from hpdl_mpi.base.errors import TrainingError
+from hpdl_mpi.comm.communicator import Communicator, Transfer, Work, as_bytes, check_message
+from hpdl_mpi.comm.faults import Fault, FaultPlan, RankKilled
+
+Result = TypeVar("Result")
+Mailbox = tuple[Any, int, int, int]
+"""(context, source, dest, tag); ranks are those of the world."""
+
+
+class SharedState:
+    """What the ranks of one world share: mailboxes, and who runs, waits, has ended or failed.
+
+    Parameters
+    ----------
+    num_ranks : int
+        How many ranks there are.
+    faults : sequence of Fault, optional
+        What goes wrong.
+    nodes : sequence of int, optional
+        The machine that each rank is said to run on; one for all by default.
+    """
+
+    def __init__(self, num_ranks: int, faults: Sequence[Fault] = (), nodes: Sequence[int] | None = None) -> None:
+        self.num_ranks = num_ranks
+        self.nodes = list(nodes) if nodes is not None else [0] * num_ranks
+        self.lock = threading.Lock()
+        self.failure: tuple[int | None, BaseException] | None = None
+        self._faults = FaultPlan(faults)
+        self._news = [threading.Condition(self.lock) for _ in range(num_ranks)]
+        self._arrived = [0] * num_ranks
+        self._messages: defaultdict[Mailbox, deque[tuple[float, np.ndarray]]] = defaultdict(deque)
+        self._receives: defaultdict[Mailbox, deque[_Receive]] = defaultdict(deque)
+        self._waiting: dict[int, Work] = {}
+        self._ended: dict[int, str] = {}
+        self._last_arrival = 0.0
+
+    def verb(self, rank: int) -> None:
+        """Raise if this rank is to be killed, or another one has failed."""
+        with self.lock:
+            self._faults.strike(rank)
+            self._check_failure(rank)
+
+    def _check_failure(self, rank: int) -> None:
+        if self.failure is None:
+            return
+        culprit, error = self.failure
+        if culprit is None:
+            raise TrainingError(str(error))
+        raise TrainingError(f"rank {culprit} failed: {error!r}", where=f"rank {rank}") from error
+
+    def deposit(self, box: Mailbox, message: np.ndarray) -> None:
+        """Put a message on its way; the array is now the mailbox's own."""
+        _, source, dest, _ = box
+        with self.lock:
+            delay = self._faults.fate(source, dest)
+            if delay is None:
+                return
+            arrival = time.monotonic() + delay
+            self._last_arrival = max(self._last_arrival, arrival)
+            self._messages[box].append((arrival, message))
+            self._arrived[dest] += 1
+            self._waiting.pop(dest, None)
+            self._news[dest].notify()
+
+    def post(self, box: Mailbox, receive: _Receive) -> None:
+        """Let a receive take the next message of a mailbox that no earlier one takes."""
+        with self.lock:
+            self._receives[box].append(receive)
+
+    def deliver(self, box: Mailbox) -> None:
+        """Hand the messages that have arrived to the receives that are posted, both in their order."""
+        with self.lock:
+            messages, receives = self._messages[box], self._receives[box]
+            while messages and receives and messages[0][0] <= time.monotonic():
+                receives.popleft().take(messages.popleft()[1])
+
+    def wait_for(self, work: Work, rank: int) -> None:
+        """Block a rank until its work is over, and raise when nothing can ever finish it."""
+        while True:
+            arrived = self._arrived[rank]
+            if work.test():
+                return
+            with self.lock:
+                self._check_failure(rank)
+                if self._arrived[rank] != arrived:
+                    continue
+                self._waiting[rank] = work
+                on_its_way = self._last_arrival - time.monotonic()
+                if on_its_way <= 0 and len(self._waiting) + len(self._ended) == self.num_ranks:
+                    self._fail(None, TrainingError(f"no rank can go on:\n{self.positions()}"))
+                    self._check_failure(rank)
+                self._news[rank].wait(on_its_way if on_its_way > 0 else None)
+                self._waiting.pop(rank, None)
+
+    def positions(self) -> str:
+        """Say what every rank does, one line each."""
+        states = {rank: f"waits: {work}" for rank, work in self._waiting.items()} | self._ended
+        return "\n".join(f"  rank {rank} {states.get(rank, 'runs')}" for rank in range(self.num_ranks))
+
+    def end(self, rank: int, error: BaseException | None) -> None:
+        """Note that a rank's function has returned or raised."""
+        with self.lock:
+            self._ended[rank] = "has returned" if error is None else f"has raised {error!r}"
+            if isinstance(error, RankKilled):
+                self._ended[rank] = "was killed"
+            elif error is not None:
+                self._fail(rank, error)
+            self._waiting.clear()
+            self._notify_all()
+
+    def fail(self, error: BaseException) -> None:
+        """Make every rank raise at its next verb."""
+        with self.lock:
+            self._fail(None, error)
+
+    def _fail(self, rank: int | None, error: BaseException) -> None:
+        if self.failure is None:
+            self.failure = (rank, error)
+        self._notify_all()
+
+    def _notify_all(self) -> None:
+        for condition in self._news:
+            condition.notify()
+
+
+class ThreadCommunicator(Communicator):
+    """A group of threads of this process; `run_threads` makes the first one.
+
+    Parameters
+    ----------
+    shared : SharedState
+        What all ranks of the world share.
+    rank : int
+        This rank's number in the group.
+    members : sequence of int, optional
+        The group's ranks in the world; all of them by default.
+    context : hashable, optional
+        Keeps the messages of different groups apart.
+    """
+
+    def __init__(self, shared: SharedState, rank: int, members: Sequence[int] | None = None, context: Any = ()) -> None:
+        self._shared = shared
+        self._members = list(members) if members is not None else list(range(shared.num_ranks))
+        self._context = context
+        self._num_splits = 0
+        self.rank, self.size = rank, len(self._members)
+        self._place([shared.nodes[member] for member in self._members])
+
+    def _box(self, source: int, dest: int, tag: int) -> Mailbox:
+        return self._context, self._members[source], self._members[dest], tag
+
+    def isend(self, array: np.ndarray, dest: int, tag: int = 0) -> Work:
+        check_message(array, dest, self.size)
+        self._shared.verb(self._members[self.rank])
+        self._shared.deposit(self._box(self.rank, dest, tag), as_bytes(array).copy())
+        return _Sent(self, dest)
+
+    def irecv(self, array: np.ndarray, source: int, tag: int = 0) -> Work:
+        check_message(array, source, self.size, written=True)
+        self._shared.verb(self._members[self.rank])
+        box = self._box(source, self.rank, tag)
+        receive = _Receive(self, array, source, box)
+        self._shared.post(box, receive)
+        return receive
+
+    def send_init(self, array: np.ndarray, dest: int, tag: int = 0) -> Transfer:
+        check_message(array, dest, self.size)
+        return _Prepared(self, dest, lambda: self.isend(array, dest, tag))
+
+    def recv_init(self, array: np.ndarray, source: int, tag: int = 0) -> Transfer:
+        check_message(array, source, self.size, written=True)
+        return _Prepared(self, source, lambda: self.irecv(array, source, tag))
+
+    def split(self, color: int, key: int = 0) -> ThreadCommunicator:
+        chosen = self.allgather_obj((color, key))
+        ranks = sorted((key, rank) for rank, (other, key) in enumerate(chosen) if other == color)
+        order = [rank for _, rank in ranks]
+        context = (*self._context, self._num_splits, color)
+        self._num_splits += 1
+        return ThreadCommunicator(
+            self._shared, order.index(self.rank), [self._members[rank] for rank in order], context
+        )
+
+    def abort(self, code: int) -> NoReturn:
+        raise TrainingError(f"aborted the job with exit code {code}", where=f"rank {self._members[self.rank]}")
+
+    def deliver(self, box: Mailbox) -> None:
+        """Hand on what has arrived in a mailbox of this rank."""
+        self._shared.deliver(box)
+
+    def wait_for(self, work: Work) -> None:
+        self._shared.wait_for(work, self._members[self.rank])
+
+
+class _Sent(Work):
+    """A message that its mailbox has copied."""
+
+    def __init__(self, comm: Communicator, dest: int) -> None:
+        self.comm = comm
+        self._dest = dest
+
+    def test(self) -> bool:
+        return True
+
+    @property
+    def peers(self) -> Sequence[int]:
+        return (self._dest,)
+
+
+class _Receive(Work):
+    """A message that is waited for."""
+
+    comm: ThreadCommunicator
+
+    def __init__(self, comm: ThreadCommunicator, array: np.ndarray, source: int, box: Mailbox) -> None:
+        self.comm = comm
+        self._array, self._source, self._box = array, source, box
+        self._over = False
+        self._found = array.nbytes
+
+    def take(self, message: np.ndarray) -> None:
+        """Copy the message into the array."""
+        self._found = message.size
+        if message.size == self._array.nbytes:
+            as_bytes(self._array)[:] = message
+        self._over = True
+
+    def test(self) -> bool:
+        if not self._over:
+            self.comm.deliver(self._box)
+        if self._found != self._array.nbytes:
+            found = f"a message of {self._found} bytes"
+            raise TrainingError("ranks disagree on a message", where=self, found=found, expected=self._array.nbytes)
+        return self._over
+
+    @property
+    def peers(self) -> Sequence[int]:
+        return (self._source,)
+
+    def __str__(self) -> str:
+        tag = self._box[-1]
+        return f"rank {self.comm.rank}: recv of {self._array.nbytes} bytes from rank {self._source}, tag {tag}"
+
+
+class _Prepared(Transfer):
+    """A verb that is called again and again."""
+
+    def __init__(self, comm: Communicator, peer: int, begin: Callable[[], Work]) -> None:
+        self.comm = comm
+        self._peer, self._begin = peer, begin
+        self._work: Work = _Sent(comm, peer)
+
+    def start(self) -> None:
+        self._work = self._begin()
+
+    def test(self) -> bool:
+        return self._work.test()
+
+    @property
+    def peers(self) -> Sequence[int]:
+        return (self._peer,)
+
+    def __str__(self) -> str:
+        return str(self._work)
+
+
+def run_threads(
+    num_ranks: int,
+    function: Callable[[Communicator], Result],
+    *,
+    faults: Sequence[Fault] = (),
+    nodes: Sequence[int] | None = None,
+    timeout: float = 60.0,
+) -> list[Result]:
+    """Call ``function(comm)`` on every rank of a world of threads and return the results in the order of ranks.
+
+    Parameters
+    ----------
+    num_ranks : int
+        How many ranks to run.
+    function : callable
+        Takes this rank's Communicator.
+    faults : sequence of Fault, optional
+        What is to go wrong.
+    nodes : sequence of int, optional
+        The machine that each rank is said to run on; one for all by default.
+    timeout : float, optional
+        Seconds that all may take together.
+
+    Returns
+    -------
+    list
+        What the function returned on each rank.
+
+    Raises
+    ------
+    BaseException
+        What the first failing rank raised; the others were stopped at their next verb.
+    TrainingError
+        No rank could go on, a rank was killed, or time ran out; it says where every rank was.
+    """
+    shared = SharedState(num_ranks, faults, nodes)
+    results: dict[int, Result] = {}
+    errors: list[BaseException] = []
+
+    def run(rank: int) -> None:
+        error: BaseException | None = None
+        try:
+            results[rank] = function(ThreadCommunicator(shared, rank))
+        except BaseException as raised:  # noqa: BLE001  (raised again by run_threads)
+            error = raised
+            errors.append(raised)
+        shared.end(rank, error)
+
+    threads = [
+        threading.Thread(target=run, args=(rank,), name=f"rank {rank}", daemon=True) for rank in range(num_ranks)
+    ]
+    for thread in threads:
+        thread.start()
+    deadline = time.monotonic() + timeout
+    for thread in threads:
+        thread.join(max(0.0, deadline - time.monotonic()))
+    if any(thread.is_alive() for thread in threads):
+        error = TrainingError(f"ranks still ran after {timeout} s:\n{shared.positions()}\n{_stacks(threads)}")
+        shared.fail(error)
+        raise error
+    if errors:
+        # A killed rank is the cause only if nobody missed it.
+        raise next((error for error in errors if not isinstance(error, RankKilled)), errors[0])
+    return [results[rank] for rank in range(num_ranks)]
+
+
+def _stacks(threads: Sequence[threading.Thread]) -> str:
+    """Return the stacks of the threads that still run."""
+    frames = sys._current_frames()
+    alive = {thread.name: frames[thread.ident] for thread in threads if thread.ident in frames}
+    return "\n".join(f"{name}:\n{''.join(traceback.format_stack(frame))}" for name, frame in alive.items())

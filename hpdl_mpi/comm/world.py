@@ -1,0 +1,110 @@
+"""Which form the job's ranks take: processes of an MPI job, or one process on its own."""
+
+from __future__ import annotations
+
+import functools
+import os
+import sys
+import time
+from collections.abc import Mapping
+
+from hpdl_mpi.base.errors import BAD_INPUT, InputError
+from hpdl_mpi.comm.communicator import Communicator
+from hpdl_mpi.comm.failure import abort_on_exception
+from hpdl_mpi.comm.single import SingleCommunicator
+
+LAUNCHERS = (
+    ("PMI_SIZE", "PMI_RANK"),
+    ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"),
+    ("MV2_COMM_WORLD_SIZE", "MV2_COMM_WORLD_RANK"),
+    ("MPI_LOCALNRANKS", "MPI_LOCALRANKID"),
+    ("SLURM_STEP_NUM_TASKS", "SLURM_PROCID"),
+)
+"""Variables in which launchers tell how many processes they started and which one this is. An ``mpirun`` inside a
+Slurm job starts its helpers through ``srun``, whose variables then count the helpers: so Slurm's come last."""
+
+_HEAD_START = 1.0
+
+
+@functools.cache
+def world() -> Communicator:
+    """Return the group of all ranks of this job. Collective the first time; later calls return the same object.
+
+    The MPI library that mpi4py finds decides; a process that no launcher started is a world of one, with or without
+    such a library. Where there are several ranks, an exception that nobody catches ends the whole job from now on
+    (see `abort_on_exception`).
+
+    Raises
+    ------
+    InputError
+        The launcher started several processes that the MPI library does not connect.
+    """
+    # Our own message says what happened; the library's would only follow it.
+    os.environ.setdefault("MPIR_CVAR_SUPPRESS_ABORT_MESSAGE", "1")
+    try:
+        from mpi4py import MPI
+    except (ImportError, RuntimeError):  # mpi4py is absent, or finds no library
+        size, library = 1, None
+    else:
+        size, library = MPI.COMM_WORLD.size, MPI.Get_library_version().splitlines()[0]
+    if error := mismatch(os.environ, size, library):
+        if launcher_rank(os.environ) != 0:
+            # Rank 0 speaks for all; many launchers end the others as soon as one has failed.
+            time.sleep(_HEAD_START)
+            sys.exit(BAD_INPUT)
+        raise error
+    if size == 1:
+        return SingleCommunicator()
+    from hpdl_mpi.comm.mpi import MpiCommunicator
+
+    comm = MpiCommunicator.world()
+    abort_on_exception(comm)
+    return comm
+
+
+def launched(environ: Mapping[str, str]) -> tuple[str, int, int] | None:
+    """Return (variable, number of processes, number of this one) as the launcher tells, or None without a launcher."""
+    for size, rank in LAUNCHERS:
+        if size in environ and rank in environ:
+            return size, int(environ[size]), int(environ[rank])
+    return None
+
+
+def launcher_rank(environ: Mapping[str, str]) -> int:
+    """Return this process's number among those that the launcher started; 0 without a launcher."""
+    found = launched(environ)
+    return found[2] if found else 0
+
+
+def mismatch(environ: Mapping[str, str], world_size: int, library: str | None = None) -> InputError | None:
+    """Return the error to raise when the launcher started more processes than the MPI library connects, else None.
+
+    Parameters
+    ----------
+    environ : mapping
+        The environment of the process.
+    world_size : int
+        The number of ranks that the MPI library sees; 1 without a library.
+    library : str, optional
+        The name of the MPI library that mpi4py has loaded.
+    """
+    found = launched(environ)
+    if found is None or found[1] <= world_size:
+        return None
+    variable, processes, _ = found
+    if library is None:
+        where, remedy = "no MPI library is installed", "Load the cluster's MPI, or install the wheel: pip install mpich"
+    else:
+        where = f"mpi4py has loaded {library}"
+        mpirun = os.path.join(sys.prefix, "bin", "mpirun")
+        remedy = (
+            f"Start the job with the mpirun of that library (the wheel's is {mpirun}),"
+            " or with srun --mpi=pmi2 or --mpi=pmix, whichever the library knows"
+        )
+    return InputError(
+        "the launcher and the MPI library do not belong together",
+        where=where,
+        found=f"a world of {world_size} in each process",
+        expected=f"{processes} ranks ({variable}={processes})",
+        remedy=remedy,
+    )

@@ -1,0 +1,121 @@
+"""The data-parallel step: every rank learns from its share of a batch, the ring sums gradients, all update alike."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from hpdl_mpi.base.memory import aligned
+from hpdl_mpi.comm import Collective, Communicator, ring_allreduce
+from hpdl_mpi.data import Batch, share
+from hpdl_mpi.nn import Loss, LossSums
+from hpdl_mpi.optim import clip_factor
+from hpdl_mpi.parallel.replica import Replica
+
+_SUMS = len(LossSums._fields)
+
+
+@dataclass(frozen=True, slots=True)
+class StepReport:
+    """What a step did, the same on every rank.
+
+    Attributes
+    ----------
+    sums : LossSums
+        Over the whole global batch, before the update.
+    votes : tuple of int
+        How many ranks raised each flag.
+    """
+
+    sums: LossSums
+    votes: tuple[int, ...]
+
+    @property
+    def finite(self) -> bool:
+        """Whether the loss is a number; if not, there was no update."""
+        return bool(np.isfinite(self.sums.loss))
+
+
+class DataParallelStep:
+    """Trains a replica together with those of the other ranks. A call is collective.
+
+    The gradient of a global batch is that of the sum of its losses over the total weight of its samples, whatever
+    share each rank holds, so uneven shares, empty ones too, weigh what they should.
+
+    Parameters
+    ----------
+    replica : Replica
+    loss : Loss
+    comm : Communicator
+        The ranks that hold the same parameters.
+    accumulate : int
+        Micro-batches that each rank's share is cut into.
+    clip_norm : float, optional
+        Upper bound of the gradient's global norm.
+    num_flags : int
+        Flags that ranks can raise for all to see.
+    """
+
+    def __init__(
+        self,
+        replica: Replica,
+        loss: Loss,
+        comm: Communicator,
+        *,
+        accumulate: int = 1,
+        clip_norm: float | None = None,
+        num_flags: int = 0,
+    ) -> None:
+        self._replica = replica
+        self._loss = loss
+        self._accumulate = accumulate
+        self._clip_norm = clip_norm
+        self._totals = aligned(_SUMS + num_flags, np.float64)
+        self._reduce_totals = self._all_reduce(comm, self._totals)
+        self._reduce_gradient = self._all_reduce(comm, replica.grads)
+
+    @staticmethod
+    def _all_reduce(comm: Communicator, array: np.ndarray) -> Collective:
+        return Collective(comm, ring_allreduce(comm.size, array.size)[comm.rank], array)
+
+    def __call__(self, batch: Batch, *, epoch: int, lr: float, flags: tuple[bool, ...] = ()) -> StepReport:
+        """Learn from this rank's share of a global batch, and update.
+
+        Parameters
+        ----------
+        batch : Batch
+            Borrowed.
+        epoch : int
+        lr : float
+        flags : tuple of bool
+            Raised by this rank.
+        """
+        totals = self._totals
+        totals[:_SUMS] = 0.0
+        totals[_SUMS:] = flags
+        nominal = batch.global_size
+        size = len(batch.sample_ids)
+        for part in range(self._accumulate):
+            start, stop = share(size, part, self._accumulate)
+            if start < stop:
+                totals[:_SUMS] += self._replica.learn(
+                    batch.inputs[start:stop],
+                    batch.targets[start:stop],
+                    batch.sample_ids[start:stop],
+                    self._loss,
+                    epoch=epoch,
+                    scale=1.0 / nominal,
+                )
+        self._reduce_totals()
+        sums = LossSums(*(float(total) for total in totals[:_SUMS]))
+        report = StepReport(sums, tuple(int(vote) for vote in totals[_SUMS:]))
+        if report.finite:
+            self._reduce_gradient()
+            self._update(nominal / sums.weight if sums.weight else 0.0, lr)
+        return report
+
+    def _update(self, scale: float, lr: float) -> None:
+        if self._clip_norm is not None:
+            scale *= clip_factor(scale * self._replica.gradient_norm(), self._clip_norm)
+        self._replica.update(lr=lr, scale=scale)

@@ -1,0 +1,72 @@
+"""The ranks of a job as a grid with named axes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from hpdl_mpi.base.errors import InputError
+from hpdl_mpi.comm.communicator import Communicator
+
+
+class ProcessGrid:
+    """The ranks in a grid: ``ProcessGrid(comm, {"pp": 2, "dp": 2})``. Collective.
+
+    Parameters
+    ----------
+    comm : Communicator
+        The ranks, numbered along the last axis first.
+    axes : mapping of str to int
+        The size of each axis. Ranks that talk most belong on the innermost, last one: its neighbours share a machine.
+
+    Attributes
+    ----------
+    comm : Communicator
+        All ranks of the grid.
+    shape : dict of str to int
+        The size of each axis.
+
+    Raises
+    ------
+    InputError
+        The sizes are not positive, or their product is not the number of ranks.
+    """
+
+    def __init__(self, comm: Communicator, axes: Mapping[str, int]) -> None:
+        check_shape(axes, comm.size)
+        self.comm = comm
+        self.shape = dict(axes)
+        ranks = np.arange(comm.size).reshape(tuple(axes.values()))
+        place = np.argwhere(ranks == comm.rank)[0].tolist()
+        self._coordinates = dict(zip(axes, place, strict=True))
+        self._axes = {}
+        for dim, name in enumerate(axes):
+            # The ranks along an axis are called after the first of them.
+            first = ranks[tuple(0 if other == dim else index for other, index in enumerate(place))]
+            self._axes[name] = comm.split(int(first), key=self._coordinates[name])
+
+    def axis(self, name: str) -> Communicator:
+        """Return the group of the ranks that differ from this one in this coordinate only, in its order."""
+        return self._axes[name]
+
+    def coordinate(self, name: str) -> int:
+        """Return this rank's place on an axis."""
+        return self._coordinates[name]
+
+
+def check_shape(axes: Mapping[str, int], world_size: int) -> None:
+    """Raise InputError, with the keys of the job file, unless a grid of this shape has as many places as the world."""
+    for name, size in axes.items():
+        if size < 1:
+            raise InputError("an axis needs at least one rank", where=f"parallel.{name}", found=size)
+    if np.prod(list(axes.values()), dtype=int) != world_size:
+        keys = " x ".join(f"parallel.{name}" for name in axes)
+        product = " x ".join(str(size) for size in axes.values())
+        raise InputError(
+            "the grid does not fit the number of ranks",
+            where=keys,
+            found=f"{product} places",
+            expected=f"{world_size}, the number of ranks that the launcher started",
+            remedy="Change the job's grid, or start as many ranks as it has places",
+        )

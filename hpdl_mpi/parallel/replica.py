@@ -1,0 +1,110 @@
+"""A rank's copy of the model: its layers, its flat arrays, and what it does with a micro-batch."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import DTypeLike
+
+from hpdl_mpi.nn import Context, Layer, Layout, Loss, LossSums, MicroBatch, Pool, Shape
+from hpdl_mpi.optim import Chunks, Optimizer
+
+
+class Replica:
+    """Owns the flat arrays of a model and runs micro-batches through it. Local: knows no other rank.
+
+    Parameters
+    ----------
+    model : Layer
+        Built and bound here; it belongs to one replica.
+    input_shape : tuple of int
+        Of one sample.
+    optimizer : Optimizer
+    dtype : dtype
+        float32 or float64, of parameters, gradients, optimizer slots and activations.
+    seed : int
+        Of the starting values and of all randomness in layers.
+
+    Attributes
+    ----------
+    layout : Layout
+    params, grads : array, shape (layout.size,)
+    slots : dict of str to array
+        The optimizer's state, like `params`.
+    step : int
+        Updates done.
+    """
+
+    def __init__(self, model: Layer, input_shape: Shape, optimizer: Optimizer, *, dtype: DTypeLike, seed: int) -> None:
+        model.build(input_shape)
+        self.model = model
+        self.input_shape = input_shape
+        self.dtype = np.dtype(dtype)
+        self.seed = seed
+        self.layout = Layout(model)
+        self.params = self.layout.allocate(dtype)
+        self.grads = self.layout.allocate(dtype)
+        self.slots = {name: self.layout.allocate(dtype) for name in optimizer.slots}
+        self.layout.bind(model, self.params, self.grads)
+        self.pool = Pool()
+        self._optimizer = optimizer
+        self._chunks = Chunks(self.layout)
+        self._batch = MicroBatch(self.pool, seed)
+        self._context = Context(self._batch)
+        self.reset()
+
+    def reset(self) -> None:
+        """Go back to the start: initial parameters, everything else zero."""
+        self.layout.initialize(self.params, self.seed)
+        for array in (self.grads, *self.slots.values()):
+            array.fill(0)
+        self.step = 0
+
+    def learn(
+        self, inputs: np.ndarray, targets: np.ndarray, sample_ids: np.ndarray, loss: Loss, *, epoch: int, scale: float
+    ) -> LossSums:
+        """Run a micro-batch forward and backward and add `scale` times the loss sum's gradient to ``grads``.
+
+        Parameters
+        ----------
+        inputs : array, shape (n, *input_shape)
+            Borrowed.
+        targets : array, shape (n, ...)
+        sample_ids : int64 array, shape (n,)
+        loss : Loss
+        epoch : int
+        scale : float
+        """
+        self._batch.begin(sample_ids, epoch=epoch, training=True)
+        outputs = self.model.forward(inputs, self._context)
+        sums, gradient = loss(outputs, targets, scale, self._context)
+        self.pool.release(outputs)
+        self.pool.release(self.model.backward(gradient, self._context))
+        self.pool.release(gradient)
+        return sums
+
+    def evaluate(self, inputs: np.ndarray, targets: np.ndarray, sample_ids: np.ndarray, loss: Loss) -> LossSums:
+        """Run a micro-batch forward only and compare it with its targets."""
+        self._batch.begin(sample_ids, training=False)
+        outputs = self.model.forward(inputs, self._context)
+        sums, _ = loss(outputs, targets, 0.0, self._context)
+        self.pool.release(outputs)
+        return sums
+
+    def predict(self, inputs: np.ndarray, sample_ids: np.ndarray) -> np.ndarray:
+        """Return a copy of the model's outputs for a micro-batch; the caller owns it."""
+        self._batch.begin(sample_ids, training=False)
+        outputs = self.model.forward(inputs, self._context)
+        result = outputs.copy()
+        self.pool.release(outputs)
+        return result
+
+    def gradient_norm(self) -> float:
+        """Return the Euclidean norm of ``grads``."""
+        return self._chunks.norm(self.grads)
+
+    def update(self, *, lr: float, scale: float) -> None:
+        """Let the optimizer take a step with `scale` times ``grads``, which are zero afterwards."""
+        self._optimizer.update(
+            self.params, self.grads, tuple(self.slots.values()), self._chunks, step=self.step, lr=lr, scale=scale
+        )
+        self.step += 1

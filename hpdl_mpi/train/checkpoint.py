@@ -1,0 +1,229 @@
+"""Checkpoints: folders that are whole or absent, and load on any grid of ranks.
+
+A checkpoint is a folder ``step-00001234`` of HDF5 files, one per writing rank, and a manifest. A file holds slices of
+parameters and of optimizer slots, each under (kind, parameter name) with its first and last element, never positions
+of a grid. The folder is written aside, forced to disk and renamed last; only then are old ones removed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from hpdl_mpi.base.errors import InputError, StorageError, TrainingError
+from hpdl_mpi.base.files import fsync, write_whole
+from hpdl_mpi.comm import Communicator
+from hpdl_mpi.parallel import Replica
+
+FORMAT = 1
+_PREFIX = "step-"
+
+
+def save(folder: Path, replica: Replica, progress: dict[str, Any], comm: Communicator, *, keep: int) -> Path:
+    """Write a checkpoint below `folder` and remove all but the `keep` latest. Collective over the data-parallel ranks.
+
+    Parameters
+    ----------
+    folder : Path
+        Of all checkpoints of a run, seen by all ranks.
+    replica : Replica
+        Equal on all ranks of `comm`, which is checked; rank 0 writes its own.
+    progress : dict
+        What JSON can hold; `load` returns it.
+    comm : Communicator
+    keep : int
+
+    Raises
+    ------
+    TrainingError
+        Ranks hold different parameters; nothing is written.
+    StorageError
+        The folder cannot be written or the disk is full; earlier checkpoints are intact.
+    """
+    _compare_checksums(replica, comm)
+    final = folder / f"{_PREFIX}{replica.step:010d}"
+    failure = None
+    if comm.rank == 0:
+        try:
+            _write(final, replica, progress)
+            for old in _all(folder)[:-keep]:
+                shutil.rmtree(old)
+        except (OSError, RuntimeError) as error:  # HDF5 reports a full disk as either
+            failure = f"{type(error).__name__}: {error}"
+    failure = comm.bcast_obj(failure)
+    if failure is not None:
+        raise StorageError(
+            "the checkpoint could not be written; earlier checkpoints are intact",
+            where=final,
+            found=failure,
+            remedy="make room or mend the permissions, then continue with --resume",
+        )
+    return final
+
+
+def latest(folder: Path) -> Path | None:
+    """Return the latest whole checkpoint below a folder, if there is one."""
+    found = _all(folder)
+    return found[-1] if found else None
+
+
+def load(path: Path, replica: Replica) -> dict[str, Any]:
+    """Fill a replica from a checkpoint and return its `progress`. Local: every rank reads for itself.
+
+    Raises
+    ------
+    InputError
+        The checkpoint is damaged, of another format, or of another model or optimizer; the replica is not usable.
+    """
+    manifest = read_manifest(path)
+    places = {segment.name: segment for segment in replica.layout.segments}
+    _compare_shapes(path, manifest["parameters"], {name: list(place.shape) for name, place in places.items()})
+    arrays = {"params": replica.params} | {f"slot:{name}": array for name, array in replica.slots.items()}
+    filled = dict.fromkeys(((kind, name) for kind in arrays for name in places), 0)
+    for entry in manifest["files"]:
+        with _open_checked(path / entry["name"], entry["sha256"]) as file:
+            for kind, name, start, stop in entry["slices"]:
+                if kind not in arrays:
+                    continue  # state of another optimizer: refused below if ours is then missing
+                place = places[name]
+                target = arrays[kind][place.start + start : place.start + stop]
+                source = file[f"{kind}/{name}/{start}"]
+                if source.shape != target.shape:
+                    raise _damaged(path / entry["name"], f"{kind} of {name} of shape {source.shape}")
+                target[:] = source[()]
+                filled[kind, name] += stop - start
+    for (kind, name), count in filled.items():
+        if count != places[name].stop - places[name].start:
+            raise InputError(
+                "the checkpoint lacks state that this run needs",
+                where=path,
+                found=f"{count} elements of {kind} for {name}",
+                expected=places[name].stop - places[name].start,
+                remedy="continue with the optimizer that the run began with",
+            )
+    replica.step = manifest["step"]
+    return manifest["progress"]
+
+
+def read_manifest(path: Path) -> dict[str, Any]:
+    """Return the manifest of a checkpoint.
+
+    Raises
+    ------
+    InputError
+        It is missing, damaged or of another format.
+    """
+    try:
+        manifest = json.loads((path / "manifest.json").read_bytes())
+    except (OSError, ValueError) as error:
+        raise _damaged(path / "manifest.json", error) from error
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        raise InputError(
+            "a checkpoint of another format",
+            where=path,
+            found=manifest.get("format") if isinstance(manifest, dict) else type(manifest).__name__,
+            expected=FORMAT,
+            remedy="use the version of hpdl_mpi that wrote it",
+        )
+    return manifest
+
+
+def checksum(replica: Replica) -> str:
+    """Return a digest of the parameters' bytes."""
+    return hashlib.blake2b(replica.params.view(np.uint8), digest_size=16).hexdigest()
+
+
+def _all(folder: Path) -> list[Path]:
+    """Return the whole checkpoints below a folder, oldest first."""
+    return sorted(path for path in folder.glob(f"{_PREFIX}*") if (path / "manifest.json").exists())
+
+
+def _compare_checksums(replica: Replica, comm: Communicator) -> None:
+    sums = comm.allgather_obj(checksum(replica))
+    astray = [rank for rank, value in enumerate(sums) if value != sums[0]]
+    if astray:
+        raise TrainingError(
+            f"data-parallel ranks {astray} hold other parameters than rank 0 after step {replica.step}",
+            remedy="this is a fault of the machine or of a layer that is not deterministic: continue from the last "
+            "checkpoint with --resume",
+        )
+
+
+def _write(final: Path, replica: Replica, progress: dict[str, Any]) -> None:
+    if (final / "manifest.json").exists():
+        return  # this step is saved already, and its state is the same
+    aside = final.with_name(f".{final.name}.part")
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    try:
+        name = "rank-00000.h5"
+        slices = _write_slices(aside / name, replica)
+        manifest = {
+            "format": FORMAT,
+            "step": replica.step,
+            "dtype": replica.dtype.name,
+            "input_shape": replica.input_shape,
+            "parameters": {segment.name: segment.shape for segment in replica.layout.segments},
+            "files": [{"name": name, "sha256": _sha256(aside / name), "slices": slices}],
+            "progress": progress,
+        }
+        write_whole(aside / "manifest.json", json.dumps(manifest).encode())
+        os.rename(aside, final)
+        fsync(final.parent)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def _write_slices(path: Path, replica: Replica) -> list[tuple[str, str, int, int]]:
+    """Write all segments of all flat arrays; return (kind, parameter name, first, last + 1 element) of each."""
+    arrays = {"params": replica.params} | {f"slot:{name}": array for name, array in replica.slots.items()}
+    slices = []
+    with h5py.File(path, "w") as file:
+        for kind, array in arrays.items():
+            for segment in replica.layout.segments:
+                file[f"{kind}/{segment.name}/0"] = array[segment.start : segment.stop]
+                slices.append((kind, segment.name, 0, segment.stop - segment.start))
+    fsync(path)
+    return slices
+
+
+def _open_checked(path: Path, sha256: str) -> h5py.File:
+    try:
+        if _sha256(path) != sha256:
+            raise _damaged(path, "another checksum than the manifest's")
+        return h5py.File(path, "r")
+    except OSError as error:
+        raise _damaged(path, error) from error
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _compare_shapes(path: Path, found: dict[str, list[int]], expected: dict[str, list[int]]) -> None:
+    for name in sorted(found.keys() | expected.keys()):
+        if found.get(name) != expected.get(name):
+            raise InputError(
+                f"a checkpoint of another model: they differ in {name}",
+                where=path,
+                found=f"shape {found[name]}" if name in found else "no such parameter",
+                expected=f"shape {expected[name]}" if name in expected else "no such parameter",
+                remedy="start a new run folder with --run-dir, or train the model that this run began with",
+            )
+
+
+def _damaged(path: Path, found: object) -> InputError:
+    return InputError(
+        "a damaged checkpoint",
+        where=path,
+        found=found,
+        remedy=f"remove the folder {path.parent} to continue from the checkpoint before it",
+    )

@@ -1,0 +1,96 @@
+"""From names in a job to objects: models, losses, optimizers, schedules. A signature says which keys there are."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import json
+import sys
+import typing
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+import pydantic
+
+from hpdl_mpi.base.errors import InputError
+from hpdl_mpi.models import MODELS
+from hpdl_mpi.nn import CrossEntropy, Huber, Layer, Loss, MeanSquaredError
+from hpdl_mpi.optim import OPTIMIZERS, SCHEDULES, Optimizer, Schedule
+from hpdl_mpi.train.job import Job, Model, Named, explain
+
+LOSSES: dict[str, type[Loss]] = {"cross_entropy": CrossEntropy, "huber": Huber, "mse": MeanSquaredError}
+
+T = TypeVar("T")
+
+
+def make_loss(job: Job) -> Loss:
+    """Return the loss that a job names."""
+    return _make(LOSSES, job.training.loss, "training.loss")
+
+
+def make_optimizer(job: Job) -> Optimizer:
+    """Return the optimizer that a job names."""
+    return _make(OPTIMIZERS, job.optimizer, "optimizer")
+
+
+def make_schedule(job: Job) -> Schedule:
+    """Return the learning-rate schedule that a job names."""
+    return _make(SCHEDULES, job.lr_schedule, "lr_schedule")
+
+
+def make_model(model: Model) -> Layer:
+    """Return the model, not built yet, that a job names or whose factory it gives."""
+    if model.name is not None:
+        return _call(_look_up(MODELS, model.name, "model"), model.keywords, "model")
+    assert model.factory is not None
+    layer = _call(_factory(model.factory, model.folder), model.keywords, "model")
+    if not isinstance(layer, Layer):
+        raise InputError(
+            "the factory returned no Layer", where="model.factory", found=type(layer).__name__, expected="hpdl_mpi.nn.Layer"
+        )
+    return layer
+
+
+def _make(registry: Mapping[str, Callable[..., T]], named: Named, where: str) -> T:
+    return _call(_look_up(registry, named.name, where), named.keywords, where)
+
+
+def _look_up(registry: Mapping[str, T], name: str, where: str) -> T:
+    if name not in registry:
+        raise InputError("unknown name", where=f"{where}.name", found=repr(name), expected=" or ".join(sorted(registry)))
+    return registry[name]
+
+
+def _call(function: Callable[..., T], keywords: dict[str, Any], where: str) -> T:
+    """Call a function with keywords checked against its signature: names, types, and what may not be missing."""
+    hints = typing.get_type_hints(function.__init__ if inspect.isclass(function) else function)
+    fields: dict[str, Any] = {}
+    for name, parameter in inspect.signature(function).parameters.items():
+        default = ... if parameter.default is inspect.Parameter.empty else parameter.default
+        fields[name] = (hints.get(name, Any), default)
+    config = pydantic.ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, arbitrary_types_allowed=True)
+    arguments = pydantic.create_model("Arguments", __config__=config, **fields)
+    try:
+        checked = arguments.model_validate_json(json.dumps(keywords))  # JSON: strict, yet a list makes a tuple
+    except pydantic.ValidationError as error:
+        raise explain(error, "job", where) from None
+    return function(**{name: getattr(checked, name) for name in checked.model_fields_set})
+
+
+def _factory(name: str, folder: str | None) -> Callable[..., Any]:
+    """Return the function ``module:function``; its module is looked up in `folder` first."""
+    module_name, function_name = name.split(":")
+    if folder is not None and folder not in sys.path:
+        sys.path.insert(0, folder)
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name != module_name.split(".")[0]:
+            raise  # the module was found, and lacks one of its own
+        raise InputError(
+            "no such module", where="model.factory", found=module_name, expected=f"a module in {folder} or on Python's path"
+        ) from None
+    function = getattr(module, function_name, None)
+    if not callable(function):
+        raise InputError("no such function", where="model.factory", found=function_name, expected=f"a function in {module_name}")
+    return function

@@ -1,0 +1,41 @@
+"""Evaluation: the loss and score of a whole dataset, shared among the ranks."""
+
+from __future__ import annotations
+
+from contextlib import closing
+
+import numpy as np
+
+from hpdl_mpi.comm import Communicator
+from hpdl_mpi.data import Loader
+from hpdl_mpi.nn import Loss, LossSums
+from hpdl_mpi.parallel import Replica
+from hpdl_mpi.train.metrics import Metrics
+
+
+class Evaluator:
+    """Evaluates a replica on a dataset. A call is collective over the data-parallel ranks.
+
+    Parameters
+    ----------
+    replica : Replica
+    loss : Loss
+    loader : Loader
+        This rank's share, not shuffled.
+    comm : Communicator
+    unit : float
+        What one unit of the model's outputs is in the targets' own units.
+    """
+
+    def __init__(self, replica: Replica, loss: Loss, loader: Loader, comm: Communicator, unit: float = 1.0) -> None:
+        self._replica, self._loss, self._loader, self._comm, self._unit = replica, loss, loader, comm, unit
+
+    def __call__(self) -> Metrics:
+        """Return the metrics of all samples."""
+        totals = np.zeros(len(LossSums._fields))
+        with closing(self._loader.epoch(0)) as batches:
+            for batch in batches:
+                if len(batch.sample_ids):
+                    totals += self._replica.evaluate(batch.inputs, batch.targets, batch.sample_ids, self._loss)
+        self._comm.allreduce(totals)
+        return Metrics.of(LossSums(*totals.tolist()), self._loss.task, self._unit)

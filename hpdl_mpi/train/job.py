@@ -1,0 +1,225 @@
+"""The job: what a TOML file may say, checked before anything is allocated.
+
+Sections with a `name` (model, optimizer, lr_schedule, loss) take further keys: the keywords of what they name, with
+the types of its signature. So a constructor is the one place that says what can be set.
+"""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import pydantic
+from pydantic import BaseModel, ConfigDict, Field
+
+from hpdl_mpi.base.errors import InputError
+from hpdl_mpi.data.transform import Layout
+
+Positive = Annotated[int, Field(ge=1)]
+Signal = Literal["SIGUSR1", "SIGUSR2", "SIGHUP", "SIGALRM"]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+class Named(_Section):
+    """A name and the keywords of what it names."""
+
+    model_config = ConfigDict(extra="allow", frozen=True, strict=True, allow_inf_nan=False)
+    name: str
+
+    @property
+    def keywords(self) -> dict[str, Any]:
+        """All keys but the name."""
+        return dict(self.__pydantic_extra__ or {})
+
+
+class Model(_Section):
+    """A reference model by name, or any function that returns a Layer as ``module:function``."""
+
+    model_config = ConfigDict(extra="allow", frozen=True, strict=True, allow_inf_nan=False)
+    name: str | None = None
+    factory: str | None = Field(None, pattern=r"^[\w.]+:\w+$")
+    folder: str | None = None
+    """Where the factory's module is looked up first: the job file's folder."""
+
+    @property
+    def keywords(self) -> dict[str, Any]:
+        """Arguments of the model's function."""
+        return dict(self.__pydantic_extra__ or {})
+
+    @pydantic.model_validator(mode="after")
+    def _one_of_both(self) -> Model:
+        if (self.name is None) == (self.factory is None):
+            raise ValueError("give either name or factory")
+        return self
+
+
+class Transform(_Section):
+    """How stored numbers become the network's: ``(x * scale - mean) / std``; see `data.Transform`."""
+
+    scale: float = 1.0
+    mean: float | list[float] | None = None
+    std: float | list[float] | None = None
+    standardize: bool = False
+    layout: Layout = "hwc"
+
+
+class Data(_Section):
+    """Where the samples are and in which order they come."""
+
+    train: str
+    test: str | None = None
+    inputs: str = "x"
+    targets: str = "y"
+    shuffle: Literal["block", "global", "none"] = "block"
+    transform: Transform = Transform()
+    target_transform: Transform = Transform()
+
+
+class Training(_Section):
+    """How long, in which batches, towards what."""
+
+    epochs: Positive | None = None
+    steps: Positive | None = None
+    global_batch_size: Positive
+    loss: Named
+    dtype: Literal["float32", "float64"] = "float32"
+    accumulate: Positive = 1
+    eval_every: Positive | None = None
+    """Steps between evaluations; by default one after every epoch."""
+    clip_norm: Annotated[float, Field(gt=0)] | None = None
+
+    @pydantic.field_validator("loss", mode="before")
+    @classmethod
+    def _name_alone(cls, loss: Any) -> Any:
+        return {"name": loss} if isinstance(loss, str) else loss
+
+    @pydantic.model_validator(mode="after")
+    def _one_length(self) -> Training:
+        if (self.epochs is None) == (self.steps is None):
+            raise ValueError("give either epochs or steps")
+        return self
+
+
+class Parallel(_Section):
+    """The grid of ranks, and the threads of each.
+
+    Parameters
+    ----------
+    dp : int, optional
+        Data-parallel ranks; by default what remains of the world after pp.
+    pp : int
+        Pipeline stages.
+    threads : int, optional
+        Threads per rank; by default the cores of a node shared among its ranks.
+    """
+
+    dp: Positive | None = None
+    pp: Positive = 1
+    threads: Positive | None = None
+
+    @pydantic.field_validator("pp")
+    @classmethod
+    def _one_stage(cls, pp: int) -> int:
+        if pp != 1:
+            raise ValueError("this version trains with one pipeline stage: pp = 1")
+        return pp
+
+
+class Checkpoint(_Section):
+    """When the state is written, and how much of the past is kept."""
+
+    every: Positive | None = None
+    """Steps between checkpoints, besides one after every epoch."""
+    keep: Positive = 2
+    signal: Signal = "SIGUSR1"
+    """Ends the run with a checkpoint, as Ctrl-C and SIGTERM do."""
+
+
+class Job(_Section):
+    """All that a run depends on; see the tables of its sections."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][\w.-]*$")
+    seed: int = Field(0, ge=0)
+    model: Model
+    data: Data
+    training: Training
+    optimizer: Named
+    lr_schedule: Named = Named(name="constant")
+    parallel: Parallel = Parallel()
+    checkpoint: Checkpoint = Checkpoint()
+
+
+def load_job(path: str | Path, overrides: Sequence[str] = ()) -> Job:
+    """Return the job of a TOML file (or of the ``job.json`` of a run) with ``key.path=value`` overrides.
+
+    Raises
+    ------
+    InputError
+        The file is missing or is no TOML, a key is unknown, a value has the wrong type or is impossible.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text()
+        tree = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
+    except FileNotFoundError:
+        raise InputError("no such job file", where=path, remedy="give the path of a job, such as jobs/x.toml") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError("the job file cannot be read", where=path, found=error) from error
+    except ValueError as error:  # both decoders' errors
+        raise InputError("not a valid job file", where=path, found=error) from error
+    for override in overrides:
+        _override(tree, override)
+    if isinstance(tree.get("model"), dict) and "factory" in tree["model"]:
+        tree["model"].setdefault("folder", str(path.resolve().parent))
+    return parse_job(tree, path)
+
+
+def parse_job(tree: dict[str, Any], source: object) -> Job:
+    """Return the job of a tree of keys and values; `source` opens the messages."""
+    try:
+        return Job.model_validate(tree)
+    except pydantic.ValidationError as error:
+        raise explain(error, source) from None
+
+
+def explain(error: pydantic.ValidationError, source: object, prefix: str = "") -> InputError:
+    """Return one message for all that pydantic found, each with the path of its key."""
+    problems = []
+    for issue in error.errors():
+        key = ".".join([prefix] * bool(prefix) + [str(part) for part in issue["loc"]]) or "job"
+        if issue["type"] == "extra_forbidden":
+            problems.append(f"{key}: unknown key")
+        elif issue["type"] == "missing":
+            problems.append(f"{key}: missing")
+        elif issue["type"] == "value_error":
+            problems.append(f"{key}: {issue['ctx']['error']}")
+        else:
+            message = issue["msg"][:1].lower() + issue["msg"][1:]
+            problems.append(f"{key}: {message}; found {issue['input']!r}")
+    return InputError("; ".join(problems), where=source)
+
+
+def _override(tree: dict[str, Any], override: str) -> None:
+    """Set ``a.b=value`` in the tree; the value is TOML, or ``none`` to remove the key, or a string as it stands."""
+    key, equals, text = override.partition("=")
+    parts = key.strip().split(".")
+    if not equals or not all(parts):
+        raise InputError("not an override", where="--set", found=repr(override), expected="key=value")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text
+    for part in parts[:-1]:
+        tree = tree.setdefault(part, {})
+        if not isinstance(tree, dict):
+            raise InputError("not a section", where="--set", found=repr(override), expected=f"{part} to hold keys")
+    if value == "none":
+        tree.pop(parts[-1], None)
+    else:
+        tree[parts[-1]] = value

@@ -1,0 +1,59 @@
+"""How a run begins on a node: its threads, and its kernels compiled once, by the node's first rank."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from typing import TypeVar
+
+from hpdl_mpi.comm import Communicator
+from hpdl_mpi.data import Batch
+from hpdl_mpi.kernels.threads import available_cores, set_threads
+from hpdl_mpi.nn import Loss
+from hpdl_mpi.parallel import Replica
+
+Result = TypeVar("Result")
+
+
+def start_threads(comm: Communicator, wanted: int | None, environ: Mapping[str, str] = os.environ) -> int:
+    """Set the number of threads of this rank and return it. Collective.
+
+    Parameters
+    ----------
+    comm : Communicator
+        All ranks of the job.
+    wanted : int, optional
+        By default the CPUs per task of the Slurm allocation, or else the cores that the ranks of this node may use,
+        shared among them.
+    environ : mapping
+    """
+    mine = available_cores()
+    on_this_node = [cores for node, cores in comm.allgather_obj((comm.node, mine)) if node == comm.node]
+    share = len(set().union(*on_this_node)) // comm.node_size
+    allocated = int(environ.get("SLURM_CPUS_PER_TASK", share))
+    threads = wanted or max(1, min(allocated, len(mine)))
+    set_threads(threads)
+    return threads
+
+
+def first_on_node(comm: Communicator, function: Callable[[], Result]) -> Result:
+    """Call a function on each node's first rank, and after that on all others. Collective."""
+    if comm.node_rank == 0:
+        result = function()
+    comm.barrier()
+    if comm.node_rank != 0:
+        result = function()
+    return result
+
+
+def rehearse(replica: Replica, batch: Batch, loss: Loss) -> None:
+    """Run every kernel of a training and of an evaluation step once, and go back to the start.
+
+    It compiles what the cache lacks, so that no step of the run waits for the compiler.
+    """
+    arrays = (batch.inputs, batch.targets, batch.sample_ids, loss)
+    replica.learn(*arrays, epoch=0, scale=1.0)
+    replica.gradient_norm()
+    replica.update(lr=0.0, scale=1.0)
+    replica.evaluate(*arrays)
+    replica.reset()

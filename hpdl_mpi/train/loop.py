@@ -1,0 +1,172 @@
+"""The training loop: steps and epochs, evaluation, checkpoints, and an orderly end when one is asked for."""
+
+from __future__ import annotations
+
+import time
+from contextlib import closing
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from hpdl_mpi.base.errors import TrainingError
+from hpdl_mpi.comm import Communicator
+from hpdl_mpi.data import Batch, Loader
+from hpdl_mpi.nn import Loss
+from hpdl_mpi.optim import Optimizer, Schedule
+from hpdl_mpi.parallel import DataParallelStep, Replica, StepReport
+from hpdl_mpi.train import checkpoint
+from hpdl_mpi.train.evaluation import Evaluator
+from hpdl_mpi.train.job import Checkpoint
+from hpdl_mpi.train.metrics import Metrics, Progress
+from hpdl_mpi.train.report import Reporter
+from hpdl_mpi.train.runfolder import MetricsLog, RunFolder
+from hpdl_mpi.train.signals import Stopped, StopSignals
+
+
+@dataclass
+class TrainingLoop:
+    """Everything that a run consists of, put together by `Trainer`. `run` is collective.
+
+    Attributes
+    ----------
+    comm : Communicator
+        The data-parallel ranks.
+    num_steps : int
+        Length of the whole run.
+    eval_every : int or None
+        Steps between evaluations; None for one after every epoch.
+    progress : Progress
+        Where the run begins; kept up to date.
+    log : MetricsLog or None
+        On the writing rank, if there is a run folder.
+    """
+
+    comm: Communicator
+    replica: Replica
+    loss: Loss
+    optimizer: Optimizer
+    schedule: Schedule
+    step: DataParallelStep
+    loader: Loader
+    evaluator: Evaluator | None
+    num_steps: int
+    eval_every: int | None
+    checkpoints: Checkpoint
+    folder: RunFolder | None
+    progress: Progress
+    log: MetricsLog | None
+    reporter: Reporter
+    signals: StopSignals
+    unit: float
+
+    def run(self) -> Metrics | None:
+        """Train to the end and return the last evaluation's metrics, if there is something to evaluate on.
+
+        Raises
+        ------
+        Stopped
+            A signal asked for an end; the state is saved.
+        TrainingError
+            The loss is not finite.
+        """
+        self._lap = self._start = time.perf_counter()
+        self._wall_before = self.progress.wall_seconds
+        self._evaluated: tuple[int, Metrics] | None = None
+        while self.replica.step < self.num_steps:
+            self._epoch()
+        self._save()
+        self._evaluate()
+        return self._evaluated[1] if self._evaluated else None
+
+    def _epoch(self) -> None:
+        """Go on to the end of the present epoch, or of the run."""
+        progress = self.progress
+        with closing(self.loader.epoch(progress.epoch, progress.offset)) as batches:
+            for batch in batches:
+                report = self._step(batch)
+                if self.eval_every and self.replica.step % self.eval_every == 0:
+                    self._evaluate()
+                if any(report.votes):
+                    self._stop(report)
+                if self.checkpoints.every and self.replica.step % self.checkpoints.every == 0:
+                    self._save()
+                if self.replica.step == self.num_steps:
+                    break
+        if progress.offset == self.loader.dataset.num_samples:
+            self._end_epoch()
+
+    def _step(self, batch: Batch) -> StepReport:
+        number, progress = self.replica.step, self.progress
+        lr = self.optimizer.lr * self.schedule.factor(number, self.num_steps)
+        report = self.step(batch, epoch=progress.epoch, lr=lr, flags=self.signals.flags)
+        if not report.finite:
+            self._refuse(report, number)
+        seconds = self._take_lap()
+        progress.count(report.sums, batch.global_size, seconds)
+        if self.log:
+            metrics = Metrics.of(report.sums, self.loss.task, self.unit)
+            self.log.write(kind="step", step=number + 1, epoch=progress.epoch, lr=lr, seconds=seconds, **asdict(metrics))
+        rate = progress.samples / progress.seconds
+        self.reporter.step(number + 1, Metrics.of(progress.sums, self.loss.task, self.unit), rate)
+        return report
+
+    def _refuse(self, report: StepReport, number: int) -> None:
+        saved = self.folder and checkpoint.latest(self.folder.checkpoints)
+        raise TrainingError(
+            f"the loss is {report.sums.loss} in step {number + 1} of epoch {self.progress.epoch + 1}",
+            where="training",
+            expected="a finite number",
+            remedy="lower optimizer.lr, set training.clip_norm, or look for bad values with `hpdl data verify`"
+            + (f"; {saved} is intact" if saved else ""),
+            shared=True,
+        )
+
+    def _end_epoch(self) -> None:
+        progress = self.progress
+        metrics = Metrics.of(progress.sums, self.loss.task, self.unit)
+        progress.train_loss = metrics.loss
+        progress.end_epoch()
+        if self.log:
+            self.log.write(kind="epoch", step=self.replica.step, epoch=progress.epoch, **asdict(metrics))
+        tested = "" if self.eval_every else self._evaluate()
+        rate = progress.samples / progress.seconds
+        self.reporter.say(f"epoch {progress.epoch:3d}  {metrics}{tested}  {rate:.0f} samples/s")
+        self._save()
+
+    def _evaluate(self) -> str:
+        """Evaluate unless this step's parameters have been, and return what there is to say about it."""
+        if self.evaluator is None:
+            return ""
+        if self._evaluated is None or self._evaluated[0] != self.replica.step:
+            metrics = self.evaluator()
+            self._evaluated = self.replica.step, metrics
+            if self.log:
+                self.log.write(kind="test", step=self.replica.step, epoch=self.progress.epoch, **asdict(metrics))
+            if self.eval_every:
+                self.reporter.say(f"step {self.replica.step}  test {metrics}")
+            self._take_lap()
+        return f"  test {self._evaluated[1]}"
+
+    def _save(self) -> Path | None:
+        """Write a checkpoint, if there is a run folder."""
+        if self.folder is None:
+            return None
+        now = time.perf_counter()
+        self.progress.wall_seconds = self._wall_before + now - self._start
+        if self.log:
+            self.progress.metrics_bytes = self.log.flush()
+        state = self.progress.to_dict()
+        path = checkpoint.save(
+            self.folder.checkpoints, self.replica, state, self.comm, keep=self.checkpoints.keep
+        )
+        self._take_lap()
+        return path
+
+    def _stop(self, report: StepReport) -> None:
+        number = next(number for number, votes in zip(self.signals.numbers, report.votes, strict=True) if votes)
+        raise Stopped(number, self.replica.step, self._save())
+
+    def _take_lap(self) -> float:
+        """Return the seconds since the last call: evaluation and checkpoints do not count as training."""
+        now = time.perf_counter()
+        lap, self._lap = now - self._lap, now
+        return lap

@@ -1,0 +1,110 @@
+"""What rank 0 shows of a run: a progress bar on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from typing import Any, Protocol
+
+from hpdl_mpi.train.metrics import Metrics
+
+_LINE_SECONDS = 10.0
+
+
+class Reporter(Protocol):
+    """Shows a run as it goes."""
+
+    def say(self, text: str) -> None:
+        """Show a line."""
+
+    def step(self, step: int, metrics: Metrics, samples_per_second: float) -> None:
+        """Show where the present epoch stands, after `step` steps in all."""
+
+    def close(self) -> None:
+        """Leave the terminal as it was."""
+
+
+class Silent:
+    """Shows nothing: for all ranks but the first, and for scripts that ask for it."""
+
+    def say(self, text: str) -> None:
+        """Do nothing."""
+
+    def step(self, step: int, metrics: Metrics, samples_per_second: float) -> None:
+        """Do nothing."""
+
+    def close(self) -> None:
+        """Do nothing."""
+
+
+class Lines:
+    """Plain lines: what is said, and now and then where a long epoch stands."""
+
+    def __init__(self, num_steps: int) -> None:
+        self._num_steps = num_steps
+        self._last = time.monotonic()
+
+    def say(self, text: str) -> None:
+        """Print a line."""
+        print(text, flush=True)
+        self._last = time.monotonic()
+
+    def step(self, step: int, metrics: Metrics, samples_per_second: float) -> None:
+        """Print a line if none was printed for ten seconds."""
+        if time.monotonic() - self._last > _LINE_SECONDS:
+            self.say(f"  step {step}/{self._num_steps}  {metrics}  {samples_per_second:.0f} samples/s")
+
+    def close(self) -> None:
+        """Do nothing."""
+
+
+class Bar:
+    """A progress bar over all steps, with what is said above it."""
+
+    def __init__(self, num_steps: int, done: int) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        columns = (
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[status]}"),
+            TimeRemainingColumn(),
+        )
+        self._progress = Progress(*columns, console=Console(force_terminal=True), refresh_per_second=4)
+        self._task = self._progress.add_task("", total=num_steps, completed=done, status="")
+        self._progress.start()
+
+    def say(self, text: str) -> None:
+        """Print a line above the bar."""
+        self._progress.console.print(text, highlight=False)
+
+    def step(self, step: int, metrics: Metrics, samples_per_second: float) -> None:
+        """Move the bar."""
+        self._progress.update(self._task, completed=step, status=f"{metrics}  {samples_per_second:.0f} samples/s")
+
+    def close(self) -> None:
+        """Stop the bar."""
+        self._progress.stop()
+
+
+def make_reporter(rank: int, num_steps: int, done: int) -> Reporter:
+    """Return what shows a run on this rank.
+
+    ``HPDL_PROGRESS=bar`` asks for the bar where output passes through a launcher on its way to the terminal, and
+    ``HPDL_PROGRESS=plain`` for lines.
+    """
+    if rank != 0:
+        return Silent()
+    wanted = os.environ.get("HPDL_PROGRESS", "bar" if sys.stdout.isatty() else "plain")
+    return Bar(num_steps, done) if wanted == "bar" else Lines(num_steps)
+
+
+def describe_summary(summary: dict[str, Any]) -> str:
+    """Return the last lines of a run: what it reached, and how fast."""
+    scores = [("test loss", "test_loss", ".4f"), ("test accuracy", "test_accuracy", ".4f"), ("test rmse", "test_rmse", ".6g")]
+    reached = ", ".join(f"{label} {summary[key]:{style}}" for label, key, style in scores if summary[key] is not None)
+    rate = summary["samples_per_second"]
+    speed = f"; {rate:.0f} samples/s" if rate else ""
+    return f"{summary['steps']} steps on {summary['world_size']} ranks: {reached or 'done'}{speed}"

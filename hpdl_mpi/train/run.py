@@ -1,0 +1,147 @@
+"""Runs of jobs: train one, or take up again what a run folder holds."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from hpdl_mpi.base.errors import InputError
+from hpdl_mpi.comm import Communicator, agree
+from hpdl_mpi.data import Transform
+from hpdl_mpi.train import checkpoint
+from hpdl_mpi.train.choices import make_loss, make_model, make_optimizer, make_schedule
+from hpdl_mpi.train.job import Job, Parallel, load_job
+from hpdl_mpi.train.job import Transform as TransformSection
+from hpdl_mpi.train.runfolder import RunFolder, resumed_job
+from hpdl_mpi.train.trainer import Source, Trainer
+
+PathLike = str | os.PathLike[str]
+
+
+def run_job(
+    path: PathLike,
+    comm: Communicator,
+    *,
+    overrides: Sequence[str] = (),
+    run_dir: PathLike | None = None,
+    resume: bool = False,
+) -> dict[str, Any]:
+    """Train the job of a file and return the summary of the run. Collective.
+
+    Parameters
+    ----------
+    path : path-like
+        The job file.
+    comm : Communicator
+        All ranks.
+    overrides : sequence of str
+        ``key.path=value``.
+    run_dir : path-like, optional
+        By default ``runs/<name of the job>``.
+    resume : bool
+        Continue the run in that folder.
+
+    Raises
+    ------
+    InputError
+        The job, its data or the run folder cannot be used; raised on every rank, before anything is allocated.
+    """
+    job, folder = agree(comm, lambda: _prepare(path, overrides, run_dir, resume))
+    trainer = make_trainer(job, comm)
+    return trainer.fit(
+        job.data.train,
+        global_batch_size=job.training.global_batch_size,
+        epochs=job.training.epochs,
+        steps=job.training.steps,
+        validate=job.data.test,
+        inputs=job.data.inputs,
+        targets=job.data.targets,
+        transform=_transform(job.data.transform),
+        target_transform=_transform(job.data.target_transform),
+        shuffle=job.data.shuffle,
+        eval_every=job.training.eval_every,
+        checkpoint=job.checkpoint,
+        run_dir=folder.path,
+        resume=resume,
+        name=job.model.name or job.model.factory,
+        describe=lambda source: _resolved(job, source, trainer),
+    )
+
+
+def open_run(run: PathLike, comm: Communicator) -> tuple[Trainer, Job]:
+    """Return a trainer that holds the model of a run's latest checkpoint, and the run's job. Collective.
+
+    Raises
+    ------
+    InputError
+        The folder holds no run of a job, or no checkpoint.
+    """
+    folder = RunFolder(run)
+    job = agree(comm, folder.read_job)
+    trainer = make_trainer(job.model_copy(update={"parallel": Parallel(threads=None)}), comm)
+    agree(comm, lambda: trainer.load(_latest(folder), _source(job)))
+    if comm.rank != 0:
+        trainer.load(_latest(folder), _source(job))
+    return trainer, job
+
+
+def make_trainer(job: Job, comm: Communicator) -> Trainer:
+    """Return the trainer that a job describes. Collective."""
+    return Trainer(
+        make_model(job.model),
+        loss=make_loss(job),
+        optimizer=make_optimizer(job),
+        lr_schedule=make_schedule(job),
+        parallel=job.parallel,
+        dtype=job.training.dtype,
+        seed=job.seed,
+        accumulate=job.training.accumulate,
+        clip_norm=job.training.clip_norm,
+        comm=comm,
+    )
+
+
+def _prepare(
+    path: PathLike, overrides: Sequence[str], run_dir: PathLike | None, resume: bool
+) -> tuple[Job, RunFolder]:
+    """Read and check all that the job says, without touching data or allocating anything."""
+    job = load_job(path, overrides)
+    folder = RunFolder(run_dir if run_dir is not None else Path("runs", job.name))
+    paths = {"train": os.path.abspath(job.data.train), "test": job.data.test and os.path.abspath(job.data.test)}
+    job = job.model_copy(update={"data": job.data.model_copy(update=paths)})
+    if resume and folder.job.exists():
+        job = resumed_job(job, folder.read_job())
+    for make in (make_loss, make_optimizer, make_schedule):
+        make(job)
+    make_model(job.model)
+    return job, folder
+
+
+def _resolved(job: Job, source: Source, trainer: Trainer) -> dict[str, Any]:
+    """Return the job with every measured or automatic choice in it."""
+    tree = job.model_dump(exclude_none=True)
+    tree["data"]["transform"] = asdict(source.transform)
+    tree["data"]["target_transform"] = asdict(source.target_transform)
+    tree["parallel"] |= {"dp": trainer.grid.shape["dp"], "threads": trainer.threads}
+    return tree
+
+
+def _source(job: Job) -> Source:
+    data = job.data
+    return Source(
+        data.train, data.inputs, data.targets, _transform(data.transform), _transform(data.target_transform)
+    )
+
+
+def _transform(section: TransformSection) -> Transform:
+    return Transform(**section.model_dump())
+
+
+def _latest(folder: RunFolder) -> Path:
+    latest = checkpoint.latest(folder.checkpoints)
+    if latest is None:
+        raise InputError("the run has no checkpoint yet", where=folder.path, remedy="let it train to its first one")
+    return latest

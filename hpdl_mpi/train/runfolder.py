@@ -1,0 +1,172 @@
+"""The run folder: the resolved job, metrics, checkpoints and the summary of one run."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from hpdl_mpi.base.errors import InputError, StorageError
+from hpdl_mpi.base.files import write_whole
+from hpdl_mpi.train.job import Job, load_job, parse_job
+
+
+class RunFolder:
+    """Paths and files of a run. One rank writes; all may read.
+
+    Parameters
+    ----------
+    path : path-like
+        The folder; it need not exist.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        self.job = self.path / "job.json"
+        self.metrics = self.path / "metrics.jsonl"
+        self.checkpoints = self.path / "checkpoints"
+        self.summary = self.path / "summary.json"
+
+    @property
+    def holds_run(self) -> bool:
+        """Whether a run began here."""
+        return self.job.exists() or self.checkpoints.exists()
+
+    def claim(self, *, resume: bool) -> None:
+        """Make the folder, or accept the run that it holds.
+
+        Raises
+        ------
+        InputError
+            It holds a run and `resume` is not set, or the other way round, or it cannot be written.
+        """
+        if self.holds_run and not resume:
+            raise InputError(
+                "the run folder holds a run already",
+                where=self.path,
+                remedy="continue it with --resume, choose another folder with --run-dir, or remove it",
+            )
+        if resume and not self.holds_run:
+            raise InputError(
+                "there is no run to resume",
+                where=self.path,
+                remedy="name the folder of the run with --run-dir, or start a run without --resume",
+            )
+        try:
+            self.checkpoints.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=self.path):
+                pass
+        except OSError as error:
+            raise InputError(
+                "the run folder cannot be written",
+                where=self.path,
+                found=error.strerror,
+                remedy="choose a folder of your own with --run-dir",
+            ) from error
+
+    def write_json(self, path: Path, value: dict[str, Any]) -> None:
+        """Write one of the folder's JSON files, whole or not at all.
+
+        Raises
+        ------
+        StorageError
+            The disk is full or the folder cannot be written.
+        """
+        try:
+            write_whole(path, (json.dumps(value, indent=2) + "\n").encode())
+        except OSError as error:
+            raise StorageError("the file could not be written", where=path, found=error.strerror) from error
+
+    def read_job(self) -> Job:
+        """Return the resolved job of the run.
+
+        Raises
+        ------
+        InputError
+            The folder holds no run, or one that a script made without a job.
+        """
+        if not self.job.exists():
+            raise InputError(
+                "the folder holds no run of a job", where=self.path, remedy="name a folder that hpdl train has written"
+            )
+        return load_job(self.job)
+
+
+class MetricsLog:
+    """Appends lines of JSON to ``metrics.jsonl``.
+
+    Parameters
+    ----------
+    path : Path
+    start : int
+        Bytes to keep: a resumed run drops what came after its checkpoint.
+    """
+
+    def __init__(self, path: Path, start: int = 0) -> None:
+        self._path = path
+        try:
+            self._file: io.BufferedWriter = open(path, "ab")  # noqa: SIM115 - lives as long as the run
+            self._file.truncate(start)
+        except OSError as error:
+            raise StorageError("metrics cannot be written", where=path, found=error.strerror) from error
+
+    def write(self, **values: Any) -> None:
+        """Add a line; `flush` brings it to the disk."""
+        self._do(lambda: self._file.write((json.dumps(values) + "\n").encode()))
+
+    def flush(self) -> int:
+        """Write what is pending and return the length of the file in bytes."""
+        self._do(self._file.flush)
+        return os.fstat(self._file.fileno()).st_size
+
+    def close(self) -> None:
+        """Write what is pending and close the file."""
+        self._do(self._file.close)
+
+    def _do(self, action: Any) -> None:
+        try:
+            action()
+        except OSError as error:
+            raise StorageError(
+                "metrics cannot be written", where=self._path, found=error.strerror, remedy="make room on the disk"
+            ) from error
+
+
+FIXED = ("seed", "model", "data", "training.global_batch_size", "training.dtype", "training.loss", "optimizer.name")
+"""What a run cannot change when it goes on; lengths, rates and grids may."""
+
+
+def resumed_job(job: Job, saved: Job) -> Job:
+    """Return the job of a resumed run: the new one, with what was chosen automatically at the start of the run.
+
+    Raises
+    ------
+    InputError
+        The new job differs in something that a run cannot change.
+    """
+    old, new = saved.model_dump(), job.model_dump()
+    for section in ("transform", "target_transform"):
+        if new["data"][section]["standardize"]:
+            new["data"][section] = old["data"][section]
+    for key in ("train", "test"):
+        new["data"][key] = old["data"][key]
+    for key in FIXED:
+        found, expected = _get(new, key), _get(old, key)
+        if found != expected:
+            raise InputError(
+                "a run cannot change this when it goes on",
+                where=key,
+                found=found,
+                expected=expected,
+                remedy="start a new run with --run-dir",
+            )
+    return parse_job(new, "job")
+
+
+def _get(tree: dict[str, Any], key: str) -> Any:
+    for part in key.split("."):
+        tree = tree[part]
+    return tree

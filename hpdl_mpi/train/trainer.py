@@ -1,0 +1,400 @@
+"""The trainer: from a model and data to a trained model, on any number of ranks."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hpdl_mpi import __version__
+from hpdl_mpi.base.errors import InputError
+from hpdl_mpi.comm import Communicator, agree, world
+from hpdl_mpi.data import Dataset, Loader, Transform, fitted
+from hpdl_mpi.data.sampler import Shuffle
+from hpdl_mpi.nn import Layer, Loss, Shape
+from hpdl_mpi.optim import Constant, Optimizer, Schedule
+from hpdl_mpi.parallel import DataParallelStep, ProcessGrid, Replica
+from hpdl_mpi.parallel.grid import check_shape
+from hpdl_mpi.train import checkpoint as checkpoints
+from hpdl_mpi.train.evaluation import Evaluator
+from hpdl_mpi.train.job import Checkpoint, Parallel
+from hpdl_mpi.train.launch import first_on_node, rehearse, start_threads
+from hpdl_mpi.train.loop import TrainingLoop
+from hpdl_mpi.train.metrics import Metrics, Progress
+from hpdl_mpi.train.report import make_reporter
+from hpdl_mpi.train.runfolder import MetricsLog, RunFolder
+from hpdl_mpi.train.signals import StopSignals
+
+PathLike = str | os.PathLike[str]
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where samples come from, and what is done to them before the model sees them.
+
+    Parameters
+    ----------
+    path : path-like
+        A folder of shards, a glob, or one HDF5 file.
+    inputs, targets : str
+        Names of the arrays.
+    transform, target_transform : Transform
+    """
+
+    path: PathLike
+    inputs: str = "x"
+    targets: str = "y"
+    transform: Transform = Transform()
+    target_transform: Transform = Transform()
+
+    def open(self) -> Dataset:
+        """Return the dataset; reads no samples."""
+        return Dataset.open(self.path, self.inputs, self.targets)
+
+
+class Trainer:
+    """Trains a model on all ranks of the job. Constructing one is collective, and so are its methods.
+
+    Parameters
+    ----------
+    model : Layer
+        Not built; it belongs to the trainer from now on.
+    loss : Loss
+    optimizer : Optimizer
+    lr_schedule : Schedule, optional
+        Constant by default.
+    parallel : Parallel, optional
+        The grid of ranks and their threads; by default all ranks are data-parallel.
+    dtype : {"float32", "float64"}
+    seed : int
+    accumulate : int
+        Micro-batches that each rank's share of a batch is cut into.
+    clip_norm : float, optional
+        Upper bound of the gradient's global norm.
+    comm : Communicator, optional
+        By default all ranks of the job.
+    """
+
+    def __init__(
+        self,
+        model: Layer,
+        *,
+        loss: Loss,
+        optimizer: Optimizer,
+        lr_schedule: Schedule | None = None,
+        parallel: Parallel | None = None,
+        dtype: str = "float32",
+        seed: int = 0,
+        accumulate: int = 1,
+        clip_norm: float | None = None,
+        comm: Communicator | None = None,
+    ) -> None:
+        self._began = time.perf_counter()
+        self.comm = world() if comm is None else comm
+        self.model = model
+        self.loss = loss
+        self.optimizer = optimizer
+        self.schedule = lr_schedule or Constant()
+        self.grid = self._make_grid(parallel or Parallel())
+        self.threads = start_threads(self.comm, parallel.threads if parallel else None)
+        self._dtype, self._seed = dtype, seed
+        self._accumulate, self._clip_norm = accumulate, clip_norm
+        self._replica: Replica | None = None
+        self._source = Source("")
+
+    def _make_grid(self, parallel: Parallel) -> ProcessGrid:
+        shape = {"pp": parallel.pp, "dp": parallel.dp or self.comm.size // parallel.pp}
+        agree(self.comm, lambda: check_shape(shape, self.comm.size))
+        return ProcessGrid(self.comm, shape)
+
+    @property
+    def replica(self) -> Replica:
+        """This rank's copy of the model, once `fit` or `load` has made it."""
+        if self._replica is None:
+            raise RuntimeError("the model is not built yet: call fit or load first")
+        return self._replica
+
+    def fit(
+        self,
+        train: PathLike,
+        *,
+        global_batch_size: int,
+        epochs: int | None = None,
+        steps: int | None = None,
+        validate: PathLike | None = None,
+        inputs: str = "x",
+        targets: str = "y",
+        transform: Transform | None = None,
+        target_transform: Transform | None = None,
+        shuffle: Shuffle = "block",
+        eval_every: int | None = None,
+        checkpoint: Checkpoint | None = None,
+        run_dir: PathLike | None = None,
+        resume: bool = False,
+        name: str | None = None,
+        describe: Callable[[Source], dict[str, Any]] | None = None,
+    ) -> dict[str, Any]:
+        """Train, and return the summary of the run. Collective.
+
+        Parameters
+        ----------
+        train, validate : path-like
+            Folders of shards, globs, or HDF5 files; `validate` is evaluated after every epoch and at the end.
+        global_batch_size : int
+            Samples of a batch over all ranks: 1 for stochastic descent, all samples for batch descent.
+        epochs, steps : int
+            Length of the run: one of both.
+        inputs, targets : str
+            Names of the arrays.
+        transform, target_transform : Transform, optional
+            What is done to inputs, and to the targets of a regression.
+        shuffle : {"block", "global", "none"}
+        eval_every : int, optional
+            Steps between evaluations, instead of one after every epoch.
+        checkpoint : Checkpoint, optional
+            When to save and how much to keep.
+        run_dir : path-like, optional
+            Where metrics, checkpoints and the summary are written; without it, nothing is.
+        resume : bool
+            Continue from the latest checkpoint in `run_dir`.
+        name : str, optional
+            Of the model, for the summary.
+        describe : callable, optional
+            Returns what the run folder shall say of the job, from the source as it will be used: its transforms
+            measured.
+
+        Returns
+        -------
+        dict
+            What ``summary.json`` holds.
+
+        Raises
+        ------
+        InputError
+            Data, model and loss do not fit together, or the run folder cannot be used.
+        TrainingError
+            The loss is not finite, or ranks have drifted apart.
+        StorageError
+            A checkpoint could not be written.
+        Stopped
+            A signal asked for an end; the state is saved if there is a run folder.
+        """
+        if (epochs is None) == (steps is None):
+            raise InputError("give either epochs or steps", where="fit", found=f"epochs={epochs}, steps={steps}")
+        checkpoint = checkpoint or Checkpoint()
+        source = Source(train, inputs, targets, transform or Transform(), target_transform or Transform())
+        folder = RunFolder(run_dir) if run_dir is not None else None
+        self._source, input_shape = agree(self.comm, lambda: self._check(source, validate, folder, resume))
+        dp = self.grid.axis("dp")
+        loader = self._loader(train, global_batch_size, shuffle)
+        tests = self._loader(validate, global_batch_size, "none") if validate is not None else None
+        first_on_node(self.comm, lambda: self._build(input_shape, loader))
+        progress = self._restore(folder) if folder and resume else Progress()
+        num_steps = steps or -(-loader.dataset.num_samples // global_batch_size) * (epochs or 0)
+        mine = folder if self.comm.rank == 0 else None
+        with ExitStack() as stack:
+            log = None
+            if mine:
+                if describe:
+                    mine.write_json(mine.job, describe(self._source))
+                log = MetricsLog(mine.metrics, progress.metrics_bytes)
+                stack.callback(log.close)
+            signals = stack.enter_context(StopSignals(checkpoint.signal))
+            reporter = make_reporter(self.comm.rank, num_steps, self.replica.step)
+            stack.callback(reporter.close)
+            reporter.say(self._headline(loader, num_steps))
+            loop = TrainingLoop(
+                comm=dp,
+                replica=self.replica,
+                loss=self.loss,
+                optimizer=self.optimizer,
+                schedule=self.schedule,
+                step=DataParallelStep(
+                    self.replica,
+                    self.loss,
+                    dp,
+                    accumulate=self._accumulate,
+                    clip_norm=self._clip_norm,
+                    num_flags=len(signals.numbers),
+                ),
+                loader=loader,
+                evaluator=Evaluator(self.replica, self.loss, tests, dp, self._unit) if tests else None,
+                num_steps=num_steps,
+                eval_every=eval_every,
+                checkpoints=checkpoint,
+                folder=folder,
+                progress=progress,
+                log=log,
+                reporter=reporter,
+                signals=signals,
+                unit=self._unit,
+            )
+            metrics = loop.run()
+            summary = self._summary(name, global_batch_size, progress, metrics)
+            if mine:
+                mine.write_json(mine.summary, summary)
+        return summary
+
+    def load(self, checkpoint: PathLike, source: Source) -> None:
+        """Build the model and fill it from a checkpoint; `source` says how samples are prepared. Local.
+
+        Raises
+        ------
+        InputError
+            The checkpoint is damaged, or of another model.
+        """
+        manifest = checkpoints.read_manifest(Path(checkpoint))
+        self._source = source
+        self._build(tuple(manifest["input_shape"]), None)
+        checkpoints.load(Path(checkpoint), self.replica)
+
+    def evaluate(self, data: PathLike, *, batch_size: int = 256) -> Metrics:
+        """Return the metrics of a dataset, prepared like the training data. Collective.
+
+        Parameters
+        ----------
+        data : path-like
+        batch_size : int
+            Samples of a batch over all ranks.
+        """
+        agree(self.comm, lambda: self._check_dataset(replace(self._source, path=data)))
+        loader = self._loader(data, batch_size, "none")
+        return Evaluator(self.replica, self.loss, loader, self.grid.axis("dp"), self._unit)()
+
+    def predict(self, inputs: np.ndarray, *, batch_size: int = 256) -> np.ndarray:
+        """Return the model's outputs for samples as they are stored, in the targets' own units. Local.
+
+        Parameters
+        ----------
+        inputs : array, shape (n, ...)
+            Any number type; transformed like the training data.
+        batch_size : int
+            Samples of a forward pass.
+
+        Returns
+        -------
+        array, shape (n, ...)
+            Raw outputs: logits of a classification, values of a regression.
+        """
+        transform, replica = self._source.transform, self.replica
+        shape = transform.output_shape(inputs.shape[1:])
+        if shape != replica.input_shape:
+            raise InputError("samples of another shape", where="inputs", found=shape, expected=replica.input_shape)
+        outputs = []
+        for start in range(0, len(inputs), batch_size):
+            raw = np.ascontiguousarray(inputs[start : start + batch_size])
+            x = np.empty((len(raw), *shape), replica.dtype)
+            transform.apply(raw, x)
+            outputs.append(replica.predict(x, np.arange(start, start + len(raw))))
+        result = np.concatenate(outputs)
+        if self.loss.task == "regression":
+            self._source.target_transform.inverse(result)
+        return result
+
+    @property
+    def _unit(self) -> float:
+        """What one unit of the model's outputs is in the targets' own; 1 where several targets differ in it."""
+        std, scale = self._source.target_transform.std, self._source.target_transform.scale
+        values = np.atleast_1d(1.0 if std is None else std)
+        return float(values[0] / scale) if len(values) == 1 else 1.0
+
+    def _check(
+        self, source: Source, validate: PathLike | None, folder: RunFolder | None, resume: bool
+    ) -> tuple[Source, Shape]:
+        """Refuse what cannot work, on one rank; return the source with measured transforms, and the input's shape."""
+        shape = self._check_dataset(source)
+        if validate is not None and (found := self._check_dataset(replace(source, path=validate))) != shape:
+            raise InputError("test samples of another shape", where=validate, found=found, expected=shape)
+        if folder is not None:
+            folder.claim(resume=resume)
+        with source.open() as dataset:
+            return replace(
+                source,
+                transform=fitted(source.transform, dataset),
+                target_transform=fitted(source.target_transform, dataset, "targets"),
+            ), shape
+
+    def _check_dataset(self, source: Source) -> Shape:
+        """Return the shape of a sample as the model sees it; refuse data that the model or the loss cannot take."""
+        with source.open() as dataset:
+            shape = replace(source.transform, standardize=False, mean=None, std=None).output_shape(dataset.input_shape)
+            if self._replica is None:
+                self.model.build(shape)
+            self.loss.check(self.model.output_shape(shape), dataset.target_shape, dataset.target_dtype)
+            if dataset.num_samples < self.grid.shape["dp"]:
+                raise InputError(
+                    "fewer samples than ranks that share them",
+                    where=source.path,
+                    found=f"{dataset.num_samples} samples",
+                    expected=f"at least {self.grid.shape['dp']}, one per data-parallel rank",
+                    remedy="start fewer ranks",
+                )
+            return shape
+
+    def _loader(self, path: PathLike, batch_size: int, shuffle: Shuffle) -> Loader:
+        classifies = self.loss.task == "classification"
+        return Loader(
+            replace(self._source, path=path).open(),
+            global_batch_size=batch_size,
+            seed=self._seed,
+            shuffle=shuffle,
+            dp_rank=self.grid.coordinate("dp"),
+            dp_size=self.grid.shape["dp"],
+            transform=self._source.transform,
+            target_transform=None if classifies else self._source.target_transform,
+            dtype=self._dtype,
+        )
+
+    def _build(self, input_shape: Shape, loader: Loader | None) -> None:
+        """Make the replica, and run every kernel once if there is data to run them on."""
+        self._replica = Replica(self.model, input_shape, self.optimizer, dtype=self._dtype, seed=self._seed)
+        if loader is not None:
+            with closing(loader.epoch(0, limit=self.grid.shape["dp"])) as batches:
+                rehearse(self._replica, next(batches), self.loss)
+
+    def _restore(self, folder: RunFolder) -> Progress:
+        latest = checkpoints.latest(folder.checkpoints)
+        return Progress.from_dict(checkpoints.load(latest, self.replica)) if latest else Progress()
+
+    def _headline(self, loader: Loader, num_steps: int) -> str:
+        comm, shape = self.comm, self.grid.shape
+        return (
+            f"hpdl_mpi {__version__}: {_count(comm.size, 'rank')} on {_count(comm.num_nodes, 'node')}, "
+            f"{_count(self.threads, 'thread')} each; dp {shape['dp']} x pp {shape['pp']}\n"
+            f"{self.replica.layout.num_parameters:,} parameters ({self.replica.dtype}); "
+            f"{loader.dataset.num_samples:,} samples in batches of {loader.global_batch_size}; "
+            f"steps {self.replica.step} to {num_steps}; ready after {time.perf_counter() - self._began:.1f} s"
+        )
+
+    def _summary(
+        self, name: str | None, global_batch_size: int, progress: Progress, metrics: Metrics | None
+    ) -> dict[str, Any]:
+        return {
+            "model": name or type(self.model).__name__,
+            "num_parameters": self.replica.layout.num_parameters,
+            "world_size": self.comm.size,
+            "num_nodes": self.comm.num_nodes,
+            "threads": self.threads,
+            "dp": self.grid.shape["dp"],
+            "pp": self.grid.shape["pp"],
+            "epochs": progress.epoch,
+            "steps": self.replica.step,
+            "global_batch_size": global_batch_size,
+            "train_loss": progress.train_loss,
+            "test_loss": metrics.loss if metrics else None,
+            "test_accuracy": metrics.accuracy if metrics else None,
+            "test_rmse": metrics.rmse if metrics else None,
+            "samples_per_second": progress.samples / progress.seconds if progress.seconds else None,
+            "wall_seconds": progress.wall_seconds,
+            "parameters_digest": checkpoints.checksum(self.replica),
+        }
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" + "s" * (number != 1)
