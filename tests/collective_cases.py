@@ -16,6 +16,7 @@ from hpdl_mpi.comm import (
     ring_allreduce,
     ring_reduce_scatter,
 )
+from hpdl_mpi.comm.communicator import PIECE_BYTES
 from hpdl_mpi.comm.schedule import chunk
 
 DTYPES = ["bool", "uint8", "int16", "int64", "float16", "float32", "float64", "complex128"]
@@ -87,8 +88,8 @@ def allgather_orders_by_rank(comm: Communicator) -> None:
 
 
 def allreduce_folds_in_the_order_of_ranks(comm: Communicator) -> None:
-    # The last size is more than is gathered in one piece.
-    for size in (0, 1, 7, 200_001):
+    more_than_a_piece = PIECE_BYTES // (4 * comm.size) + 1
+    for size in (0, 1, 7, more_than_a_piece):
         for op, fold in (("sum", np.add), ("max", np.maximum), ("min", np.minimum)):
             array = numbers(comm.rank, size)
             comm.allreduce(array, op)
@@ -240,8 +241,9 @@ def collectives_of_different_tags_overlap(comm: Communicator) -> None:
     ]
     for collective in collectives:
         collective.start()
-    while not collectives[0].test():
+    for _ in range(3):
         collectives[2].test()
+        collectives[0].test()
     for collective in reversed(collectives):
         collective.wait()
     for tag, array in enumerate(arrays):

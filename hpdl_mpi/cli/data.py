@@ -84,8 +84,8 @@ def info(path: DatasetPath) -> None:
     console = Console()
     console.print(arrays, shards)
     for array in files[0].arrays:
-        for key, values in array.attributes.items():
-            console.print(f"{array.name}: {key}: {', '.join(values)}", markup=False, highlight=False)
+        for key, texts in array.texts.items():
+            console.print(f"{array.name}: {key}: {', '.join(texts)}", markup=False, highlight=False)
     console.print(_totals(files))
 
 

@@ -34,7 +34,7 @@ def _root(version: bool = typer.Option(False, "--version", help="Show the versio
 def main() -> None:
     """Run the command line; an error of the user's ends it with a message and the error's exit code."""
     try:
-        app()
+        typer.main.get_command(app)()  # calling the app itself would put Typer's own exception hook in place
     except HpdlError as error:
         if sys.excepthook is not sys.__excepthook__:
             raise  # several ranks: the hook knows which of them speaks, and ends the others

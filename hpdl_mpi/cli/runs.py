@@ -71,11 +71,39 @@ def predict(
         typer.echo(f"{count} predictions written to {output}")
 
 
-def summary(job: JobFile, overrides: Overrides = None) -> None:
+def summary(
+    job: JobFile,
+    overrides: Overrides = None,
+    ranks: Annotated[int, typer.Option(min=1, help="Data-parallel ranks that share a batch.")] = 1,
+) -> None:
     """Show a job's model: layers, output shapes, parameters, operations and memory per rank."""
-    from hpdl_mpi.train.summary import print_summary
+    from rich.console import Console
+    from rich.table import Table
 
-    print_summary(job, overrides or [])
+    from hpdl_mpi.train import load_job
+    from hpdl_mpi.train.summary import summarize
+
+    found = summarize(load_job(job, overrides or []), ranks)
+    table = Table("layer", "kind", "output shape", "parameters", "operations per sample", title=f"input {found.input_shape}")
+    for row in found.rows:
+        table.add_row(row.path, row.kind, str(row.output_shape), f"{row.num_parameters:,}", f"{row.operations:,}")
+    parameters, operations = (sum(getattr(row, key) for row in found.rows) for key in ("num_parameters", "operations"))
+    table.add_section()
+    table.add_row("all", "", "", f"{parameters:,}", f"{operations:,}")
+    memory = found.memory
+    console = Console()
+    console.print(table)
+    console.print(
+        f"memory of a rank with micro-batches of {found.microbatch_size}: {_mib(memory.total)} = "
+        f"parameters {_mib(memory.parameters)} + gradients {_mib(memory.gradients)} + "
+        f"optimizer {_mib(memory.optimizer)} + activations {_mib(memory.activations)}",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def _mib(nbytes: int) -> str:
+    return f"{nbytes / 2**20:.1f} MiB"
 
 
 def _write_json(path: Path, values: dict) -> None:

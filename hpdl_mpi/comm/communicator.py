@@ -15,7 +15,8 @@ RESERVED_TAG = 32_767
 Reduction = Literal["sum", "max", "min"]
 
 _UFUNCS: dict[Reduction, np.ufunc] = {"sum": np.add, "max": np.maximum, "min": np.minimum}
-_GATHERED_BYTES = 1 << 20
+PIECE_BYTES = 1 << 20
+"""How much `Communicator.allreduce` gathers at once."""
 
 
 class Work(ABC):
@@ -168,7 +169,7 @@ class Communicator(ABC):
         """
         check_array(array, written=True)
         flat = array.reshape(-1)
-        piece = max(1, _GATHERED_BYTES // (self.size * flat.itemsize))
+        piece = max(1, PIECE_BYTES // (self.size * flat.itemsize))
         gathered = np.empty((self.size, min(piece, flat.size)), flat.dtype)
         for start in range(0, flat.size, piece):
             total = flat[start : start + piece]

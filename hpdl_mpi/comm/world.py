@@ -6,6 +6,7 @@ import functools
 import os
 import sys
 import time
+import warnings
 from collections.abc import Mapping
 
 from hpdl_mpi.base.errors import BAD_INPUT, InputError
@@ -39,19 +40,13 @@ def world() -> Communicator:
     InputError
         The launcher started several processes that the MPI library does not connect.
     """
-    # Our own message says what happened; the library's would only follow it.
-    os.environ.setdefault("MPIR_CVAR_SUPPRESS_ABORT_MESSAGE", "1")
-    try:
-        from mpi4py import MPI
-    except (ImportError, RuntimeError):  # mpi4py is absent, or finds no library
-        size, library = 1, None
-    else:
-        size, library = MPI.COMM_WORLD.size, MPI.Get_library_version().splitlines()[0]
+    size, library = _load_library()
     if error := mismatch(os.environ, size, library):
         if launcher_rank(os.environ) != 0:
             # Rank 0 speaks for all; many launchers end the others as soon as one has failed.
             time.sleep(_HEAD_START)
             sys.exit(BAD_INPUT)
+        abort_on_exception(SingleCommunicator())
         raise error
     if size == 1:
         return SingleCommunicator()
@@ -60,6 +55,21 @@ def world() -> Communicator:
     comm = MpiCommunicator.world()
     abort_on_exception(comm)
     return comm
+
+
+def _load_library() -> tuple[int, str | None]:
+    """Start MPI; return the size of its world and the library's name, or (1, None) without a library."""
+    # What failed is said by ourselves; the library's own words would only follow.
+    os.environ.setdefault("MPIR_CVAR_SUPPRESS_ABORT_MESSAGE", "1")
+    with warnings.catch_warnings():
+        # On every rank of a mismatched launcher; `mismatch` says it once, with the remedy.
+        warnings.filterwarnings("ignore", "suspicious MPI execution environment", RuntimeWarning)
+        try:
+            from mpi4py import MPI
+        except (ImportError, RuntimeError):  # mpi4py is absent, or finds no library
+            return 1, None
+    name, version = MPI.get_vendor()
+    return MPI.COMM_WORLD.size, f"{name} {'.'.join(map(str, version))}"
 
 
 def launched(environ: Mapping[str, str]) -> tuple[str, int, int] | None:
@@ -93,18 +103,16 @@ def mismatch(environ: Mapping[str, str], world_size: int, library: str | None = 
         return None
     variable, processes, _ = found
     if library is None:
-        where, remedy = "no MPI library is installed", "Load the cluster's MPI, or install the wheel: pip install mpich"
+        remedy = "Load the cluster's MPI, or install the wheel: pip install mpich"
     else:
-        where = f"mpi4py has loaded {library}"
         mpirun = os.path.join(sys.prefix, "bin", "mpirun")
         remedy = (
-            f"Start the job with the mpirun of that library (the wheel's is {mpirun}),"
-            " or with srun --mpi=pmi2 or --mpi=pmix, whichever the library knows"
+            f"Start the job with the mpirun of {library} (the wheel's is {mpirun}), or with srun --mpi=pmi2 or"
+            " --mpi=pmix, whichever that library knows"
         )
     return InputError(
         "the launcher and the MPI library do not belong together",
-        where=where,
-        found=f"a world of {world_size} in each process",
+        found=f"a world of {world_size} in each process ({library or 'no MPI library'})",
         expected=f"{processes} ranks ({variable}={processes})",
         remedy=remedy,
     )

@@ -7,9 +7,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from hpdl_mpi.base.errors import InputError
 from hpdl_mpi.base.memory import aligned
-from hpdl_mpi.data.shards import ShardArray, ShardFiles, hdf5_reason
+from hpdl_mpi.data.hdf5 import ShardArray, ShardFiles, reading
 from hpdl_mpi.kernels.cast import copy_cached_rows
 
 
@@ -103,16 +102,9 @@ class BlockReader:
         self._block_in_slot[slot] = -1
         shard = int(self._shard_of_block[block])
         first, last = (int(i - self._shard_starts[shard]) for i in self.starts[block : block + 2])
-        try:
+        with reading(self._files.paths[shard], f"samples {first} to {last - 1} of {self.name!r} cannot be read"):
             source = self._files[shard][self.name]
             source.read_direct(self._cache[slot, : last - first], np.s_[first:last])
-        except (OSError, RuntimeError, KeyError) as error:
-            raise InputError(
-                f"samples {first} to {last - 1} of {self.name!r} cannot be read",
-                where=self._files.paths[shard],
-                found=hdf5_reason(error),
-                remedy="run `hpdl data verify` on the dataset, then copy or convert the damaged file again",
-            ) from error
         self._block_in_slot[slot] = block
         self._slots[block] = slot
         self._last_used[slot] = self._clock

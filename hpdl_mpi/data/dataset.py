@@ -14,8 +14,9 @@ import numpy as np
 
 from hpdl_mpi.base.errors import InputError
 from hpdl_mpi.data.blocks import BlockReader
+from hpdl_mpi.data.hdf5 import ShardArray, ShardFiles, describe, stated_place
 from hpdl_mpi.data.sampler import Shuffle, epoch_order
-from hpdl_mpi.data.shards import ShardArray, ShardFiles, describe, find_shards, refuse_missing, stated_place
+from hpdl_mpi.data.shards import find_shards, refuse_missing
 
 CACHE_BYTES = 256 * 2**20
 """Default bound of the blocks kept in memory."""

@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import h5py
-import numpy as np
 
-from hpdl_mpi.data.shards import array_names, find_array, find_shards, open_shard
+from hpdl_mpi.data.hdf5 import array_names, find_array, open_shard, reading, text_attribute
+from hpdl_mpi.data.shards import find_shards
 
 
 @dataclass(frozen=True)
 class ArraySummary:
-    """One array of one file, as stored."""
+    """One array of one file, as stored; `texts` are its attributes of fixed-length strings."""
 
     name: str
     shape: tuple[int, ...]
@@ -22,7 +22,7 @@ class ArraySummary:
     chunks: tuple[int, ...] | None
     filters: str
     stored_bytes: int
-    attributes: dict[str, list[str]]
+    texts: dict[str, list[str]]
 
 
 @dataclass(frozen=True)
@@ -41,20 +41,21 @@ def summarize(path: str | os.PathLike[str]) -> list[FileSummary]:
 
 def _summarize_file(path: Path) -> FileSummary:
     with open_shard(path) as file:
-        arrays = [find_array(file, path, name) for name in array_names(file)]
-        summaries = [
-            ArraySummary(
-                name=array.name.lstrip("/"),
-                shape=array.shape,
-                dtype=str(array.dtype),
-                chunks=array.chunks,
-                filters=_filters(array),
-                stored_bytes=array.id.get_storage_size(),
-                attributes={key: np.atleast_1d(value).astype(str).tolist() for key, value in array.attrs.items()},
-            )
-            for array in arrays
-        ]
-    return FileSummary(path, path.stat().st_size, summaries)
+        arrays = [_summarize_array(find_array(file, path, name), path) for name in array_names(file, path)]
+    return FileSummary(path, path.stat().st_size, arrays)
+
+
+def _summarize_array(array: h5py.Dataset, path: Path) -> ArraySummary:
+    with reading(f"{path}: {array.name}"):
+        return ArraySummary(
+            name=array.name.lstrip("/"),
+            shape=array.shape,
+            dtype=str(array.dtype),
+            chunks=array.chunks,
+            filters=_filters(array),
+            stored_bytes=array.id.get_storage_size(),
+            texts={name: text_attribute(array, name) for name in array.attrs},
+        )
 
 
 def _filters(array: h5py.Dataset) -> str:

@@ -150,6 +150,12 @@ def _tables(transform: Transform, input_shape: Shape) -> tuple[np.ndarray, np.nd
     """
     shape = transform.output_shape(input_shape)
     target: Shape = (num_features(shape),) if transform.layout == "chw" else shape
-    mean = np.broadcast_to(np.asarray(0.0 if transform.mean is None else transform.mean, np.float64), target).flatten()
-    std = np.broadcast_to(np.asarray(1.0 if transform.std is None else transform.std, np.float64), target).flatten()
+    mean = _spread(transform.mean, 0.0, target)
+    std = _spread(transform.std, 1.0, target)
     return mean, std, 1.0 / std
+
+
+def _spread(value: float | Sequence[float] | None, absent: float, shape: Shape) -> np.ndarray:
+    """Return a value for each entry of `shape`, flat, float64: of one number, or of one per entry of the last dim."""
+    values = np.atleast_1d(np.asarray(absent if value is None else value, np.float64))
+    return np.broadcast_to(values, shape or (1,)).flatten()

@@ -12,7 +12,8 @@ import numpy as np
 
 from hpdl_mpi.base.errors import InputError
 from hpdl_mpi.data.dataset import Dataset, Which
-from hpdl_mpi.data.shards import find_array, find_shards, is_ours, named_place, open_shard, stated_place
+from hpdl_mpi.data.hdf5 import find_array, is_ours, open_shard, stated_place, text_attribute
+from hpdl_mpi.data.shards import find_shards, named_place
 from hpdl_mpi.data.statistics import value_range
 
 MAX_CLASSES = 2**20
@@ -58,8 +59,9 @@ def verify(path: str | os.PathLike[str], inputs: str = "x", targets: str = "y") 
         with open_shard(shard_path) as file:
             _check_name(file, shard_path)
             checksums = all(find_array(file, shard_path, name).fletcher32 for name in (inputs, targets))
-            names = file[targets].attrs.get("classes") if is_ours(file, shard_path) else None
-            num_classes = MAX_CLASSES if names is None else len(names)
+            names = (
+                text_attribute(find_array(file, shard_path, targets), "classes") if is_ours(file, shard_path) else []
+            )
         with Dataset.open(shard_path, inputs, targets, cache_bytes=0) as shard:
             _require_finite(shard, "inputs")
             _require_finite(shard, "targets")
@@ -67,19 +69,19 @@ def verify(path: str | os.PathLike[str], inputs: str = "x", targets: str = "y") 
             yield ShardReport(
                 path=shard_path,
                 num_samples=shard.num_samples,
-                class_counts=_count_classes(shard, num_classes) if is_classes else None,
+                class_counts=_count_classes(shard, len(names) or MAX_CLASSES) if is_classes else None,
                 target_range=None if is_classes else value_range(shard),
                 checksums=checksums,
             )
 
 
 def _check_name(file: h5py.File, path: Path) -> None:
-    places = stated_place(file, path), named_place(path)
-    if None not in places and places[0] != places[1]:
+    stated, named = stated_place(file, path), named_place(path)
+    if stated and named and stated != named:
         raise InputError(
             "a shard under the name of another",
             where=path,
-            found="shard {} of {}".format(*places[0]),
+            found="shard {} of {}".format(*stated),
             remedy="give it the name that says so, or convert the dataset again",
         )
 

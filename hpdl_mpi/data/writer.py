@@ -13,8 +13,9 @@ import numpy as np
 
 from hpdl_mpi.base.errors import InputError, StorageError
 from hpdl_mpi.base.files import fsync
+from hpdl_mpi.data.hdf5 import COUNT_ATTRIBUTE, FORMAT, INDEX_ATTRIBUTE, TARGET_BLOCK_BYTES, fixed_text
 from hpdl_mpi.data.sampler import share
-from hpdl_mpi.data.shards import COUNT_ATTRIBUTE, FORMAT, INDEX_ATTRIBUTE, TARGET_BLOCK_BYTES, shard_name
+from hpdl_mpi.data.shards import shard_name
 
 MAX_CHUNK_SAMPLES = 4096
 SHARD_BYTES = 256 * 2**20
@@ -119,7 +120,7 @@ def _write_shard(folder: Path, name: str, split: Split, index: int, count: int, 
     path = folder / shard_name(name, index, count)
     first, last = share(split.num_samples, index, count)
     with h5py.File(path, "w", libver=("v108", "v110")) as file:  # older formats bound attributes to 64 KiB
-        file.attrs.update({"format": FORMAT, INDEX_ATTRIBUTE: index, COUNT_ATTRIBUTE: count})
+        file.attrs.update({"format": fixed_text(FORMAT), INDEX_ATTRIBUTE: index, COUNT_ATTRIBUTE: count})
         for array_name, array in split.arrays.items():
             dataset = file.create_dataset(
                 array_name,
@@ -130,7 +131,9 @@ def _write_shard(folder: Path, name: str, split: Split, index: int, count: int, 
                 shuffle=True,
                 fletcher32=True,
             )
-            dataset.attrs.update(split.attributes.get(array_name, {}))
+            dataset.attrs.update(
+                {key: fixed_text(value) for key, value in split.attributes.get(array_name, {}).items()}
+            )
     fsync(path)
 
 

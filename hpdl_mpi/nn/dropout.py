@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from hpdl_mpi.kernels import random as kernel
@@ -35,6 +37,6 @@ class Dropout(Layer):
             ctx.retain(x)
             return x
         y = ctx.take(x.shape, x.dtype)
-        rows = (len(x), -1)
+        rows = (len(x), math.prod(x.shape[1:]))
         kernel.dropout(x.reshape(rows), ctx.key, ctx.batch.sample_ids, self.rate, y.reshape(rows))
         return y

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -79,7 +80,9 @@ class DataParallelStep:
     def _all_reduce(comm: Communicator, array: np.ndarray) -> Collective:
         return Collective(comm, ring_allreduce(comm.size, array.size)[comm.rank], array)
 
-    def __call__(self, batch: Batch, *, epoch: int, lr: float, flags: tuple[bool, ...] = ()) -> StepReport:
+    def __call__(
+        self, batch: Batch, *, epoch: int, lr: float, flags: Callable[[], Sequence[bool]] = tuple
+    ) -> StepReport:
         """Learn from this rank's share of a global batch, and update.
 
         Parameters
@@ -88,12 +91,11 @@ class DataParallelStep:
             Borrowed.
         epoch : int
         lr : float
-        flags : tuple of bool
-            Raised by this rank.
+        flags : callable
+            Returns the flags that this rank raises; asked after its gradients are done.
         """
         totals = self._totals
         totals[:_SUMS] = 0.0
-        totals[_SUMS:] = flags
         nominal = batch.global_size
         size = len(batch.sample_ids)
         for part in range(self._accumulate):
@@ -107,6 +109,7 @@ class DataParallelStep:
                     epoch=epoch,
                     scale=1.0 / nominal,
                 )
+        totals[_SUMS:] = flags()
         self._reduce_totals()
         sums = LossSums(*(float(total) for total in totals[:_SUMS]))
         report = StepReport(sums, tuple(int(vote) for vote in totals[_SUMS:]))

@@ -56,7 +56,7 @@ def save(folder: Path, replica: Replica, progress: dict[str, Any], comm: Communi
             for old in _all(folder)[:-keep]:
                 shutil.rmtree(old)
         except (OSError, RuntimeError) as error:  # HDF5 reports a full disk as either
-            failure = f"{type(error).__name__}: {error}"
+            failure = _reason(error)
     failure = comm.bcast_obj(failure)
     if failure is not None:
         raise StorageError(
@@ -218,6 +218,14 @@ def _compare_shapes(path: Path, found: dict[str, list[int]], expected: dict[str,
                 expected=f"shape {expected[name]}" if name in expected else "no such parameter",
                 remedy="start a new run folder with --run-dir, or train the model that this run began with",
             )
+
+
+def _reason(error: BaseException) -> str:
+    """Return the operating system's words for a failed write, which HDF5 buries in a page of its own."""
+    for cause in (error, error.__context__):
+        if isinstance(cause, OSError) and cause.errno:
+            return os.strerror(cause.errno)
+    return str(error).splitlines()[0]
 
 
 def _damaged(path: Path, found: object) -> InputError:

@@ -82,9 +82,9 @@ def open_run(run: PathLike, comm: Communicator) -> tuple[Trainer, Job]:
     folder = RunFolder(run)
     job = agree(comm, folder.read_job)
     trainer = make_trainer(job.model_copy(update={"parallel": Parallel(threads=None)}), comm)
-    agree(comm, lambda: trainer.load(_latest(folder), _source(job)))
+    agree(comm, lambda: trainer.load(_latest(folder), make_source(job)))
     if comm.rank != 0:
-        trainer.load(_latest(folder), _source(job))
+        trainer.load(_latest(folder), make_source(job))
     return trainer, job
 
 
@@ -129,7 +129,8 @@ def _resolved(job: Job, source: Source, trainer: Trainer) -> dict[str, Any]:
     return tree
 
 
-def _source(job: Job) -> Source:
+def make_source(job: Job) -> Source:
+    """Return where a job's training samples come from, and how they are prepared."""
     data = job.data
     return Source(
         data.train, data.inputs, data.targets, _transform(data.transform), _transform(data.target_transform)

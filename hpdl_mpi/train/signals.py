@@ -36,7 +36,6 @@ class StopSignals:
         self._noted: set[int] = set()
         self._before: dict[int, Any] = {}
 
-    @property
     def flags(self) -> tuple[bool, ...]:
         """Which of `numbers` this rank was sent."""
         return tuple(number in self._noted for number in self.numbers)

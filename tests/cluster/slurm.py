@@ -47,6 +47,7 @@ AccountingStorageType=accounting_storage/none
 ReturnToService=2
 KillWait=10
 MinJobAge=300
+FirstJobId={first_job}
 NodeName={nodes} NodeHostname={host} NodeAddr=127.0.0.1 Port={node_ports} CPUs=2 State=UNKNOWN
 PartitionName=main Nodes=ALL Default=YES State=UP OverSubscribe=FORCE:4
 """
@@ -151,7 +152,7 @@ class SlurmCluster:
         files = [f"--{kind}-file={self.folder}/munge.{kind}" for kind in ("key", "log", "pid", "seed")]
         self._launch("munged", "munged", "--foreground", f"--socket={munge_socket}", *files)
         self._wait_until(munge_socket.exists, "munged opens no socket")
-        self._launch("slurmctld", "slurmctld", "-D")
+        self._launch("slurmctld", "slurmctld", "-D", "-c")
         for node in NODES:
             self._launch(f"slurmd-{node}", "slurmd", "-D", "-N", node)
         self._wait_until(self._is_idle, "the nodes are not idle")
@@ -171,6 +172,8 @@ class SlurmCluster:
             user=USER,
             controller_port=controller_port,
             nodes=",".join(NODES),
+            # MPICH names its shared memory after the job: what a killed job of another cluster left must not be met.
+            first_job=1 + secrets.randbelow(60_000_000),
             node_ports=",".join(map(str, node_ports)),
         )
         (self.folder / "slurm.conf").write_text(configuration)

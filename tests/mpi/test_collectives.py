@@ -33,7 +33,7 @@ def test_second_call_allocates_no_array(world: Communicator) -> None:
 
 def test_long_messages_arrive_whole(world: Communicator) -> None:
     # Several segments of the default length per chunk, the last one short.
-    size = world.size * (5 << 19) + 1
+    size = world.size * (5 << 18) + 1
     array = np.arange(size, dtype=np.float32) % 97 + world.rank
     Collective(world, ring_allreduce(world.size, size)[world.rank], array)()
     expected = world.size * (np.arange(size) % 97) + sum(range(world.size))

@@ -1,0 +1,75 @@
+"""Predictions for the samples of a file."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+
+from hpdl_mpi.base.errors import InputError, StorageError
+from hpdl_mpi.base.files import write_whole
+from hpdl_mpi.data.arrays import open_array
+from hpdl_mpi.train.trainer import Trainer
+
+_ROWS = 4096
+
+
+def predict_file(trainer: Trainer, source: str, array: str, output: Path) -> int:
+    """Write a prediction for each sample of a file and return how many there are. Local.
+
+    Parameters
+    ----------
+    trainer : Trainer
+        Holds the model.
+    source : str
+        An ``.h5`` or ``.npz`` file.
+    array : str
+        The array in it; stored as the training inputs are.
+    output : Path
+        ``.csv`` or ``.npz``: columns `sample`, and `class` and `probability` (the largest softmax), or `value`.
+
+    Raises
+    ------
+    InputError
+        The file, the array or its shape does not fit.
+    StorageError
+        `output` cannot be written.
+    """
+    if output.suffix not in (".csv", ".npz"):
+        raise InputError("a file of unknown format", where="--output", found=output.suffix, expected=".csv or .npz")
+    with open_array(source, array) as samples:
+        if len(samples) == 0:
+            raise InputError("no samples", where=source)
+        parts = [trainer.predict(samples[start : start + _ROWS]) for start in range(0, len(samples), _ROWS)]
+    columns = _columns(np.concatenate(parts), trainer.loss.task)
+    try:
+        write_whole(output, _csv(columns) if output.suffix == ".csv" else _npz(columns))
+    except OSError as error:
+        raise StorageError("predictions cannot be written", where=output, found=error.strerror) from error
+    return len(columns["sample"])
+
+
+def _columns(outputs: np.ndarray, task: str) -> dict[str, np.ndarray]:
+    columns = {"sample": np.arange(len(outputs))}
+    if task == "classification":
+        likelihood = np.exp(outputs - outputs.max(axis=-1, keepdims=True))
+        columns["class"] = outputs.argmax(axis=-1)
+        columns["probability"] = likelihood.max(axis=-1) / likelihood.sum(axis=-1)
+    elif outputs.shape[1:] == (1,):
+        columns["value"] = outputs[:, 0]
+    else:
+        columns |= {f"value_{i}": column for i, column in enumerate(outputs.reshape(len(outputs), -1).T)}
+    return columns
+
+
+def _csv(columns: dict[str, np.ndarray]) -> bytes:
+    lines = [",".join(columns)]
+    lines += [",".join(f"{value:.9g}" for value in row) for row in zip(*columns.values(), strict=True)]
+    return ("\n".join(lines) + "\n").encode()
+
+
+def _npz(columns: dict[str, np.ndarray]) -> bytes:
+    buffer = io.BytesIO()
+    np.savez(buffer, **columns)
+    return buffer.getvalue()

@@ -1,0 +1,102 @@
+"""What a job's model is made of: layers, shapes, parameters, operations, and the memory of a rank."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from hpdl_mpi.kernels.threads import set_threads
+from hpdl_mpi.nn import Layer, Loss, Sequential, Shape, walk
+from hpdl_mpi.parallel import Replica
+from hpdl_mpi.train.choices import make_loss, make_model, make_optimizer
+from hpdl_mpi.train.job import Job
+from hpdl_mpi.train.run import make_source
+
+
+@dataclass(frozen=True)
+class Row:
+    """A layer that holds no others.
+
+    Attributes
+    ----------
+    operations : int
+        Floating-point operations of one sample's forward pass.
+    """
+
+    path: str
+    kind: str
+    output_shape: Shape
+    num_parameters: int
+    operations: int
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of one rank while it trains."""
+
+    parameters: int
+    gradients: int
+    optimizer: int
+    activations: int
+
+    @property
+    def total(self) -> int:
+        """Return all of it."""
+        return self.parameters + self.gradients + self.optimizer + self.activations
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What `summarize` finds."""
+
+    input_shape: Shape
+    rows: list[Row]
+    memory: Memory
+    microbatch_size: int
+
+
+def summarize(job: Job, num_ranks: int) -> Summary:
+    """Return the summary of a job on `num_ranks` data-parallel ranks. Local.
+
+    Memory is measured, not estimated: one micro-batch of zeros passes through the model, forward and backward.
+    """
+    set_threads(job.parallel.threads or 1)
+    source = make_source(job)
+    with source.open() as dataset:
+        input_shape = source.transform.output_shape(dataset.input_shape)
+    model, loss = make_model(job.model), make_loss(job)
+    replica = Replica(model, input_shape, make_optimizer(job), dtype=job.training.dtype, seed=job.seed)
+    size = -(-job.training.global_batch_size // (num_ranks * job.training.accumulate))
+    _learn_zeros(replica, loss, size)
+    memory = Memory(
+        parameters=replica.params.nbytes,
+        gradients=replica.grads.nbytes,
+        optimizer=sum(slot.nbytes for slot in replica.slots.values()),
+        activations=replica.pool.peak_live,
+    )
+    return Summary(input_shape, list(_rows(model, input_shape)), memory, size)
+
+
+def _learn_zeros(replica: Replica, loss: Loss, size: int) -> None:
+    output_shape = replica.model.output_shape(replica.input_shape)
+    if loss.task == "classification":
+        targets = np.zeros((size, *output_shape[:-1]), np.int64)
+    else:
+        targets = np.zeros((size, *output_shape), replica.dtype)
+    inputs = np.zeros((size, *replica.input_shape), replica.dtype)
+    replica.learn(inputs, targets, np.arange(size), loss, epoch=0, scale=1.0)
+
+
+def _rows(layer: Layer, input_shape: Shape) -> Iterator[Row]:
+    """Yield the layers inside in order; only `Sequential` passes one layer's output on to the next."""
+    if not layer.children:
+        count = sum(math.prod(parameter.shape) for inner in walk(layer) for parameter in inner.declared.values())
+        shape = layer.output_shape(input_shape)
+        yield Row(layer.path, type(layer).__name__, shape, count, layer.operations(input_shape))
+    for child in layer.children.values():
+        yield from _rows(child, input_shape)
+        if isinstance(layer, Sequential):
+            input_shape = child.output_shape(input_shape)

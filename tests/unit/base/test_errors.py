@@ -1,0 +1,45 @@
+"""Errors say where, what was found, what was expected and what to do, and carry the exit code."""
+
+from __future__ import annotations
+
+import pickle
+
+import pytest
+
+from hpdl_mpi.base.errors import HpdlError, InputError, StorageError, TrainingError
+
+
+@pytest.mark.parametrize(
+    ("facts", "message"),
+    [
+        ({}, "too small."),
+        ({"where": "training.epochs"}, "training.epochs: too small."),
+        ({"found": 0}, "too small. Found 0."),
+        ({"expected": "at least 1"}, "too small. Expected at least 1."),
+        ({"found": 0, "expected": "at least 1"}, "too small. Found 0; expected at least 1."),
+        (
+            {"where": "training.epochs", "found": 0, "expected": "at least 1", "remedy": "raise it"},
+            "training.epochs: too small. Found 0; expected at least 1. Raise it.",
+        ),
+    ],
+)
+def test_message_is_made_of_the_facts_given(facts: dict, message: str) -> None:
+    assert str(HpdlError("too small", **facts)) == message
+
+
+@pytest.mark.parametrize(
+    ("kind", "code", "builtin"),
+    [(HpdlError, 1, Exception), (InputError, 2, ValueError), (TrainingError, 1, RuntimeError), (StorageError, 1, RuntimeError)],
+)
+def test_each_error_has_its_exit_code_and_a_builtin_kin(kind: type[HpdlError], code: int, builtin: type) -> None:
+    error = kind("wrong")
+    assert error.exit_code == code
+    assert isinstance(error, builtin)
+    assert isinstance(error, HpdlError)
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_error_survives_the_way_between_ranks(shared: bool) -> None:
+    error = InputError("wrong", where="data.train", remedy="mend it", shared=shared)
+    arrived = pickle.loads(pickle.dumps(error))  # noqa: S301  (our own)
+    assert (type(arrived), str(arrived), arrived.shared) == (InputError, str(error), shared)

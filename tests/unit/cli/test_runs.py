@@ -1,0 +1,227 @@
+"""The command line as a user types it: train, resume, evaluate, predict; one message and an exit code when it cannot."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+
+from tests.training_cases import write_images, write_table
+
+LIMIT = 120
+"""Seconds after which a command that hangs is ended."""
+
+JOB = """
+name = "tiny"
+[model]
+name = "mlp"
+hidden = [8]
+outputs = {outputs}
+[data]
+train = "{data}"
+test = "{data}"
+[data.transform]
+standardize = {standardize}
+[data.target_transform]
+standardize = {standardize}
+[training]
+epochs = 2
+global_batch_size = 16
+loss = "{loss}"
+[optimizer]
+name = "sgd"
+lr = 0.05
+[parallel]
+threads = 1
+"""
+
+
+def hpdl(*arguments, cwd=None):
+    return subprocess.run(
+        [sys.executable, "-m", "hpdl_mpi", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=LIMIT,
+        cwd=cwd,
+        env=os.environ | {"PYTHONPATH": str(Path.cwd())},
+    )
+
+
+def succeed(*arguments, **options):
+    result = hpdl(*arguments, **options)
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+def refuse(*arguments, **options):
+    """Run a command that must end with exit code 2 and one line on standard error, and return the line."""
+    result = hpdl(*arguments, **options)
+    assert result.returncode == 2, (result.stdout, result.stderr)
+    lines = result.stderr.strip().splitlines()
+    assert len(lines) == 1, result.stderr
+    return lines[0]
+
+
+@pytest.fixture(scope="module")
+def classifier(tmp_path_factory):
+    """A folder with a job and its run."""
+    folder = tmp_path_factory.mktemp("classifier")
+    images = write_images(folder / "images.h5")
+    (folder / "job.toml").write_text(JOB.format(outputs=5, data=images, loss="cross_entropy", standardize="false"))
+    succeed("train", folder / "job.toml", "--run-dir", folder / "run")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def regressor(tmp_path_factory):
+    """A folder with a job and its run."""
+    folder = tmp_path_factory.mktemp("regressor")
+    table = write_table(folder / "table.h5")
+    (folder / "job.toml").write_text(JOB.format(outputs=1, data=table, loss="mse", standardize="true"))
+    succeed("train", folder / "job.toml", "--run-dir", folder / "run")
+    return folder
+
+
+def test_a_run_folder_holds_what_is_promised(classifier):
+    run = classifier / "run"
+    assert sorted(path.name for path in run.iterdir()) == ["checkpoints", "job.json", "metrics.jsonl", "summary.json"]
+    summary = json.loads((run / "summary.json").read_text())
+    promised = {"model", "num_parameters", "world_size", "dp", "pp", "epochs", "steps", "global_batch_size"}
+    promised |= {"train_loss", "test_loss", "test_accuracy", "test_rmse", "samples_per_second", "wall_seconds"}
+    assert promised <= summary.keys()
+    assert (summary["model"], summary["steps"], summary["test_rmse"]) == ("mlp", 8, None)
+
+
+def test_the_resolved_job_holds_every_choice_and_can_be_run_again(regressor, tmp_path):
+    job = json.loads((regressor / "run" / "job.json").read_text())
+    assert (job["parallel"]["dp"], job["parallel"]["threads"]) == (1, 1)
+    assert len(job["data"]["transform"]["mean"]) == 3
+    assert not job["data"]["transform"]["standardize"]
+    succeed("train", regressor / "run" / "job.json", "--run-dir", tmp_path / "again")
+    first, again = (json.loads((run / "summary.json").read_text()) for run in (regressor / "run", tmp_path / "again"))
+    assert first["parameters_digest"] == again["parameters_digest"]
+
+
+def test_eval_gives_the_metrics_of_the_summary(classifier, tmp_path):
+    output = succeed("eval", classifier / "run", "--json", tmp_path / "metrics.json")
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    summary = json.loads((classifier / "run" / "summary.json").read_text())
+    assert metrics["accuracy"] == summary["test_accuracy"]
+    assert metrics["loss"] == pytest.approx(summary["test_loss"], rel=1e-6)
+    assert f"accuracy {metrics['accuracy']:.4f}" in output
+
+
+def test_predict_writes_class_and_probability(classifier, tmp_path):
+    succeed("predict", classifier / "run", "--input", classifier / "images.h5", "--output", tmp_path / "out.csv")
+    table = np.genfromtxt(tmp_path / "out.csv", delimiter=",", names=True)
+    with h5py.File(classifier / "images.h5") as file:
+        accuracy = np.mean(table["class"] == file["y"][()])
+    assert accuracy == json.loads((classifier / "run" / "summary.json").read_text())["test_accuracy"]
+    assert np.all((table["probability"] > 0.2 - 1e-6) & (table["probability"] <= 1))
+    assert table["sample"].tolist() == list(range(50))
+
+
+def test_predict_writes_values_in_the_unit_of_the_targets(regressor, tmp_path):
+    with h5py.File(regressor / "table.h5") as file:
+        x, y = file["x"][()], file["y"][()]
+    np.savez(tmp_path / "in.npz", features=x)
+    succeed(
+        "predict", regressor / "run", "--input", tmp_path / "in.npz", "--array", "features", "--output", tmp_path / "out.npz"
+    )
+    values = np.load(tmp_path / "out.npz")["value"]
+    summary = json.loads((regressor / "run" / "summary.json").read_text())
+    # predictions are float32 near 5000, so they are exact to 5000 * 2^-23 = 6e-4 of a value
+    assert np.sqrt(np.mean((values - y) ** 2)) == pytest.approx(summary["test_rmse"], abs=1e-2)
+
+
+def test_a_run_folder_in_use_is_refused_without_resume(classifier):
+    message = refuse("train", classifier / "job.toml", "--run-dir", classifier / "run")
+    assert "the run folder holds a run already" in message
+    assert "--resume" in message
+
+
+def test_a_finished_run_resumed_does_nothing_but_say_so(classifier):
+    before = json.loads((classifier / "run" / "summary.json").read_text())
+    succeed("train", classifier / "job.toml", "--run-dir", classifier / "run", "--resume")
+    after = json.loads((classifier / "run" / "summary.json").read_text())
+    assert after["parameters_digest"] == before["parameters_digest"]
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("seed=3", "seed: a run cannot change this when it goes on. Found 3; expected 0"),
+        ("model.hidden=[9]", "model: a run cannot change this when it goes on"),
+        ("training.global_batch_size=8", "training.global_batch_size: a run cannot change this"),
+    ],
+)
+def test_a_resumed_run_cannot_become_another(classifier, override, message):
+    found = refuse("train", classifier / "job.toml", "--run-dir", classifier / "run", "--resume", "--set", override)
+    assert message in found
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train", "nowhere.toml"], "nowhere.toml: no such job file"),
+        (["train", "job.toml", "--set", "optimizer.rate=1"], "optimizer.rate: unknown key"),
+        (["train", "job.toml", "--set", "data.train=nowhere"], "nowhere"),
+        (["train", "job.toml", "--resume", "--run-dir", "none"], "there is no run to resume"),
+        (["train", "job.toml", "--run-dir", "/proc/none"], "the run folder cannot be written"),
+        (["train", "job.toml", "--set", "parallel.dp=2"], "the grid does not fit the number of ranks"),
+        (["train", "job.toml", "--set", "parallel.threads=99999"], "not a possible number of threads"),
+        (["train", "job.toml", "--set", "model.name=lenet", "--set", "model.hidden=4", "--set", "data.inputs=y"], "images"),
+        (["eval", "nowhere"], "the folder holds no run"),
+        (["eval", "run", "--data", "nowhere"], "nowhere"),
+        (["predict", "run", "--input", "nowhere.h5"], "nowhere.h5: no such file"),
+        (["predict", "run", "--input", "images.h5", "--array", "z"], "no array 'z'. Found x, y"),
+        (["predict", "run", "--input", "images.h5", "--array", "y"], "samples of another shape"),
+        (["predict", "run", "--input", "images.h5", "--output", "out.txt"], "expected .csv or .npz"),
+        (["summary", "nowhere.toml"], "no such job file"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_what_cannot_be_is_one_line_and_exit_code_two(classifier, arguments, message):
+    assert message in refuse(*arguments, cwd=classifier)
+
+
+def test_summary_counts_parameters_operations_and_memory():
+    output = succeed("summary", "jobs/lenet_mnist.toml")
+    # 3x3x1x32 + 32, 3x3x32x64 + 64, 3136x128 + 128, 128x10 + 10; two operations per weight and output position
+    for count in ("320", "18,496", "401,536", "1,290", "421,642", "451,584", "7,225,344", "8,482,304"):
+        assert count in output
+    assert "parameters 1.6 MiB + gradients 1.6 MiB + optimizer 1.6 MiB + activations" in output
+
+
+def test_ctrl_c_saves_the_run_and_resume_ends_with_the_same_bits(classifier, tmp_path):
+    arguments = ["train", classifier / "job.toml", "--set", "training.epochs=400"]
+    succeed(*arguments, "--run-dir", tmp_path / "whole")
+    command = [sys.executable, "-m", "hpdl_mpi", *map(str, arguments), "--run-dir", str(tmp_path / "stopped")]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    metrics = tmp_path / "stopped" / "metrics.jsonl"
+    deadline = time.monotonic() + LIMIT
+    while not (metrics.exists() and metrics.stat().st_size) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=LIMIT)
+    assert process.returncode == 130, errors
+    assert "stopped by SIGINT after step" in errors
+    succeed(*arguments, "--run-dir", tmp_path / "stopped", "--resume")
+    digests = [json.loads((tmp_path / run / "summary.json").read_text()) for run in ("whole", "stopped")]
+    assert digests[0]["parameters_digest"] == digests[1]["parameters_digest"]
+
+
+def test_the_package_and_its_help_load_nothing_heavy():
+    program = (
+        "import sys, hpdl_mpi, hpdl_mpi.cli.main; heavy = {'numpy', 'numba', 'h5py', 'mpi4py', 'scipy'} & set(sys.modules);"
+        " assert not heavy, heavy"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=LIMIT)

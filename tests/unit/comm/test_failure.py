@@ -1,0 +1,161 @@
+"""A failure on one rank of an MPI job ends all of it. Each test starts an ``mpirun`` of its own."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+from hpdl_mpi.base.errors import InputError, TrainingError
+from hpdl_mpi.comm.failure import exit_code, message
+
+ROOT = Path(__file__).parents[3]
+MPIRUN = os.environ.get("MPIRUN") or shutil.which("mpirun", path=Path(sys.executable).parent)
+
+needs_mpirun = pytest.mark.skipif(MPIRUN is None, reason="no mpirun beside Python, and MPIRUN names none")
+
+PROLOGUE = """
+import os, signal, sys, threading, time
+import numpy as np
+from hpdl_mpi.base.errors import InputError, TrainingError
+from hpdl_mpi.comm import agree, world
+
+comm = world()
+failing = comm.rank == 1
+"""
+
+EPILOGUE = """
+comm.barrier()
+comm.allreduce(np.zeros(1))
+"""
+
+
+def run(command: list[str], environ: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    """Run a program that must end by itself; none here takes seconds."""
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith(("PMI_", "SLURM_", "OMPI_"))}
+    environment = inherited | {"PYTHONPATH": str(ROOT)} | dict(environ or {})
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=100)
+
+
+def run_ranks(body: str, num_ranks: int = 3) -> subprocess.CompletedProcess[str]:
+    """Run a script whose ranks meet in collectives after `body`, in which rank 1 fails."""
+    script = PROLOGUE + body + EPILOGUE
+    return run([*shlex.split(str(MPIRUN)), "-n", str(num_ranks), sys.executable, "-c", script])
+
+
+@needs_mpirun
+def test_job_in_which_nothing_fails_ends_in_order() -> None:
+    done = run_ranks("print(agree(comm, lambda: comm.size))")
+    assert (done.returncode, done.stdout.split(), done.stderr) == (0, ["3", "3", "3"], "")
+
+
+@needs_mpirun
+def test_exception_on_one_rank_ends_the_job_with_one_traceback() -> None:
+    done = run_ranks("if failing: raise RuntimeError('one rank is broken')")
+    assert done.returncode == 1
+    assert done.stderr.count("Traceback") == 1
+    assert done.stderr.startswith("[rank 1 of 3 on ")
+    assert done.stderr.rstrip().endswith("RuntimeError: one rank is broken")
+
+
+@needs_mpirun
+def test_exception_on_all_ranks_is_told_by_rank_0_alone() -> None:
+    done = run_ranks("raise RuntimeError('all ranks are broken')")
+    assert done.returncode == 1
+    assert done.stderr.count("Traceback") == 1
+    assert done.stderr.startswith("[rank 0 of 3 on ")
+
+
+@needs_mpirun
+def test_explained_error_on_one_rank_shows_its_message_without_a_traceback() -> None:
+    done = run_ranks("if failing: raise InputError('truncated', where='shard-1.h5', remedy='copy it again')")
+    assert done.returncode == 2
+    assert "Error: shard-1.h5: truncated. Copy it again." in done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+@needs_mpirun
+def test_bad_input_found_by_rank_0_is_told_once_and_exits_with_2() -> None:
+    done = run_ranks("def check(): raise InputError('unknown key', where='training.epoch')\nagree(comm, check)")
+    assert (done.returncode, done.stderr) == (2, "Error: training.epoch: unknown key.\n")
+
+
+@needs_mpirun
+def test_exception_in_a_thread_ends_the_job() -> None:
+    done = run_ranks(
+        "def work(): raise RuntimeError('a thread is broken')\nif failing: threading.Thread(target=work).start()"
+    )
+    assert done.returncode == 1
+    assert "RuntimeError: a thread is broken" in done.stderr
+
+
+@needs_mpirun
+@pytest.mark.parametrize("code", [0, 3])
+def test_rank_that_exits_while_others_wait_ends_the_job(code: int) -> None:
+    done = run_ranks(f"if failing: sys.exit({code})")
+    assert done.returncode != 0
+    assert "rank 1 has ended its program; this rank still waited for it" in done.stderr
+
+
+@needs_mpirun
+def test_exit_code_that_all_ranks_give_is_the_job_s() -> None:
+    done = run_ranks("sys.exit(3)")
+    assert (done.returncode, done.stderr) == (3, "")
+
+
+@needs_mpirun
+@pytest.mark.parametrize("number", ["SIGKILL", "SIGTERM"])
+def test_rank_that_a_signal_kills_ends_the_job(number: str) -> None:
+    assert run_ranks(f"if failing: os.kill(os.getpid(), signal.{number})").returncode != 0
+
+
+@needs_mpirun
+def test_interrupted_rank_ends_the_job_without_a_traceback() -> None:
+    done = run_ranks("if failing: os.kill(os.getpid(), signal.SIGINT)")
+    assert done.returncode == 130
+    assert "[rank 1 of 3 on " in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@needs_mpirun
+def test_rank_waiting_in_a_collective_answers_signals() -> None:
+    done = run_ranks(
+        """
+signal.signal(signal.SIGALRM, lambda *_: print("answered", flush=True))
+if failing:
+    time.sleep(1.0)
+else:
+    signal.setitimer(signal.ITIMER_REAL, 0.2)
+"""
+    )
+    assert (done.returncode, done.stdout.split(), done.stderr) == (0, ["answered", "answered"], "")
+
+
+def test_singletons_of_another_launcher_are_refused_by_one_message() -> None:
+    script = "from hpdl_mpi.comm import world; world()"
+    ranks = [
+        run([sys.executable, "-c", script], {"OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_RANK": rank})
+        for rank in "01"
+    ]
+    assert [rank.returncode for rank in ranks] == [2, 2]
+    assert ranks[0].stderr.startswith("Error: ")
+    assert ranks[0].stderr.count("the launcher and the MPI library do not belong together") == 1
+    assert ranks[1].stderr == ""
+
+
+def test_exit_codes_and_messages_by_kind_of_error() -> None:
+    assert [exit_code(error) for error in (InputError("x"), TrainingError("x"), KeyboardInterrupt(), KeyError())] == [
+        2,
+        1,
+        130,
+        1,
+    ]
+    assert message(InputError("too few", found=1), None) == "Error: too few. Found 1."
+    assert message(KeyError("k"), None).endswith("KeyError: 'k'")

@@ -1,0 +1,132 @@
+"""Jobs: what a file may say, and what is said about a wrong one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from hpdl_mpi.base.errors import InputError
+from hpdl_mpi.nn import Layer
+from hpdl_mpi.train import load_job
+from hpdl_mpi.train.choices import make_loss, make_model, make_optimizer, make_schedule
+
+JOBS = sorted(Path("jobs").glob("*.toml"))
+LENET = Path("jobs/lenet_mnist.toml")
+
+
+@pytest.mark.parametrize("path", JOBS, ids=lambda path: path.stem)
+def test_every_job_of_the_repository_is_valid(path):
+    job = load_job(path)
+    make_loss(job), make_optimizer(job), make_schedule(job)
+    assert isinstance(make_model(job.model), Layer)
+    assert path.stem == job.name.replace("-", "_")
+
+
+def test_overrides_are_toml_values_or_strings():
+    job = load_job(LENET, ["optimizer.lr=0.5", "model.channels=[4, 8]", "training.loss=huber", "data.shuffle=none"])
+    assert job.optimizer.keywords["lr"] == 0.5
+    assert job.model.keywords["channels"] == [4, 8]
+    assert job.training.loss.name == "huber"
+
+
+def test_none_removes_a_key():
+    job = load_job(LENET, ["training.epochs=none", "training.steps=7"])
+    assert (job.training.epochs, job.training.steps) == (None, 7)
+
+
+BAD_KEYS = [
+    ("optimizer.lrr=0.1", "optimizer.lrr: unknown key"),
+    ("optimizer.name=newton", "optimizer.name: unknown name. Found 'newton'; expected adam or adamw or sgd"),
+    ("optimizer.lr='fast'", "optimizer.lr: input should be a valid number; found 'fast'"),
+    ("optimizer.lr=-1", "optimizer.lr: out of range. Found -1"),
+    ("optimizer.lr=none", "optimizer.lr: missing"),
+    ("optimizer.lr=nan", "optimizer.lr: input should be a finite number"),
+    ("optimizer.momentum=1.5", "optimizer.momentum: out of range"),
+    ("training.epoch=3", "training.epoch: unknown key"),
+    ("training.steps=3", "give either epochs or steps"),
+    ("training.epochs=none", "give either epochs or steps"),
+    ("training.global_batch_size=0", "training.global_batch_size: input should be greater than or equal to 1"),
+    ("training.global_batch_size=1.5", "training.global_batch_size: input should be a valid integer"),
+    ("training.loss=hinge", "training.loss.name: unknown name"),
+    ("training.dtype=float16", "training.dtype: input should be 'float32' or 'float64'"),
+    ("training.clip_norm=0", "training.clip_norm: input should be greater than 0"),
+    ("lr_schedule.warmup_steps=-1", "lr_schedule.warmup_steps: out of range"),
+    ("lr_schedule.every=3", "lr_schedule.every: unknown key"),
+    ("model.outputs='ten'", "model.outputs: input should be a valid integer"),
+    ("model.width=3", "model.width: unknown key"),
+    ("model.name=none", "give either name or factory"),
+    ("data.train=3", "data.train: input should be a valid string"),
+    ("data.transform.layout=nchw", "data.transform.layout: input should be 'hwc', 'hw' or 'chw'"),
+    ("parallel.pp=2", "parallel.pp: this version trains with one pipeline stage"),
+    ("parallel.threads=0", "parallel.threads: input should be greater than or equal to 1"),
+    ("checkpoint.keep=0", "checkpoint.keep: input should be greater than or equal to 1"),
+    ("checkpoint.signal=SIGKILL", "checkpoint.signal: input should be 'SIGUSR1'"),
+    ("name='../elsewhere'", "name: string should match pattern"),
+    ("seed=-1", "seed: input should be greater than or equal to 0"),
+    ("data.train.x=1", "--set: not a section"),
+    ("optimizer.lr", "--set: not an override"),
+]
+
+
+@pytest.mark.parametrize(("override", "message"), BAD_KEYS, ids=[override for override, _ in BAD_KEYS])
+def test_a_bad_key_is_named_with_its_path(override, message):
+    with pytest.raises(InputError) as caught:
+        job = load_job(LENET, [override])
+        make_loss(job), make_optimizer(job), make_schedule(job), make_model(job.model)
+    assert message in str(caught.value)
+    assert caught.value.exit_code == 2
+
+
+def test_all_bad_keys_are_named_at_once():
+    with pytest.raises(InputError, match=r"seed: .*; training\.epochs: "):
+        load_job(LENET, ["seed=-1", "training.epochs=0"])
+
+
+def test_a_missing_file_and_broken_toml_are_named(tmp_path):
+    with pytest.raises(InputError, match=r"nowhere\.toml: no such job file"):
+        load_job(tmp_path / "nowhere.toml")
+    broken = tmp_path / "broken.toml"
+    broken.write_text("name = !")
+    with pytest.raises(InputError, match=r"broken\.toml: not a valid job file\. Found .*line 1"):
+        load_job(broken)
+
+
+FACTORY = """
+from hpdl_mpi import nn
+def tiny(width: int = 3):
+    return nn.Sequential(nn.Flatten(), nn.Linear(width))
+def wrong():
+    return 3
+"""
+
+
+@pytest.fixture
+def factory_job(tmp_path, monkeypatch):
+    monkeypatch.setattr("sys.path", ["", *__import__("sys").path])
+    (tmp_path / "own_model.py").write_text(FACTORY)
+    job = tmp_path / "own.toml"
+    job.write_text(LENET.read_text().replace('name = "lenet"\n', 'factory = "own_model:tiny"\n'))
+    return job
+
+
+def test_a_factory_is_found_beside_the_job_and_takes_keywords(factory_job):
+    model = make_model(load_job(factory_job, ["model.width=7"]).model)
+    model.build((2, 2, 1))
+    assert model.output_shape((2, 2, 1)) == (7,)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("model.factory=nowhere:tiny", "model.factory: no such module. Found nowhere"),
+        ("model.factory=own_model:huge", "model.factory: no such function. Found huge"),
+        ("model.factory=own_model:wrong", "the factory returned no Layer. Found int"),
+        ("model.factory=own_model", "model.factory: string should match pattern"),
+        ("model.width=wide", "model.width: input should be a valid integer"),
+    ],
+)
+def test_a_bad_factory_is_explained(factory_job, override, message):
+    with pytest.raises(InputError) as caught:
+        make_model(load_job(factory_job, [override]).model)
+    assert message in str(caught.value)

@@ -1,0 +1,234 @@
+"""Training: the same on any number of ranks, exact when resumed, and clear when it cannot go on."""
+
+from __future__ import annotations
+
+import os
+import signal
+
+import h5py
+import numpy as np
+import pytest
+
+from hpdl_mpi import nn, optim
+from hpdl_mpi.base.errors import InputError, TrainingError
+from hpdl_mpi.comm import SingleCommunicator, run_threads
+from hpdl_mpi.data import Transform
+from hpdl_mpi.train import Checkpoint, Parallel, Trainer
+from hpdl_mpi.train.signals import Stopped
+from tests.training_cases import (
+    NUM_SAMPLES,
+    fit_images,
+    make_trainer,
+    read_metrics,
+    step_losses,
+    write_images,
+    write_table,
+)
+
+
+@pytest.fixture
+def images(tmp_path):
+    return write_images(tmp_path / "images.h5")
+
+
+@pytest.fixture
+def alone(images, tmp_path):
+    """A run on one rank that the others are held against: its folder and its summary."""
+    folder = tmp_path / "alone"
+    return folder, fit_images(make_trainer(SingleCommunicator()), images, folder)
+
+
+@pytest.mark.parametrize("num_ranks", [2, 3, 4])
+@pytest.mark.parametrize("accumulate", [1, 3])
+def test_any_number_of_ranks_and_microbatches_takes_the_same_steps(alone, images, tmp_path, num_ranks, accumulate):
+    folder = tmp_path / "together"
+    summaries = run_threads(
+        num_ranks, lambda comm: fit_images(make_trainer(comm, accumulate=accumulate), images, folder)
+    )
+    # float64, 12 steps: sums of at most 50 terms in another order differ by far less than 1e-9 relative.
+    np.testing.assert_allclose(step_losses(folder), step_losses(alone[0]), rtol=1e-9)
+    assert summaries[0]["test_loss"] == pytest.approx(alone[1]["test_loss"], rel=1e-9)
+    assert len({summary["parameters_digest"] for summary in summaries}) == 1
+
+
+def test_a_rank_without_samples_in_a_batch_does_no_harm(images, tmp_path):
+    for num_ranks in (1, 3):
+        run_threads(
+            num_ranks,
+            lambda comm, n=num_ranks: fit_images(make_trainer(comm), images, tmp_path / str(n), global_batch_size=2),
+        )
+    np.testing.assert_allclose(step_losses(tmp_path / "3"), step_losses(tmp_path / "1"), rtol=1e-9)
+
+
+def test_the_same_job_gives_the_same_bits(alone, images):
+    again = fit_images(make_trainer(SingleCommunicator()), images)
+    assert again["parameters_digest"] == alone[1]["parameters_digest"]
+
+
+def test_training_learns(images):
+    summary = fit_images(make_trainer(SingleCommunicator()), images, epochs=20)
+    assert summary["test_accuracy"] > 0.95
+    assert (summary["steps"], summary["epochs"], summary["test_rmse"]) == (80, 20, None)
+
+
+def test_the_loss_of_an_epoch_is_the_mean_over_its_samples(alone):
+    folder, summary = alone
+    losses = step_losses(folder)[-4:]
+    sizes = [16, 16, 16, NUM_SAMPLES - 48]
+    assert summary["train_loss"] == pytest.approx(np.average(losses, weights=sizes), rel=1e-12)
+
+
+class StopAfter(nn.CrossEntropy):
+    """Sends this process a signal in a given call that trains."""
+
+    def __init__(self, calls, number=signal.SIGTERM):
+        super().__init__()
+        self.calls, self.number = calls, number
+
+    def __call__(self, outputs, targets, scale, ctx):
+        self.calls -= ctx.batch.saving
+        if self.calls == 0:
+            os.kill(os.getpid(), self.number)
+            self.calls = -1
+        return super().__call__(outputs, targets, scale, ctx)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR2])
+@pytest.mark.parametrize("step", [1, 4, 6, 11])
+def test_a_stopped_and_resumed_run_ends_with_the_same_bits(alone, images, tmp_path, step, number):
+    folder = tmp_path / "stopped"
+    settings = {"checkpoint": Checkpoint(signal="SIGUSR2")}
+    rehearsal = 1
+    trainer = make_trainer(SingleCommunicator(), loss=StopAfter(step + rehearsal, number))
+    with pytest.raises(Stopped, match=f"after step {step}.*--resume") as caught:
+        fit_images(trainer, images, folder, **settings)
+    assert caught.value.exit_code == 128 + number
+    assert not (folder / "summary.json").exists()
+    resumed = fit_images(make_trainer(SingleCommunicator()), images, folder, resume=True, **settings)
+    assert resumed["parameters_digest"] == alone[1]["parameters_digest"]
+    assert resumed["train_loss"] == alone[1]["train_loss"]
+    assert step_losses(folder) == step_losses(alone[0])
+
+
+def test_metrics_after_the_last_checkpoint_are_dropped_when_resumed(alone, images, tmp_path):
+    folder = tmp_path / "crashed"
+    with pytest.raises(Stopped):
+        fit_images(make_trainer(SingleCommunicator(), loss=StopAfter(7)), images, folder)
+    with open(folder / "metrics.jsonl", "a") as file:
+        file.write('{"kind": "step", "lost": tr')  # what a crash leaves
+    fit_images(make_trainer(SingleCommunicator()), images, folder, resume=True)
+    assert step_losses(folder) == step_losses(alone[0])
+
+
+def test_handlers_of_signals_are_put_back(images):
+    before = signal.getsignal(signal.SIGTERM)
+    fit_images(make_trainer(SingleCommunicator()), images, epochs=1)
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_finished_run_can_be_resumed_for_longer(images, tmp_path):
+    # A constant rate: a schedule of the whole length would differ from the start.
+    settings = {"lr_schedule": optim.Constant()}
+    whole = fit_images(make_trainer(SingleCommunicator(), **settings), images, tmp_path / "whole", epochs=3)
+    fit_images(make_trainer(SingleCommunicator(), **settings), images, tmp_path / "parts", epochs=1)
+    parts = fit_images(make_trainer(SingleCommunicator(), **settings), images, tmp_path / "parts", resume=True)
+    assert parts["parameters_digest"] == whole["parameters_digest"]
+
+
+def test_steps_bound_a_run_in_the_middle_of_an_epoch(images, tmp_path):
+    summary = fit_images(make_trainer(SingleCommunicator()), images, tmp_path / "run", epochs=None, steps=6)
+    assert (summary["steps"], summary["epochs"]) == (6, 1)
+    assert summary["test_loss"] is not None
+
+
+def test_evaluation_and_checkpoints_come_as_often_as_asked(images, tmp_path):
+    folder = tmp_path / "run"
+    settings = {"eval_every": 5, "checkpoint": Checkpoint(every=3, keep=3)}
+    fit_images(make_trainer(SingleCommunicator()), images, folder, **settings)
+    assert [line["step"] for line in read_metrics(folder, "test")] == [5, 10, 12]
+    kept = sorted(path.name for path in (folder / "checkpoints").iterdir())
+    assert kept == ["step-0000000008", "step-0000000009", "step-0000000012"]
+
+
+@pytest.mark.parametrize("num_ranks", [1, 2])
+def test_a_loss_that_is_not_finite_ends_the_run_on_all_ranks_alike(images, tmp_path, num_ranks):
+    folder = tmp_path / "run"
+    trainer_of = lambda comm: make_trainer(comm, optimizer=optim.SGD(1e200), clip_norm=None, lr_schedule=None)  # noqa: E731
+
+    def run(comm):
+        with pytest.raises(TrainingError) as caught:
+            fit_images(trainer_of(comm), images, folder)
+        assert caught.value.shared
+        return str(caught.value)
+
+    messages = run_threads(num_ranks, run)
+    assert len(set(messages)) == 1
+    assert "the loss is nan in step" in messages[0]
+    assert "Lower optimizer.lr" in messages[0]
+
+
+def test_a_label_outside_the_classes_is_named(images, tmp_path):
+    with h5py.File(images, "r+") as file:
+        file["y"][30] = 77
+    with pytest.raises(InputError, match=r"data\.targets: a label is outside the classes\. Found 77; expected 0 to 4"):
+        fit_images(make_trainer(SingleCommunicator()), images)
+
+
+def test_fewer_samples_than_ranks_are_refused(tmp_path):
+    few = write_images(tmp_path / "few.h5", num_samples=2)
+
+    def run(comm):
+        with pytest.raises(InputError, match=r"few\.h5: fewer samples than ranks.*Found 2 samples; expected at least 3"):
+            fit_images(make_trainer(comm), few)
+
+    run_threads(3, run)
+
+
+def test_targets_that_do_not_fit_the_loss_are_refused(tmp_path):
+    table = write_table(tmp_path / "table.h5")
+    trainer = Trainer(nn.Linear(2), loss=nn.CrossEntropy(), optimizer=optim.SGD(0.1), comm=SingleCommunicator())
+    with pytest.raises(InputError, match="cross_entropy takes class numbers. Found float32"):
+        trainer.fit(table, epochs=1, global_batch_size=8)
+
+
+def test_a_grid_that_does_not_fit_is_refused():
+    with pytest.raises(InputError, match=r"parallel\.dp"):
+        make_trainer(SingleCommunicator(), parallel=Parallel(dp=2, threads=1))
+
+
+@pytest.mark.parametrize("num_ranks", [1, 3])
+def test_regression_is_standardised_and_reported_in_its_own_unit(tmp_path, num_ranks):
+    train, test = write_table(tmp_path / "train.h5", 200), write_table(tmp_path / "test.h5", 60, seed=1)
+    with h5py.File(test) as file:
+        x, y = file["x"][()], file["y"][()]
+
+    def run(comm):
+        trainer = Trainer(
+            nn.Sequential(nn.Linear(16), nn.Tanh(), nn.Linear(1)),
+            loss=nn.MeanSquaredError(),
+            optimizer=optim.Adam(0.01),
+            parallel=Parallel(threads=1),
+            comm=comm,
+        )
+        standardize = Transform(standardize=True)
+        summary = trainer.fit(
+            train,
+            validate=test,
+            epochs=60,
+            global_batch_size=32,
+            transform=standardize,
+            target_transform=standardize,
+        )
+        rmse = float(np.sqrt(np.mean((trainer.predict(x)[:, 0] - y) ** 2)))
+        assert rmse == pytest.approx(summary["test_rmse"], rel=1e-4)
+        assert rmse < 0.2 * y.std()
+        assert summary["test_accuracy"] is None
+        assert trainer.evaluate(test).rmse == pytest.approx(summary["test_rmse"], rel=1e-6)
+
+    run_threads(num_ranks, run)
+
+
+@pytest.mark.parametrize("batch", [1, 7, NUM_SAMPLES, 1000])
+def test_stochastic_mini_batch_and_batch_descent_are_batch_sizes(images, batch):
+    summary = fit_images(make_trainer(SingleCommunicator()), images, epochs=1, global_batch_size=batch)
+    assert summary["steps"] == -(-NUM_SAMPLES // batch)
