@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from hpdl_mpi import models, nn, optim
+    from hpdl_mpi.data import Transform
     from hpdl_mpi.train import Parallel, Trainer
 
 __version__ = "0.1.0"
-__all__ = ["Parallel", "Trainer", "__version__", "models", "nn", "optim"]
+__all__ = ["Parallel", "Trainer", "Transform", "__version__", "models", "nn", "optim"]
 
 _MODULES = {"models", "nn", "optim"}
-_NAMES = {"Parallel": "hpdl_mpi.train", "Trainer": "hpdl_mpi.train"}
+_NAMES = {"Parallel": "hpdl_mpi.train", "Trainer": "hpdl_mpi.train", "Transform": "hpdl_mpi.data"}
 
 
 def __getattr__(name: str) -> Any:

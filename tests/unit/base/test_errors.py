@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
-
 import pytest
 
 from hpdl_mpi.base.errors import HpdlError, InputError, StorageError, TrainingError
@@ -36,10 +34,3 @@ def test_each_error_has_its_exit_code_and_a_builtin_kin(kind: type[HpdlError], c
     assert error.exit_code == code
     assert isinstance(error, builtin)
     assert isinstance(error, HpdlError)
-
-
-@pytest.mark.parametrize("shared", [False, True])
-def test_error_survives_the_way_between_ranks(shared: bool) -> None:
-    error = InputError("wrong", where="data.train", remedy="mend it", shared=shared)
-    arrived = pickle.loads(pickle.dumps(error))  # noqa: S301  (our own)
-    assert (type(arrived), str(arrived), arrived.shared) == (InputError, str(error), shared)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import re
 import threading
 
 import h5py
@@ -69,7 +70,7 @@ def test_read_returns_what_is_stored_whatever_the_chunks_and_the_cache(
 
 
 def test_metadata_describes_samples_and_blocks(write_shards) -> None:
-    folder, x, _ = write_shards([10, 7], sample=(28, 28, 1))
+    folder, _, _ = write_shards([10, 7], sample=(28, 28, 1))
     dataset = Dataset.open(folder)
     assert (dataset.num_samples, dataset.input_shape, dataset.target_shape) == (17, (28, 28, 1), ())
     assert dataset.input_dtype == dataset.target_dtype == np.uint8
@@ -246,17 +247,12 @@ def test_arrays_that_cannot_be_trained_on_are_refused(write_file, x, y, message)
         Dataset.open(write_file("a.h5", {"x": x, "y": y}))
 
 
-@pytest.mark.parametrize(
-    ("x", "message"),
-    [
-        (np.zeros((4, 3), np.uint8), r"b\.h5: shards disagree about 'x'\. Found samples of shape \(3,\), uint8; expected shape \(2,\), uint8, as in a\.h5"),
-        (np.zeros((4, 2), np.float32), r"b\.h5: shards disagree about 'x'\. Found samples of shape \(2,\), float32"),
-    ],
-)  # fmt: skip
-def test_shards_that_disagree_are_refused(write_file, tmp_path, x, message) -> None:
+@pytest.mark.parametrize("x", [np.zeros((4, 3), np.uint8), np.zeros((4, 2), np.float32)])
+def test_shards_that_disagree_are_refused(write_file, tmp_path, x) -> None:
     write_file("a.h5", {"x": np.zeros((4, 2), np.uint8), "y": np.zeros(4)})
     write_file("b.h5", {"x": x, "y": np.zeros(4)})
-    with pytest.raises(InputError, match=message):
+    found = f"Found samples of shape {x.shape[1:]}, {x.dtype}; expected shape (2,), uint8, as in a.h5"
+    with pytest.raises(InputError, match=r"b\.h5: shards disagree about 'x'\. " + re.escape(found)):
         Dataset.open(tmp_path)
 
 
@@ -292,13 +288,13 @@ def test_a_damaged_chunk_names_file_and_samples_and_spares_the_others(tmp_path) 
 def test_a_file_whose_writer_died_is_refused(tmp_path) -> None:
     path = tmp_path / "a.h5"
     with h5py.File(path, "w") as file:
-        file.create_dataset("x", (100, 4), chunks=(10, 4), compression="gzip")[:50] = 1.0
+        file.create_dataset("x", (100, 4), np.float32, chunks=(10, 4), compression="gzip")[:50] = 1.0
         file["y"] = np.zeros(100)
     with pytest.raises(InputError, match=r"a\.h5: x: samples are absent, and HDF5 would read them as zeros"):
         Dataset.open(path)
     with h5py.File(path, "w") as file:
         file["x"] = np.zeros((100, 4))
-        file.create_dataset("y", (100,))
+        file.create_dataset("y", (100,), np.float32)
     with pytest.raises(InputError, match=r"a\.h5: y: samples are absent"):
         Dataset.open(path)
 
@@ -307,7 +303,7 @@ def test_a_claimed_size_that_is_not_there_takes_no_memory(tmp_path) -> None:
     path = tmp_path / "a.h5"
     with h5py.File(path, "w") as file:
         for name in ("x", "y"):
-            file.create_dataset(name, (2**50, 8), chunks=(1024, 8), compression="gzip")
+            file.create_dataset(name, (2**50, 8), np.uint8, chunks=(1024, 8), compression="gzip")
     with pytest.raises(InputError, match="samples are absent"):
         Dataset.open(path)
 
@@ -367,5 +363,5 @@ def test_a_newer_version_of_the_format_is_refused(write_file) -> None:
     path = write_file("a.h5", {"x": np.zeros((4, 2)), "y": np.zeros(4)})
     with h5py.File(path, "a") as file:
         file.attrs["format"] = np.bytes_("hpdl_mpi dataset 99")
-    with pytest.raises(InputError, match="unknown version of the format. Found hpdl_mpi dataset 99"):
+    with pytest.raises(InputError, match=r"unknown version of the format\. Found hpdl_mpi dataset 99"):
         Dataset.open(path)

@@ -1,0 +1,246 @@
+"""The table of layers under test, and the rig that runs one of them. A new layer adds a row."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import DTypeLike
+
+from hpdl_mpi.nn import (
+    AvgPool2d,
+    Context,
+    Conv2d,
+    Dropout,
+    Flatten,
+    Layer,
+    Layout,
+    LeakyReLU,
+    Linear,
+    MaxPool2d,
+    MicroBatch,
+    Parallel,
+    Pool,
+    ReLU,
+    Residual,
+    Sequential,
+    Shape,
+    Sigmoid,
+    Softmax,
+    Tanh,
+    walk,
+)
+from tests import reference as ref
+
+BATCH = 3
+SEED = 7
+IDS = np.array([11, 4, 2**40 + 5])
+"""Numbers of the samples in the dataset, in no order, one beyond 32 bits."""
+
+Parameters = dict[str, np.ndarray]
+
+
+class Case(NamedTuple):
+    """A layer, the shape of a sample, and its naive twin; the twin of a random layer is told its key elsewhere."""
+
+    make: Callable[[], Layer]
+    input_shape: Shape
+    twin: Callable[[np.ndarray, Parameters], np.ndarray]
+
+
+def _conv(path: str, **settings: tuple[int, int]) -> Callable[[np.ndarray, Parameters], np.ndarray]:
+    return lambda x, p: ref.conv2d(x, p[f"{path}weight"], p.get(f"{path}bias", 0.0), **settings)
+
+
+def _linear(path: str = "") -> Callable[[np.ndarray, Parameters], np.ndarray]:
+    return lambda x, p: ref.linear(x, p[f"{path}weight"], p.get(f"{path}bias", 0.0))
+
+
+def _network(x: np.ndarray, p: Parameters) -> np.ndarray:
+    x = ref.max_pool(ref.relu(_conv("0.", padding=(1, 1))(x, p)), (2, 2), stride=(2, 2))
+    x = ref.relu(_linear("4.")(ref.flatten(x), p))
+    return _linear("out.")(x, p)
+
+
+def _nested(x: np.ndarray, p: Parameters) -> np.ndarray:
+    x = np.concatenate([_conv("1.0.")(x, p), ref.relu(x), np.tanh(_conv("1.last.0.")(x, p))], -1)
+    x = ref.sigmoid(_linear("2.body.0.")(x, p)) + _linear("2.shortcut.")(x, p)
+    return _linear("3.body.")(x, p) + x
+
+
+LAYERS: dict[str, Case] = {
+    "Linear": Case(lambda: Linear(5), (7,), _linear()),
+    "Linear, no bias": Case(lambda: Linear(4, bias=False), (3,), _linear()),
+    "Linear, one to one": Case(lambda: Linear(1), (1,), _linear()),
+    "Linear, of sequences": Case(lambda: Linear(5), (4, 3), _linear()),
+    "Conv2d": Case(lambda: Conv2d(4, 3, padding=1), (5, 4, 3), _conv("", padding=(1, 1))),
+    "Conv2d, uneven": Case(
+        lambda: Conv2d(2, (2, 3), stride=(2, 1), padding=(0, 1), bias=False),
+        (5, 4, 3),
+        _conv("", stride=(2, 1), padding=(0, 1)),
+    ),
+    "Conv2d, stride above kernel": Case(lambda: Conv2d(3, 2, stride=3), (6, 9, 2), _conv("", stride=(3, 3))),
+    "Conv2d, one channel": Case(lambda: Conv2d(1, 2), (4, 3, 1), _conv("")),
+    "Conv2d, of the whole image": Case(lambda: Conv2d(3, (4, 2)), (4, 2, 2), _conv("")),
+    "Conv2d, padding above kernel": Case(lambda: Conv2d(2, 1, padding=(2, 3)), (3, 2, 2), _conv("", padding=(2, 3))),
+    "MaxPool2d": Case(lambda: MaxPool2d(2), (5, 4, 3), lambda x, p: ref.max_pool(x, (2, 2), stride=(2, 2))),
+    "MaxPool2d, overlapping": Case(
+        lambda: MaxPool2d((3, 2), stride=(2, 1), padding=1),
+        (5, 4, 2),
+        lambda x, p: ref.max_pool(x, (3, 2), stride=(2, 1), padding=(1, 1)),
+    ),
+    "MaxPool2d, stride above kernel": Case(
+        lambda: MaxPool2d(1, stride=3), (5, 4, 1), lambda x, p: ref.max_pool(x, (1, 1), stride=(3, 3))
+    ),
+    "MaxPool2d, of the whole image": Case(
+        lambda: MaxPool2d((5, 4)), (5, 4, 3), lambda x, p: ref.max_pool(x, (5, 4), stride=(5, 4))
+    ),
+    "AvgPool2d": Case(lambda: AvgPool2d(2), (5, 4, 3), lambda x, p: ref.avg_pool(x, (2, 2), stride=(2, 2))),
+    "AvgPool2d, overlapping": Case(
+        lambda: AvgPool2d((3, 2), stride=(2, 1), padding=1),
+        (5, 4, 2),
+        lambda x, p: ref.avg_pool(x, (3, 2), stride=(2, 1), padding=(1, 1)),
+    ),
+    "AvgPool2d, stride above kernel": Case(
+        lambda: AvgPool2d(1, stride=3), (5, 4, 1), lambda x, p: ref.avg_pool(x, (1, 1), stride=(3, 3))
+    ),
+    "AvgPool2d, of the whole image": Case(
+        lambda: AvgPool2d((5, 4)), (5, 4, 3), lambda x, p: ref.avg_pool(x, (5, 4), stride=(5, 4))
+    ),
+    "Flatten": Case(Flatten, (3, 2, 2), lambda x, p: ref.flatten(x)),
+    "ReLU": Case(ReLU, (3, 2, 2), lambda x, p: ref.relu(x)),
+    "LeakyReLU": Case(lambda: LeakyReLU(0.1), (6,), lambda x, p: ref.leaky_relu(x, 0.1)),
+    "Sigmoid": Case(Sigmoid, (6,), lambda x, p: ref.sigmoid(x)),
+    "Tanh": Case(Tanh, (6,), lambda x, p: np.tanh(x)),
+    "Softmax": Case(Softmax, (6,), lambda x, p: ref.softmax(x)),
+    "Softmax, of sequences": Case(Softmax, (4, 3), lambda x, p: ref.softmax(x)),
+    "Dropout": Case(
+        lambda: Dropout(0.4), (3, 2, 3), lambda x, p: ref.dropout(x, int(context_key("")), IDS, 0.4)
+    ),
+    "Dropout, of nothing": Case(lambda: Dropout(0.0), (6,), lambda x, p: x),
+    "Sequential, empty": Case(Sequential, (6,), lambda x, p: x),
+    "Sequential": Case(
+        lambda: Sequential(Conv2d(4, 3, padding=1), ReLU(), MaxPool2d(2), Flatten(), Linear(6), ReLU(), out=Linear(3)),
+        (5, 4, 2),
+        _network,
+    ),
+    "Sequential, nothing to learn in front": Case(
+        lambda: Sequential(Tanh(), Flatten(), Linear(3)),
+        (2, 3),
+        lambda x, p: _linear("2.")(ref.flatten(np.tanh(x)), p),
+    ),
+    "Sequential, nothing to learn behind": Case(
+        lambda: Sequential(Linear(3), Softmax()), (4,), lambda x, p: ref.softmax(_linear("0.")(x, p))
+    ),
+    "Sequential, nothing to learn": Case(
+        lambda: Sequential(Tanh(), Sequential(Sigmoid())), (5,), lambda x, p: ref.sigmoid(np.tanh(x))
+    ),
+    "Residual": Case(lambda: Residual(Linear(4)), (4,), lambda x, p: _linear("body.")(x, p) + x),
+    "Residual, nothing to learn": Case(lambda: Residual(Tanh()), (4,), lambda x, p: np.tanh(x) + x),
+    "Residual, of the identity": Case(lambda: Residual(Sequential()), (4,), lambda x, p: x + x),
+    "Residual, with shortcut": Case(
+        lambda: Residual(Sequential(Conv2d(4, 3, padding=1), Tanh()), Conv2d(4, 1)),
+        (4, 3, 2),
+        lambda x, p: np.tanh(_conv("body.0.", padding=(1, 1))(x, p)) + _conv("shortcut.")(x, p),
+    ),
+    "Residual, shortcut alone learns": Case(
+        lambda: Residual(Tanh(), Linear(4)), (4,), lambda x, p: np.tanh(x) + _linear("shortcut.")(x, p)
+    ),
+    "Parallel": Case(
+        lambda: Parallel(Linear(3), Linear(2, bias=False)),
+        (4,),
+        lambda x, p: np.concatenate([_linear("0.")(x, p), _linear("1.")(x, p)], -1),
+    ),
+    "Parallel, one branch": Case(lambda: Parallel(Linear(3)), (4,), _linear("0.")),
+    "Parallel, one branch learns": Case(
+        lambda: Parallel(Tanh(), Sequential(), last=Linear(2)),
+        (2, 3),
+        lambda x, p: np.concatenate([np.tanh(x), x, _linear("last.")(x, p)], -1),
+    ),
+    "nested": Case(
+        lambda: Sequential(
+            Sequential(Dropout(0.0)),
+            Parallel(Sequential(Conv2d(2, 1)), ReLU(), last=Sequential(Conv2d(3, 1), Tanh())),
+            Residual(Sequential(Linear(4), Sigmoid()), Linear(4)),
+            Residual(Linear(4)),
+        ),
+        (3, 2, 2),
+        _nested,
+    ),
+}
+
+
+def context_key(path: str, epoch: int = 0) -> np.uint64:
+    """Return the random key of the layer at `path`."""
+    batch = MicroBatch(Pool(), SEED)
+    batch.begin(IDS, epoch=epoch, training=True)
+    return Context(batch, path).key
+
+
+class Rig:
+    """A built layer with random parameters, on a pool that hands out NaN, with batches to run through it.
+
+    Parameters
+    ----------
+    case : Case
+    dtype : dtype
+    needs_dx : bool
+        Whether backward returns the gradient of the input.
+    positive : bool
+        Take absolute values of parameters and batches, so that sums become sums of absolute terms.
+    """
+
+    def __init__(
+        self, case: Case, dtype: DTypeLike = np.float64, *, needs_dx: bool = True, positive: bool = False
+    ) -> None:
+        self.layer = case.make()
+        self.layer.build(case.input_shape)
+        self.layout = Layout(self.layer)
+        self.params, self.grads = self.layout.allocate(dtype), self.layout.allocate(dtype)
+        self.layout.bind(self.layer, self.params, self.grads)
+        self.pool = Pool(poison=True)
+        self.batch = MicroBatch(self.pool, SEED)
+        self.ctx = Context(self.batch, needs_dx=needs_dx)
+        rng = np.random.default_rng(0)
+        shape = (BATCH, *self.layer.output_shape(case.input_shape))
+        for values in self.named_params.values():
+            values[...] = rng.normal(size=values.shape)
+        self.x = rng.normal(size=(BATCH, *case.input_shape)).astype(dtype)
+        self.dy = rng.normal(size=shape).astype(dtype)
+        if positive:
+            for array in (self.params, self.x, self.dy):
+                np.abs(array, out=array)
+
+    @property
+    def named_params(self) -> Parameters:
+        """Views of the parameters, by full name."""
+        return self.layout.views(self.params)
+
+    def output(self, x: np.ndarray, ids: np.ndarray = IDS, *, epoch: int = 0, training: bool = True) -> np.ndarray:
+        """Return a copy of y; nothing is kept for backward."""
+        self.batch.begin(ids, epoch=epoch, training=training)
+        self.batch.saving = False
+        y = self.layer.forward(x, self.ctx)
+        result = y.copy()
+        self.pool.release(y)
+        return result
+
+    def step(self, x: np.ndarray, dy: np.ndarray, ids: np.ndarray = IDS, *, halves: bool = False) -> np.ndarray | None:
+        """Run forward and backward, in two `halves` or at once; add to ``grads``; return a copy of dx."""
+        self.batch.begin(ids, training=True)
+        y = self.layer.forward(x, self.ctx)
+        self.pool.release(y)
+        if halves:
+            dx = self.layer.backward_input(dy, self.ctx)
+            self.layer.backward_weight(self.ctx)
+        else:
+            dx = self.layer.backward(dy, self.ctx)
+        result = None if dx is None else dx.copy()
+        self.pool.release(dx)
+        return result
+
+    @property
+    def depth(self) -> int:
+        """Layers, containers included."""
+        return len(list(walk(self.layer)))
