@@ -34,7 +34,9 @@ def train(
 def evaluate(
     run: Run,
     data: Annotated[str | None, typer.Option(help="What to evaluate on.", show_default="the job's test data")] = None,
-    json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the metrics here too.")] = None,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", metavar="FILE", help="Write the metrics here too.")
+    ] = None,
 ) -> None:
     """Evaluate the latest checkpoint of a run."""
     from hpdl_mpi.base.errors import InputError
@@ -84,7 +86,9 @@ def summary(
     from hpdl_mpi.train.summary import summarize
 
     found = summarize(load_job(job, overrides or []), ranks)
-    table = Table("layer", "kind", "output shape", "parameters", "operations per sample", title=f"input {found.input_shape}")
+    table = Table(
+        "layer", "kind", "output shape", "parameters", "operations per sample", title=f"input {found.input_shape}"
+    )
     for row in found.rows:
         table.add_row(row.path, row.kind, str(row.output_shape), f"{row.num_parameters:,}", f"{row.operations:,}")
     parameters, operations = (sum(getattr(row, key) for row in found.rows) for key in ("num_parameters", "operations"))

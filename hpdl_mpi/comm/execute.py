@@ -101,7 +101,7 @@ class Collective(Work):
         return [stream for stream in streams if not stream.over]
 
     def __str__(self) -> str:
-        return f"round {self._position}: " + "; ".join(str(stream) for stream in self._pending())
+        return f"rank {self.comm.rank}, round {self._position}: " + "; ".join(str(stream) for stream in self._pending())
 
 
 class _Stream:

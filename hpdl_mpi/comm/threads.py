@@ -1,7 +1,6 @@
 """The ranks are threads of one process, so a debugger can stop them all and no launcher is needed.
 
-Sends are buffered: they are over at once. Every wait is watched: when no rank can ever go on, each raises, saying what
-every rank waited for.
+Sends are buffered: they are over at once. When no rank can ever go on, each raises and says what every rank waited for.
 """
 
 from __future__ import annotations
@@ -10,135 +9,17 @@ import sys
 import threading
 import time
 import traceback
-from collections import defaultdict, deque
 from collections.abc import Callable, Sequence
-from typing import Any, NoReturn, TypeVar
+from typing import NoReturn, TypeVar
 
 import numpy as np
 
 from hpdl_mpi.base.errors import TrainingError
 from hpdl_mpi.comm.communicator import Communicator, Transfer, Work, as_bytes, check_message
-from hpdl_mpi.comm.faults import Fault, FaultPlan, RankKilled
+from hpdl_mpi.comm.faults import Fault, RankKilled
+from hpdl_mpi.comm.mailboxes import Mailbox, Mailboxes
 
 Result = TypeVar("Result")
-Mailbox = tuple[Any, int, int, int]
-"""(context, source, dest, tag); ranks are those of the world."""
-
-
-class SharedState:
-    """What the ranks of one world share: mailboxes, and who runs, waits, has ended or failed.
-
-    Parameters
-    ----------
-    num_ranks : int
-        How many ranks there are.
-    faults : sequence of Fault, optional
-        What goes wrong.
-    nodes : sequence of int, optional
-        The machine that each rank is said to run on; one for all by default.
-    """
-
-    def __init__(self, num_ranks: int, faults: Sequence[Fault] = (), nodes: Sequence[int] | None = None) -> None:
-        self.num_ranks = num_ranks
-        self.nodes = list(nodes) if nodes is not None else [0] * num_ranks
-        self.lock = threading.Lock()
-        self.failure: tuple[int | None, BaseException] | None = None
-        self._faults = FaultPlan(faults)
-        self._news = [threading.Condition(self.lock) for _ in range(num_ranks)]
-        self._arrived = [0] * num_ranks
-        self._messages: defaultdict[Mailbox, deque[tuple[float, np.ndarray]]] = defaultdict(deque)
-        self._receives: defaultdict[Mailbox, deque[_Receive]] = defaultdict(deque)
-        self._waiting: dict[int, Work] = {}
-        self._ended: dict[int, str] = {}
-        self._last_arrival = 0.0
-
-    def verb(self, rank: int) -> None:
-        """Raise if this rank is to be killed, or another one has failed."""
-        with self.lock:
-            self._faults.strike(rank)
-            self._check_failure(rank)
-
-    def _check_failure(self, rank: int) -> None:
-        if self.failure is None:
-            return
-        culprit, error = self.failure
-        if culprit is None:
-            raise TrainingError(str(error))
-        raise TrainingError(f"rank {culprit} failed: {error!r}", where=f"rank {rank}") from error
-
-    def deposit(self, box: Mailbox, message: np.ndarray) -> None:
-        """Put a message on its way; the array is now the mailbox's own."""
-        _, source, dest, _ = box
-        with self.lock:
-            delay = self._faults.fate(source, dest)
-            if delay is None:
-                return
-            arrival = time.monotonic() + delay
-            self._last_arrival = max(self._last_arrival, arrival)
-            self._messages[box].append((arrival, message))
-            self._arrived[dest] += 1
-            self._waiting.pop(dest, None)
-            self._news[dest].notify()
-
-    def post(self, box: Mailbox, receive: _Receive) -> None:
-        """Let a receive take the next message of a mailbox that no earlier one takes."""
-        with self.lock:
-            self._receives[box].append(receive)
-
-    def deliver(self, box: Mailbox) -> None:
-        """Hand the messages that have arrived to the receives that are posted, both in their order."""
-        with self.lock:
-            messages, receives = self._messages[box], self._receives[box]
-            while messages and receives and messages[0][0] <= time.monotonic():
-                receives.popleft().take(messages.popleft()[1])
-
-    def wait_for(self, work: Work, rank: int) -> None:
-        """Block a rank until its work is over, and raise when nothing can ever finish it."""
-        while True:
-            arrived = self._arrived[rank]
-            if work.test():
-                return
-            with self.lock:
-                self._check_failure(rank)
-                if self._arrived[rank] != arrived:
-                    continue
-                self._waiting[rank] = work
-                on_its_way = self._last_arrival - time.monotonic()
-                if on_its_way <= 0 and len(self._waiting) + len(self._ended) == self.num_ranks:
-                    self._fail(None, TrainingError(f"no rank can go on:\n{self.positions()}"))
-                    self._check_failure(rank)
-                self._news[rank].wait(on_its_way if on_its_way > 0 else None)
-                self._waiting.pop(rank, None)
-
-    def positions(self) -> str:
-        """Say what every rank does, one line each."""
-        states = {rank: f"waits: {work}" for rank, work in self._waiting.items()} | self._ended
-        return "\n".join(f"  rank {rank} {states.get(rank, 'runs')}" for rank in range(self.num_ranks))
-
-    def end(self, rank: int, error: BaseException | None) -> None:
-        """Note that a rank's function has returned or raised."""
-        with self.lock:
-            self._ended[rank] = "has returned" if error is None else f"has raised {error!r}"
-            if isinstance(error, RankKilled):
-                self._ended[rank] = "was killed"
-            elif error is not None:
-                self._fail(rank, error)
-            self._waiting.clear()
-            self._notify_all()
-
-    def fail(self, error: BaseException) -> None:
-        """Make every rank raise at its next verb."""
-        with self.lock:
-            self._fail(None, error)
-
-    def _fail(self, rank: int | None, error: BaseException) -> None:
-        if self.failure is None:
-            self.failure = (rank, error)
-        self._notify_all()
-
-    def _notify_all(self) -> None:
-        for condition in self._news:
-            condition.notify()
 
 
 class ThreadCommunicator(Communicator):
@@ -146,39 +27,41 @@ class ThreadCommunicator(Communicator):
 
     Parameters
     ----------
-    shared : SharedState
+    mailboxes : Mailboxes
         What all ranks of the world share.
     rank : int
         This rank's number in the group.
     members : sequence of int, optional
         The group's ranks in the world; all of them by default.
-    context : hashable, optional
+    context : tuple of int, optional
         Keeps the messages of different groups apart.
     """
 
-    def __init__(self, shared: SharedState, rank: int, members: Sequence[int] | None = None, context: Any = ()) -> None:
-        self._shared = shared
-        self._members = list(members) if members is not None else list(range(shared.num_ranks))
+    def __init__(
+        self, mailboxes: Mailboxes, rank: int, members: Sequence[int] | None = None, context: tuple[int, ...] = ()
+    ) -> None:
+        self._mailboxes = mailboxes
+        self._members = list(members) if members is not None else list(range(mailboxes.num_ranks))
         self._context = context
         self._num_splits = 0
         self.rank, self.size = rank, len(self._members)
-        self._place([shared.nodes[member] for member in self._members])
+        self._place([mailboxes.nodes[member] for member in self._members])
 
     def _box(self, source: int, dest: int, tag: int) -> Mailbox:
         return self._context, self._members[source], self._members[dest], tag
 
     def isend(self, array: np.ndarray, dest: int, tag: int = 0) -> Work:
         check_message(array, dest, self.size)
-        self._shared.verb(self._members[self.rank])
-        self._shared.deposit(self._box(self.rank, dest, tag), as_bytes(array).copy())
+        self._mailboxes.verb(self._members[self.rank])
+        self._mailboxes.deposit(self._box(self.rank, dest, tag), as_bytes(array).copy())
         return _Sent(self, dest)
 
     def irecv(self, array: np.ndarray, source: int, tag: int = 0) -> Work:
         check_message(array, source, self.size, written=True)
-        self._shared.verb(self._members[self.rank])
+        self._mailboxes.verb(self._members[self.rank])
         box = self._box(source, self.rank, tag)
         receive = _Receive(self, array, source, box)
-        self._shared.post(box, receive)
+        self._mailboxes.post(box, receive.take)
         return receive
 
     def send_init(self, array: np.ndarray, dest: int, tag: int = 0) -> Transfer:
@@ -196,7 +79,7 @@ class ThreadCommunicator(Communicator):
         context = (*self._context, self._num_splits, color)
         self._num_splits += 1
         return ThreadCommunicator(
-            self._shared, order.index(self.rank), [self._members[rank] for rank in order], context
+            self._mailboxes, order.index(self.rank), [self._members[rank] for rank in order], context
         )
 
     def abort(self, code: int) -> NoReturn:
@@ -204,10 +87,10 @@ class ThreadCommunicator(Communicator):
 
     def deliver(self, box: Mailbox) -> None:
         """Hand on what has arrived in a mailbox of this rank."""
-        self._shared.deliver(box)
+        self._mailboxes.deliver(box)
 
     def wait_for(self, work: Work) -> None:
-        self._shared.wait_for(work, self._members[self.rank])
+        self._mailboxes.wait_for(work, self._members[self.rank])
 
 
 class _Sent(Work):
@@ -317,18 +200,18 @@ def run_threads(
     TrainingError
         No rank could go on, a rank was killed, or time ran out; it says where every rank was.
     """
-    shared = SharedState(num_ranks, faults, nodes)
+    mailboxes = Mailboxes(num_ranks, faults, nodes)
     results: dict[int, Result] = {}
     errors: list[BaseException] = []
 
     def run(rank: int) -> None:
         error: BaseException | None = None
         try:
-            results[rank] = function(ThreadCommunicator(shared, rank))
+            results[rank] = function(ThreadCommunicator(mailboxes, rank))
         except BaseException as raised:  # noqa: BLE001  (raised again by run_threads)
             error = raised
             errors.append(raised)
-        shared.end(rank, error)
+        mailboxes.end(rank, error)
 
     threads = [
         threading.Thread(target=run, args=(rank,), name=f"rank {rank}", daemon=True) for rank in range(num_ranks)
@@ -339,9 +222,8 @@ def run_threads(
     for thread in threads:
         thread.join(max(0.0, deadline - time.monotonic()))
     if any(thread.is_alive() for thread in threads):
-        error = TrainingError(f"ranks still ran after {timeout} s:\n{shared.positions()}\n{_stacks(threads)}")
-        shared.fail(error)
-        raise error
+        mailboxes.fail("time ran out")
+        raise TrainingError(f"ranks still ran after {timeout} s:\n{mailboxes.positions()}\n{_stacks(threads)}")
     if errors:
         # A killed rank is the cause only if nobody missed it.
         raise next((error for error in errors if not isinstance(error, RankKilled)), errors[0])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass
 
 import numpy as np
@@ -142,7 +142,7 @@ class Loader:
         self.target_transform.output_shape(stored)
         return (int(np.prod(stored, dtype=np.int64)),)
 
-    def epoch(self, epoch: int, offset: int = 0, limit: int | None = None) -> Iterator[Batch]:
+    def epoch(self, epoch: int, offset: int = 0, limit: int | None = None) -> Generator[Batch, None, None]:
         """Yield this rank's share of each global batch of an epoch.
 
         A thread reads ahead while the iterator lives. Leave it early with `close` (a `for` loop that breaks, then

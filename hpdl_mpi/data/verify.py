@@ -12,7 +12,7 @@ import numpy as np
 
 from hpdl_mpi.base.errors import InputError
 from hpdl_mpi.data.dataset import Dataset, Which
-from hpdl_mpi.data.hdf5 import find_array, is_ours, open_shard, stated_place, text_attribute
+from hpdl_mpi.data.hdf5 import find_array, is_ours, open_shard, reading, stated_place, text_attribute
 from hpdl_mpi.data.shards import find_shards, named_place
 from hpdl_mpi.data.statistics import value_range
 
@@ -58,6 +58,8 @@ def verify(path: str | os.PathLike[str], inputs: str = "x", targets: str = "y") 
     for shard_path in find_shards(path):
         with open_shard(shard_path) as file:
             _check_name(file, shard_path)
+            for name in (inputs, targets):
+                _check_places(find_array(file, shard_path, name), shard_path)
             checksums = all(find_array(file, shard_path, name).fletcher32 for name in (inputs, targets))
             names = (
                 text_attribute(find_array(file, shard_path, targets), "classes") if is_ours(file, shard_path) else []
@@ -83,6 +85,24 @@ def _check_name(file: h5py.File, path: Path) -> None:
             where=path,
             found="shard {} of {}".format(*stated),
             remedy="give it the name that says so, or convert the dataset again",
+        )
+
+
+def _check_places(array: h5py.Dataset, path: Path) -> None:
+    """Raise if chunks overlap or lie outside the file: older formats have no checksum over the index of chunks."""
+    if array.chunks is None:
+        return
+    places: list[tuple[int, int]] = []
+    with reading(f"{path}: {array.name}"):
+        array.id.chunk_iter(lambda chunk: places.append((chunk.byte_offset, chunk.size)))
+    starts, sizes = np.array(sorted(places), np.uint64).T
+    stops = np.append(starts[1:], np.uint64(path.stat().st_size))
+    if np.any(starts > stops) or np.any(sizes > stops - starts):
+        raise InputError(
+            "the index of chunks is damaged",
+            where=f"{path}: {array.name}",
+            found="chunks that overlap or lie outside the file",
+            remedy="copy or convert the file again",
         )
 
 

@@ -12,10 +12,13 @@ import h5py
 import numpy as np
 
 from hpdl_mpi.base.errors import InputError, StorageError
-from hpdl_mpi.base.files import fsync
+from hpdl_mpi.base.files import fsync, write_whole
 from hpdl_mpi.data.hdf5 import COUNT_ATTRIBUTE, FORMAT, INDEX_ATTRIBUTE, TARGET_BLOCK_BYTES, fixed_text
 from hpdl_mpi.data.sampler import share
 from hpdl_mpi.data.shards import shard_name
+
+LIBVER = ("v110", "v110")
+"""HDF5 1.10, of 2016: since then all metadata carry checksums, and attributes may be longer than 64 KiB."""
 
 MAX_CHUNK_SAMPLES = 4096
 SHARD_BYTES = 256 * 2**20
@@ -90,11 +93,10 @@ def write_dataset(
             (aside / name).mkdir(parents=True)
             for index in range(counts[name]):
                 _write_shard(aside / name, name, split, index, counts[name], compression)
-            fsync(aside / name)
         fsync(aside)
         aside.rename(folder)
         fsync(folder.parent)
-    except (OSError, RuntimeError) as error:  # h5py reports a full disk as either
+    except OSError as error:
         raise StorageError(
             "the dataset could not be written",
             where=folder,
@@ -117,9 +119,10 @@ def _shard_count(name: str, split: Split, wanted: int | None) -> int:
 
 
 def _write_shard(folder: Path, name: str, split: Split, index: int, count: int, compression: int) -> None:
+    """Write one file, made in memory first: HDF5 itself can crash the process when the disk is full."""
     path = folder / shard_name(name, index, count)
     first, last = share(split.num_samples, index, count)
-    with h5py.File(path, "w", libver=("v108", "v110")) as file:  # older formats bound attributes to 64 KiB
+    with h5py.File(path, "w", driver="core", backing_store=False, libver=LIBVER) as file:
         file.attrs.update({"format": fixed_text(FORMAT), INDEX_ATTRIBUTE: index, COUNT_ATTRIBUTE: count})
         for array_name, array in split.arrays.items():
             dataset = file.create_dataset(
@@ -131,10 +134,11 @@ def _write_shard(folder: Path, name: str, split: Split, index: int, count: int, 
                 shuffle=True,
                 fletcher32=True,
             )
-            dataset.attrs.update(
-                {key: fixed_text(value) for key, value in split.attributes.get(array_name, {}).items()}
-            )
-    fsync(path)
+            texts = split.attributes.get(array_name, {})
+            dataset.attrs.update({key: fixed_text(text) for key, text in texts.items()})
+        file.flush()
+        image = file.id.get_file_image()
+    write_whole(path, image)
 
 
 def chunk_samples(array: np.ndarray) -> int:

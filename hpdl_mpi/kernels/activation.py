@@ -16,7 +16,9 @@ def relu(x, slope, y):
     leak = x.dtype.type(slope)
     for i in prange(x.size):
         value = x[i]
-        y[i] = leak * value if value <= zero else value
+        # 0 times -inf would be NaN
+        below = leak * value if leak > zero else zero
+        y[i] = below if value <= zero else value
 
 
 @parallel_kernel

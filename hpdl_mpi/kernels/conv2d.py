@@ -10,7 +10,7 @@ from __future__ import annotations
 from numba import prange
 
 from hpdl_mpi.kernels.gemm import gemm
-from hpdl_mpi.kernels.jit import kernel, parallel_kernel, thread_count
+from hpdl_mpi.kernels.jit import inline, kernel, parallel_kernel, thread_count
 
 _BLOCK_BYTES = 256 * 1024
 """A block of the unfolded matrix: a quarter of a 1 MiB second-level cache, beside weights and output."""
@@ -27,67 +27,67 @@ def scratch_shape(num_pixels: int, row_length: int, itemsize: int) -> tuple[int,
     return thread_count(), max(1, min(rows, num_pixels)), row_length
 
 
+@inline
+def _patch(p, geometry, shape):
+    """Return where the patch under output pixel p lies in x: image, top, left, and its columns inside the image."""
+    (_, kw), stride, padding, (ho, wo) = geometry
+    image, pixel = divmod(p, ho * wo)
+    left = (pixel % wo) * stride[1] - padding[1]
+    start = max(0, -left)
+    return image, (pixel // wo) * stride[0] - padding[0], left, start, max(start, min(kw, shape[2] - left))
+
+
 @kernel
-def _unfold(x, kernel_size, stride, padding, output_shape, first, last, columns):
-    """columns[p - first] = the patch of x under output pixel p, for p in first..last; zero outside the image."""
-    _, height, width, channels = x.shape
-    kh, kw = kernel_size
-    ho, wo = output_shape
+def _unfold(x, geometry, first, last, columns):
+    """columns[p - first] = the patch of x under output pixel p, for p in first..last; zero outside the image.
+
+    `geometry` is (kernel_size, stride, padding, output_shape), each vertical and horizontal. Inner loops run over
+    slices from 0: an index that could be negative would keep them from becoming vector loops.
+    """
+    height, width, channels = x.shape[1:]
+    kh, kw = geometry[0]
     flat = x.reshape(-1)
-    run = kw * channels
     for p in range(first, last):
-        image, pixel = divmod(p, ho * wo)
-        top = (pixel // wo) * stride[0] - padding[0]
-        left = (pixel % wo) * stride[1] - padding[1]
-        start = max(0, -left) * channels
-        stop = max(start, min(kw, width - left) * channels)
-        row = columns[p - first]
+        image, top, left, start, stop = _patch(p, geometry, x.shape)
         for r in range(kh):
-            base = r * run
+            row = columns[p - first, r * kw * channels : (r + 1) * kw * channels]
             if top + r < 0 or top + r >= height:
-                for t in range(run):
-                    row[base + t] = 0
+                row[:] = 0
                 continue
-            source = ((image * height + top + r) * width + left) * channels
-            for t in range(start):
-                row[base + t] = 0
-            for t in range(start, stop):
-                row[base + t] = flat[source + t]
-            for t in range(stop, run):
-                row[base + t] = 0
+            base = ((image * height + top + r) * width + left) * channels
+            source = flat[base + start * channels : base + stop * channels]
+            target = row[start * channels : stop * channels]
+            row[: start * channels] = 0
+            for t in range(target.size):
+                target[t] = source[t]
+            row[stop * channels :] = 0
 
 
 @kernel
-def _fold(columns, kernel_size, stride, padding, output_shape, first, last, dx):
+def _fold(columns, geometry, first, last, dx):
     """The transpose of `_unfold`: add columns[p - first] to the patch of dx under output pixel p."""
-    _, height, width, channels = dx.shape
-    kh, kw = kernel_size
-    ho, wo = output_shape
+    height, width, channels = dx.shape[1:]
+    kh, kw = geometry[0]
     flat = dx.reshape(-1)
-    run = kw * channels
     for p in range(first, last):
-        image, pixel = divmod(p, ho * wo)
-        top = (pixel // wo) * stride[0] - padding[0]
-        left = (pixel % wo) * stride[1] - padding[1]
-        start = max(0, -left) * channels
-        stop = min(kw, width - left) * channels
-        row = columns[p - first]
+        image, top, left, start, stop = _patch(p, geometry, dx.shape)
         for r in range(max(0, -top), min(kh, height - top)):
-            base = r * run
-            target = ((image * height + top + r) * width + left) * channels
-            for t in range(start, stop):
-                flat[target + t] += row[base + t]
+            base = ((image * height + top + r) * width + left) * channels
+            target = flat[base + start * channels : base + stop * channels]
+            source = columns[p - first, (r * kw + start) * channels : (r * kw + stop) * channels]
+            for t in range(target.size):
+                target[t] += source[t]
 
 
 @parallel_kernel
-def _forward(x, weight, bias, kernel_size, stride, padding, output_shape, columns, y):
+def _forward(x, weight, bias, geometry, columns, y):
     parts, block, _ = columns.shape
     pixels, channels = y.shape
     for part in prange(parts):
         stop = (part + 1) * pixels // parts
         for first in range(part * pixels // parts, stop, block):
             last = min(first + block, stop)
-            _unfold(x, kernel_size, stride, padding, output_shape, first, last, columns[part])
+            _unfold(x, geometry, first, last, columns[part])
             if bias.size:
                 for p in range(first, last):
                     for k in range(channels):
@@ -96,10 +96,10 @@ def _forward(x, weight, bias, kernel_size, stride, padding, output_shape, column
 
 
 @parallel_kernel
-def _backward_input(dy, weight, kernel_size, stride, padding, output_shape, columns, dx):
+def _backward_input(dy, weight, geometry, columns, dx):
     parts, block, _ = columns.shape
     images = dx.shape[0]
-    pixels = output_shape[0] * output_shape[1]
+    pixels = geometry[3][0] * geometry[3][1]
     for part in prange(parts):
         start = part * images // parts
         stop = (part + 1) * images // parts
@@ -109,18 +109,18 @@ def _backward_input(dy, weight, kernel_size, stride, padding, output_shape, colu
         for first in range(start * pixels, stop * pixels, block):
             last = min(first + block, stop * pixels)
             gemm(dy[first:last], weight, columns[part, : last - first], False, False, 0.0)
-            _fold(columns[part], kernel_size, stride, padding, output_shape, first, last, dx)
+            _fold(columns[part], geometry, first, last, dx)
 
 
 @parallel_kernel
-def _backward_weight(x, dy, kernel_size, stride, padding, output_shape, columns, dweights):
+def _backward_weight(x, dy, geometry, columns, dweights):
     parts, block, _ = columns.shape
     pixels = dy.shape[0]
     for part in prange(parts):
         stop = (part + 1) * pixels // parts
         for first in range(part * pixels // parts, stop, block):
             last = min(first + block, stop)
-            _unfold(x, kernel_size, stride, padding, output_shape, first, last, columns[part])
+            _unfold(x, geometry, first, last, columns[part])
             gemm(dy[first:last], columns[part, : last - first], dweights[part], True, False, 1.0)
 
 
@@ -137,26 +137,23 @@ def forward(x, weight, bias, stride, padding, columns, y) -> None:
     bias : array, shape (k,) or (0,)
     stride, padding : (int, int)
         Vertical and horizontal.
-    columns : array, shape `scratch_shape` (…)
+    columns : array, of `scratch_shape`
         Scratch; its content is lost.
     y : array
         Written.
     """
-    _forward(
-        x, weight.reshape(len(weight), -1), bias, weight.shape[1:3], stride, padding, y.shape[1:3], columns, _matrix(y)
-    )
+    geometry = (weight.shape[1:3], stride, padding, y.shape[1:3])
+    _forward(x, weight.reshape(len(weight), -1), bias, geometry, columns, _matrix(y))
 
 
 def backward_input(dy, weight, stride, padding, columns, dx) -> None:
     """dx = gradient for the input of `forward`; written."""
-    _backward_input(
-        _matrix(dy), weight.reshape(len(weight), -1), weight.shape[1:3], stride, padding, dy.shape[1:3], columns, dx
-    )
+    geometry = (weight.shape[1:3], stride, padding, dy.shape[1:3])
+    _backward_input(_matrix(dy), weight.reshape(len(weight), -1), geometry, columns, dx)
 
 
 def backward_weight(x, dy, stride, padding, columns, dweights) -> None:
     """dweights[t] += thread t's part of the gradient for the weight; dweights (threads, k, kh, kw, c)."""
     parts, k, kh, kw, c = dweights.shape
-    _backward_weight(
-        x, _matrix(dy), (kh, kw), stride, padding, dy.shape[1:3], columns, dweights.reshape(parts, k, kh * kw * c)
-    )
+    geometry = ((kh, kw), stride, padding, dy.shape[1:3])
+    _backward_weight(x, _matrix(dy), geometry, columns, dweights.reshape(parts, k, kh * kw * c))

@@ -27,18 +27,19 @@ def max_forward(x, kernel_size, stride, padding, y, where):
             for j in range(wo):
                 best = y[image, i, j]
                 place = where[image, i, j]
-                for c in range(channels):
-                    best[c] = lowest
-                    place[c] = 0
                 top = i * stride[0] - padding[0]
                 left = j * stride[1] - padding[1]
+                first = max(0, -top) * kw + max(0, -left)
+                for c in range(channels):
+                    best[c] = lowest
+                    place[c] = first
                 for r in range(max(0, -top), min(kh, height - top)):
                     for s in range(max(0, -left), min(kw, width - left)):
                         position = r * kw + s
                         source = x[image, top + r, left + s]
                         for c in range(channels):
                             value = source[c]
-                            wins = value > best[c] or value != value or (value == lowest and position == 0)
+                            wins = value > best[c] or value != value
                             best[c] = value if wins else best[c]
                             place[c] = position if wins else place[c]
 

@@ -76,11 +76,12 @@ def cross_entropy(logits, targets, smoothing, scale, dlogits):
         log_sum = 0.0
         better = 0
         for j in range(k):
-            log_sum += logits[i, j] - top - log_total
+            if even > 0:  # else an impossible class, of logit -inf, would turn 0 times inf into NaN
+                log_sum += logits[i, j] - top - log_total
             # the first of equal maxima is the prediction, as in argmax
             better += logits[i, j] > logits[i, target] or (j < target and logits[i, j] == logits[i, target])
         loss -= (1.0 - smoothing) * (logits[i, target] - top - log_total) + even * log_sum
-        correct += better == 0
+        correct += better == 0 and total == total  # no class is predicted by a row with NaN
         if wants_gradient:
             for j in range(k):
                 wanted = even + (1.0 - smoothing if j == target else 0.0)

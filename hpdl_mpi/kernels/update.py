@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 from numba import prange
 
 from hpdl_mpi.kernels.jit import inline, parallel_kernel
@@ -25,7 +26,8 @@ def sum_squares(x, chunks, out):
     for c in prange(len(chunks)):
         total = 0.0
         for i in range(chunks[c, 0], chunks[c, 1]):
-            total += x[i] * x[i]
+            value = np.float64(x[i])
+            total += value * value
         out[c] = total
 
 
@@ -73,6 +75,8 @@ def adam(params, grads, first, second, chunks, decays, scale, lr, weight_decay, 
     zero, one = real(0.0), real(1.0)
     root = real(1.0 / math.sqrt(1.0 - beta2**time))
     rate = real(lr / (1.0 - beta1**time))
+    # from float64, since 1 - beta2 loses digits in float32
+    rest1, rest2 = real(1.0 - beta1), real(1.0 - beta2)
     scale, lr, eps, b1, b2 = real(scale), real(lr), real(eps), real(beta1), real(beta2)
     for c in prange(len(chunks)):
         decay = real(weight_decay * decays[c])
@@ -81,8 +85,8 @@ def adam(params, grads, first, second, chunks, decays, scale, lr, weight_decay, 
         for i in range(chunks[c, 0], chunks[c, 1]):
             p = params[i]
             g = grads[i] * scale + coupled * p
-            m = b1 * first[i] + (one - b1) * g
-            v = b2 * second[i] + (one - b2) * g * g
+            m = b1 * first[i] + rest1 * g
+            v = b2 * second[i] + rest2 * g * g
             first[i] = m
             second[i] = v
             params[i] = p * shrink - rate * m / (math.sqrt(v) * root + eps)

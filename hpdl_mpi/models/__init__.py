@@ -1,8 +1,11 @@
 """Reference models: functions that return a Layer. The registry gives a job its model by name."""
 
+from collections.abc import Callable
+
 from hpdl_mpi.models.lenet import lenet
 from hpdl_mpi.models.mlp import mlp
+from hpdl_mpi.nn import Layer
 
-MODELS = {"lenet": lenet, "mlp": mlp}
+MODELS: dict[str, Callable[..., Layer]] = {"lenet": lenet, "mlp": mlp}
 
 __all__ = ["MODELS", "lenet", "mlp"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+import math
 
 import numpy as np
 
@@ -43,8 +44,8 @@ class LeakyReLU(_Activation):
     """y = x where x > 0, else slope x, with 0 <= slope (Maas et al., 2013)."""
 
     def __init__(self, slope: float = 0.01) -> None:
-        if slope < 0:
-            raise self.refuse("slope out of range", found=slope, expected="at least 0")
+        if not 0 <= slope < math.inf:
+            raise self.refuse("slope out of range", found=slope, expected="a number of at least 0")
         self.slope = slope
 
     def _apply(self, x: np.ndarray, y: np.ndarray) -> None:

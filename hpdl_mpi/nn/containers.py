@@ -108,7 +108,8 @@ class Sequential(_Container):
         gradient: np.ndarray | None = dy
         for layer, child in reversed(self._contexts(ctx)):
             if not child.needs_backward:
-                break
+                ctx.release(gradient)
+                return None
             dx = getattr(layer, half)(gradient, child)
             ctx.release(gradient)
             gradient = dx

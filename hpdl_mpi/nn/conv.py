@@ -47,12 +47,14 @@ class Conv2d(Layer):
 
     def build(self, input_shape: Shape) -> None:
         window_output(self, input_shape)
+        if self.out_channels < 1:
+            raise self.refuse("has no output", found=f"{self.out_channels} channels", expected="at least 1")
         kh, kw = self.kernel_size
         channels = input_shape[2]
-        fans = {"fan_in": kh * kw * channels, "fan_out": kh * kw * self.out_channels}
-        self.declare("weight", (self.out_channels, kh, kw, channels), self.init, **fans)
+        fans = (kh * kw * channels, kh * kw * self.out_channels)
+        self.declare("weight", (self.out_channels, kh, kw, channels), self.init, fans)
         if self.bias:
-            self.declare("bias", (self.out_channels,), self.bias_init, **fans)
+            self.declare("bias", (self.out_channels,), self.bias_init, fans)
 
     def output_shape(self, input_shape: Shape) -> Shape:
         return (*window_output(self, input_shape), self.out_channels)

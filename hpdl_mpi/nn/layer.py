@@ -24,8 +24,7 @@ class Parameter:
     name: str
     shape: Shape
     init: Initializer
-    fan_in: int
-    fan_out: int
+    fans: tuple[int, int]
     decay: bool = True
 
 
@@ -97,14 +96,27 @@ class Layer(abc.ABC):
         return 0
 
     def declare(
-        self, name: str, shape: Shape, init: Initializer, *, fan_in: int, fan_out: int, decay: bool = True
+        self, name: str, shape: Shape, init: Initializer, fans: tuple[int, int] = (1, 1), *, decay: bool = True
     ) -> None:
-        """Declare a parameter; called by `build`."""
-        self.declared[name] = Parameter(name, shape, init, fan_in, fan_out, decay)
+        """Declare a parameter, called by `build`.
+
+        Parameters
+        ----------
+        name : str
+            Its name within the layer.
+        shape : tuple of int
+        init : Initializer
+        fans : (int, int)
+            The numbers of inputs and outputs that it connects, which scale the initial values.
+        decay : bool
+            Whether weight decay applies to it.
+        """
+        self.declared[name] = Parameter(name, shape, init, fans, decay)
 
     def refuse(self, what: str, *, found: object, expected: object, remedy: str | None = None) -> InputError:
         """Return the error of a layer that cannot be built as asked; it names the layer's place in the model."""
-        where = f"layer {self.path or 'model'} ({type(self).__name__})"
+        kind = type(self).__name__
+        where = f"layer {self.path} ({kind})" if self.path else f"layer {kind}"
         return InputError(what, where=where, found=found, expected=expected, remedy=remedy)
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import DTypeLike
 
+from hpdl_mpi.base.errors import InputError
 from hpdl_mpi.base.memory import Allocator, aligned, heap
 from hpdl_mpi.kernels.random import derive_key
 from hpdl_mpi.nn.layer import Layer, Parameter, Shape, join, walk
@@ -51,6 +53,11 @@ class Layout:
         Elements of a flat array, gaps included.
     num_parameters : int
         Elements of all parameters.
+
+    Raises
+    ------
+    InputError
+        A layer with parameters stands in the model more than once.
     """
 
     def __init__(self, model: Layer) -> None:
@@ -60,6 +67,7 @@ class Layout:
             segments.append(Segment(join(layer.path, parameter.name), end, stop, parameter))
             end = -(-stop // _ALIGNMENT) * _ALIGNMENT
         self.segments = tuple(segments)
+        _refuse_shared(segments)
         self.size = end
         self.num_parameters = sum(segment.stop - segment.start for segment in segments)
 
@@ -84,7 +92,20 @@ class Layout:
         for segment in self.segments:
             parameter = segment.parameter
             key = derive_key(seed, "init", segment.name)
-            parameter.init(params[segment.start : segment.stop], key, parameter.fan_in, parameter.fan_out)
+            parameter.init(params[segment.start : segment.stop], key, *parameter.fans)
+
+
+def _refuse_shared(segments: list[Segment]) -> None:
+    names = Counter(segment.name for segment in segments)
+    for name, count in names.items():
+        if count > 1:
+            raise InputError(
+                "the same layer stands in the model more than once",
+                where=f"parameter {name}",
+                found=f"{count} places",
+                expected="one",
+                remedy="make a layer for each place",
+            )
 
 
 def _parameters(model: Layer) -> Iterator[tuple[Layer, Parameter]]:

@@ -37,10 +37,12 @@ class Linear(Layer):
     def build(self, input_shape: Shape) -> None:
         if not input_shape:
             raise self.refuse("needs features", found="samples that are single numbers", expected="at least one dim")
-        fans = {"fan_in": input_shape[-1], "fan_out": self.out_features}
-        self.declare("weight", (self.out_features, input_shape[-1]), self.init, **fans)
+        if self.out_features < 1:
+            raise self.refuse("has no output", found=f"{self.out_features} features", expected="at least 1")
+        fans = (input_shape[-1], self.out_features)
+        self.declare("weight", (self.out_features, input_shape[-1]), self.init, fans)
         if self.bias:
-            self.declare("bias", (self.out_features,), self.bias_init, **fans)
+            self.declare("bias", (self.out_features,), self.bias_init, fans)
 
     def output_shape(self, input_shape: Shape) -> Shape:
         return (*input_shape[:-1], self.out_features)

@@ -131,8 +131,8 @@ class Huber(_Regression):
     """Squared near zero, linear beyond `delta`: large errors pull less (Huber, 1964)."""
 
     def __init__(self, delta: float = 1.0) -> None:
-        if delta <= 0:
-            raise InputError("out of range", where="delta", found=delta, expected="above 0")
+        if not 0 < delta < math.inf:
+            raise InputError("out of range", where="delta", found=delta, expected="a number above 0")
         self.delta = delta
 
     def _sums(self, outputs: np.ndarray, targets: np.ndarray, scale: float, doutputs: np.ndarray) -> tuple[float, float]:

@@ -33,8 +33,14 @@ def window_output(layer: Window, input_shape: Shape) -> Pair:
     Raises
     ------
     InputError
-        The sample is no image (h, w, c), or the window does not fit in it.
+        There is no such window, the sample is no image (h, w, c), or the window does not fit in it.
     """
+    if min(*layer.kernel_size, *layer.stride) < 1 or min(layer.padding) < 0:
+        raise layer.refuse(
+            "there is no such window",
+            found=f"kernel size {layer.kernel_size}, stride {layer.stride}, padding {layer.padding}",
+            expected="a kernel size and a stride of at least 1, a padding of at least 0",
+        )
     if len(input_shape) != 3:
         raise layer.refuse(
             "takes images",

@@ -47,8 +47,8 @@ class Step(Schedule):
         super().__init__(warmup_steps=warmup_steps)
         if every < 1:
             raise _out_of_range("every", every, "at least 1")
-        if gamma <= 0:
-            raise _out_of_range("gamma", gamma, "above 0")
+        if not 0 < gamma < math.inf:
+            raise _out_of_range("gamma", gamma, "a number above 0")
         self.every = every
         self.gamma = gamma
 

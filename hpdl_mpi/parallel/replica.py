@@ -77,6 +77,7 @@ class Replica:
         self._batch.begin(sample_ids, epoch=epoch, training=True)
         outputs = self.model.forward(inputs, self._context)
         sums, gradient = loss(outputs, targets, scale, self._context)
+        assert gradient is not None, "a loss has a gradient while training"
         self.pool.release(outputs)
         self.pool.release(self.model.backward(gradient, self._context))
         self.pool.release(gradient)

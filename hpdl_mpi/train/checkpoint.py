@@ -137,7 +137,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
 
 def checksum(replica: Replica) -> str:
     """Return a digest of the parameters' bytes."""
-    return hashlib.blake2b(replica.params.view(np.uint8), digest_size=16).hexdigest()
+    return hashlib.blake2b(replica.params.data, digest_size=16).hexdigest()
 
 
 def _all(folder: Path) -> list[Path]:

@@ -41,23 +41,29 @@ def make_schedule(job: Job) -> Schedule:
 def make_model(model: Model) -> Layer:
     """Return the model, not built yet, that a job names or whose factory it gives."""
     if model.name is not None:
-        return _call(_look_up(MODELS, model.name, "model"), model.keywords, "model")
+        known: Callable[..., Layer] = _look_up(MODELS, model.name, "model")
+        return _call(known, model.keywords, "model")
     assert model.factory is not None
     layer = _call(_factory(model.factory, model.folder), model.keywords, "model")
     if not isinstance(layer, Layer):
         raise InputError(
-            "the factory returned no Layer", where="model.factory", found=type(layer).__name__, expected="hpdl_mpi.nn.Layer"
+            "the factory returned no Layer",
+            where="model.factory",
+            found=type(layer).__name__,
+            expected="hpdl_mpi.nn.Layer",
         )
     return layer
 
 
-def _make(registry: Mapping[str, Callable[..., T]], named: Named, where: str) -> T:
+def _make(registry: Mapping[str, type[T]], named: Named, where: str) -> T:
     return _call(_look_up(registry, named.name, where), named.keywords, where)
 
 
 def _look_up(registry: Mapping[str, T], name: str, where: str) -> T:
     if name not in registry:
-        raise InputError("unknown name", where=f"{where}.name", found=repr(name), expected=" or ".join(sorted(registry)))
+        raise InputError(
+            "unknown name", where=f"{where}.name", found=repr(name), expected=" or ".join(sorted(registry))
+        )
     return registry[name]
 
 
@@ -88,9 +94,14 @@ def _factory(name: str, folder: str | None) -> Callable[..., Any]:
         if error.name != module_name.split(".")[0]:
             raise  # the module was found, and lacks one of its own
         raise InputError(
-            "no such module", where="model.factory", found=module_name, expected=f"a module in {folder} or on Python's path"
+            "no such module",
+            where="model.factory",
+            found=module_name,
+            expected=f"a module in {folder} or on Python's path",
         ) from None
     function = getattr(module, function_name, None)
     if not callable(function):
-        raise InputError("no such function", where="model.factory", found=function_name, expected=f"a function in {module_name}")
+        raise InputError(
+            "no such function", where="model.factory", found=function_name, expected=f"a function in {module_name}"
+        )
     return function

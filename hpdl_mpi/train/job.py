@@ -109,7 +109,7 @@ class Training(_Section):
 class Parallel(_Section):
     """The grid of ranks, and the threads of each.
 
-    Parameters
+    Attributes
     ----------
     dp : int, optional
         Data-parallel ranks; by default what remains of the world after pp.

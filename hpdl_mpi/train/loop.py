@@ -104,7 +104,9 @@ class TrainingLoop:
         progress.count(report.sums, batch.global_size, seconds)
         if self.log:
             metrics = Metrics.of(report.sums, self.loss.task, self.unit)
-            self.log.write(kind="step", step=number + 1, epoch=progress.epoch, lr=lr, seconds=seconds, **asdict(metrics))
+            self.log.write(
+                kind="step", step=number + 1, epoch=progress.epoch, lr=lr, seconds=seconds, **asdict(metrics)
+            )
         rate = progress.samples / progress.seconds
         self.reporter.step(number + 1, Metrics.of(progress.sums, self.loss.task, self.unit), rate)
         return report
@@ -155,9 +157,7 @@ class TrainingLoop:
         if self.log:
             self.progress.metrics_bytes = self.log.flush()
         state = self.progress.to_dict()
-        path = checkpoint.save(
-            self.folder.checkpoints, self.replica, state, self.comm, keep=self.checkpoints.keep
-        )
+        path = checkpoint.save(self.folder.checkpoints, self.replica, state, self.comm, keep=self.checkpoints.keep)
         self._take_lap()
         return path
 

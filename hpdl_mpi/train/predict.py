@@ -71,5 +71,5 @@ def _csv(columns: dict[str, np.ndarray]) -> bytes:
 
 def _npz(columns: dict[str, np.ndarray]) -> bytes:
     buffer = io.BytesIO()
-    np.savez(buffer, **columns)
+    np.savez(buffer, allow_pickle=False, **columns)
     return buffer.getvalue()

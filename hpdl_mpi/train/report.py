@@ -103,7 +103,11 @@ def make_reporter(rank: int, num_steps: int, done: int) -> Reporter:
 
 def describe_summary(summary: dict[str, Any]) -> str:
     """Return the last lines of a run: what it reached, and how fast."""
-    scores = [("test loss", "test_loss", ".4f"), ("test accuracy", "test_accuracy", ".4f"), ("test rmse", "test_rmse", ".6g")]
+    scores = [
+        ("test loss", "test_loss", ".4f"),
+        ("test accuracy", "test_accuracy", ".4f"),
+        ("test rmse", "test_rmse", ".6g"),
+    ]
     reached = ", ".join(f"{label} {summary[key]:{style}}" for label, key, style in scores if summary[key] is not None)
     rate = summary["samples_per_second"]
     speed = f"; {rate:.0f} samples/s" if rate else ""

@@ -22,7 +22,7 @@ PathLike = str | os.PathLike[str]
 
 
 def run_job(
-    path: PathLike,
+    path: str | Path,
     comm: Communicator,
     *,
     overrides: Sequence[str] = (),
@@ -104,9 +104,7 @@ def make_trainer(job: Job, comm: Communicator) -> Trainer:
     )
 
 
-def _prepare(
-    path: PathLike, overrides: Sequence[str], run_dir: PathLike | None, resume: bool
-) -> tuple[Job, RunFolder]:
+def _prepare(path: str | Path, overrides: Sequence[str], run_dir: PathLike | None, resume: bool) -> tuple[Job, RunFolder]:
     """Read and check all that the job says, without touching data or allocating anything."""
     job = load_job(path, overrides)
     folder = RunFolder(run_dir if run_dir is not None else Path("runs", job.name))
@@ -132,9 +130,7 @@ def _resolved(job: Job, source: Source, trainer: Trainer) -> dict[str, Any]:
 def make_source(job: Job) -> Source:
     """Return where a job's training samples come from, and how they are prepared."""
     data = job.data
-    return Source(
-        data.train, data.inputs, data.targets, _transform(data.transform), _transform(data.target_transform)
-    )
+    return Source(data.train, data.inputs, data.targets, _transform(data.transform), _transform(data.target_transform))
 
 
 def _transform(section: TransformSection) -> Transform:

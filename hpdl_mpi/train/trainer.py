@@ -33,12 +33,15 @@ from hpdl_mpi.train.signals import StopSignals
 
 PathLike = str | os.PathLike[str]
 
+AS_STORED = Transform()
+"""The transform that changes nothing but the number type."""
+
 
 @dataclass(frozen=True)
 class Source:
     """Where samples come from, and what is done to them before the model sees them.
 
-    Parameters
+    Attributes
     ----------
     path : path-like
         A folder of shards, a glob, or one HDF5 file.
@@ -50,8 +53,8 @@ class Source:
     path: PathLike
     inputs: str = "x"
     targets: str = "y"
-    transform: Transform = Transform()
-    target_transform: Transform = Transform()
+    transform: Transform = AS_STORED
+    target_transform: Transform = AS_STORED
 
     def open(self) -> Dataset:
         """Return the dataset; reads no samples."""
@@ -144,12 +147,14 @@ class Trainer:
 
         Parameters
         ----------
-        train, validate : path-like
-            Folders of shards, globs, or HDF5 files; `validate` is evaluated after every epoch and at the end.
+        train : path-like
+            A folder of shards, a glob, or an HDF5 file.
         global_batch_size : int
             Samples of a batch over all ranks: 1 for stochastic descent, all samples for batch descent.
         epochs, steps : int
             Length of the run: one of both.
+        validate : path-like, optional
+            Data to evaluate on after every epoch and at the end.
         inputs, targets : str
             Names of the arrays.
         transform, target_transform : Transform, optional
@@ -188,7 +193,7 @@ class Trainer:
         if (epochs is None) == (steps is None):
             raise InputError("give either epochs or steps", where="fit", found=f"epochs={epochs}, steps={steps}")
         checkpoint = checkpoint or Checkpoint()
-        source = Source(train, inputs, targets, transform or Transform(), target_transform or Transform())
+        source = Source(train, inputs, targets, transform or AS_STORED, target_transform or AS_STORED)
         folder = RunFolder(run_dir) if run_dir is not None else None
         self._source, input_shape = agree(self.comm, lambda: self._check(source, validate, folder, resume))
         dp = self.grid.axis("dp")

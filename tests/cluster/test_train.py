@@ -20,9 +20,10 @@ HPDL = Path(sys.executable).with_name("hpdl")
 MPIRUN = Path(sys.executable).with_name("mpirun")
 JOB = "jobs/mlp_mnist.toml"
 SHORT = ("--set", "training.epochs=1", "--set", "model.hidden=[32]")
-# Long enough to be stopped in the middle: dozens of steps after the first line of metrics.jsonl.
-LONG = ("--set", "training.epochs=4", "--set", "model.hidden=[32]", "--set", "training.global_batch_size=16")
-BOTH_NODES = ("-N2", "-n2")
+# Long enough to be stopped in the middle: hundreds of steps follow the first line of metrics.jsonl.
+LONG = ("--set", "training.epochs=3", "--set", "model.hidden=[32]", "--set", "training.global_batch_size=32")
+# One core for each rank: both nodes are the same machine.
+BOTH_NODES = ("-N2", "-n2", "-c1")
 
 
 def summary(run: Path) -> dict[str, Any]:

@@ -174,7 +174,12 @@ def _without_gaps(table: Table, target_column: int, missing: Missing) -> Table:
     """Return the table without rows that the policy drops; raise where it does not allow a gap."""
     gaps = np.isnan(table.values)
     if missing == "drop":
-        return table.take(np.flatnonzero(~gaps.any(axis=0)))
+        whole = np.flatnonzero(~gaps.any(axis=0))
+        if not whole.size:
+            raise InputError(
+                "every row has a gap, none would be left", where=table.path, remedy="fill in with --missing"
+            )
+        return table.take(whole)
     refused = gaps if missing == "error" else gaps[target_column : target_column + 1]
     if refused.any():
         column, row = np.argwhere(refused)[0] + (0 if missing == "error" else [target_column, 0])

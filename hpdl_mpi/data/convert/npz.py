@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import tokenize
 import zipfile
 import zlib
 from pathlib import Path
@@ -14,6 +15,9 @@ from hpdl_mpi.data.convert.limits import check_claim
 from hpdl_mpi.data.writer import Split
 
 _HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+
+DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, SyntaxError, TypeError, tokenize.TokenError)
+"""What zipfile and NumPy's parser of headers raise on a damaged file, beside ValueError."""
 
 
 def read_splits(source: Path) -> dict[str, Split]:
@@ -54,7 +58,7 @@ def _read_arrays(source: Path) -> dict[str, np.ndarray]:
                 _check_member(archive, member, source)
         with np.load(source, allow_pickle=False) as arrays:
             return {name: arrays[name] for name in arrays.files}
-    except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, RuntimeError) as error:
+    except (*DAMAGE, ValueError) as error:
         if isinstance(error, InputError):
             raise
         remedy = "write it again with numpy.savez, arrays of numbers only"

@@ -1,4 +1,4 @@
-"""The command line as a user types it: train, resume, evaluate, predict; one message and an exit code when it cannot."""
+"""The command line as a user types it; what it cannot do is one message and an exit code."""
 
 from __future__ import annotations
 
@@ -134,7 +134,14 @@ def test_predict_writes_values_in_the_unit_of_the_targets(regressor, tmp_path):
         x, y = file["x"][()], file["y"][()]
     np.savez(tmp_path / "in.npz", features=x)
     succeed(
-        "predict", regressor / "run", "--input", tmp_path / "in.npz", "--array", "features", "--output", tmp_path / "out.npz"
+        "predict",
+        regressor / "run",
+        "--input",
+        tmp_path / "in.npz",
+        "--array",
+        "features",
+        "--output",
+        tmp_path / "out.npz",
     )
     values = np.load(tmp_path / "out.npz")["value"]
     summary = json.loads((regressor / "run" / "summary.json").read_text())
@@ -178,7 +185,10 @@ def test_a_resumed_run_cannot_become_another(classifier, override, message):
         (["train", "job.toml", "--run-dir", "/proc/none"], "the run folder cannot be written"),
         (["train", "job.toml", "--set", "parallel.dp=2"], "the grid does not fit the number of ranks"),
         (["train", "job.toml", "--set", "parallel.threads=99999"], "not a possible number of threads"),
-        (["train", "job.toml", "--set", "model.name=lenet", "--set", "model.hidden=4", "--set", "data.inputs=y"], "images"),
+        (
+            ["train", "job.toml", "--set", "model.name=lenet", "--set", "model.hidden=4", "--set", "data.inputs=y"],
+            "images",
+        ),
         (["eval", "nowhere"], "the folder holds no run"),
         (["eval", "run", "--data", "nowhere"], "nowhere"),
         (["predict", "run", "--input", "nowhere.h5"], "nowhere.h5: no such file"),
@@ -221,7 +231,8 @@ def test_ctrl_c_saves_the_run_and_resume_ends_with_the_same_bits(classifier, tmp
 
 def test_the_package_and_its_help_load_nothing_heavy():
     program = (
-        "import sys, hpdl_mpi, hpdl_mpi.cli.main; heavy = {'numpy', 'numba', 'h5py', 'mpi4py', 'scipy'} & set(sys.modules);"
-        " assert not heavy, heavy"
+        "import sys, hpdl_mpi, hpdl_mpi.cli.main\n"
+        "heavy = {'numpy', 'numba', 'h5py', 'mpi4py', 'scipy'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
     )
     subprocess.run([sys.executable, "-c", program], check=True, timeout=LIMIT)

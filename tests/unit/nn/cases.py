@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import DTypeLike
 
+from hpdl_mpi.base.memory import Allocator, heap
 from hpdl_mpi.nn import (
     AvgPool2d,
     Context,
@@ -64,7 +65,7 @@ def _network(x: np.ndarray, p: Parameters) -> np.ndarray:
 
 
 def _nested(x: np.ndarray, p: Parameters) -> np.ndarray:
-    x = np.concatenate([_conv("1.0.")(x, p), ref.relu(x), np.tanh(_conv("1.last.0.")(x, p))], -1)
+    x = np.concatenate([_conv("1.0.0.")(x, p), ref.relu(x), np.tanh(_conv("1.last.0.")(x, p))], -1)
     x = ref.sigmoid(_linear("2.body.0.")(x, p)) + _linear("2.shortcut.")(x, p)
     return _linear("3.body.")(x, p) + x
 
@@ -84,6 +85,9 @@ LAYERS: dict[str, Case] = {
     "Conv2d, one channel": Case(lambda: Conv2d(1, 2), (4, 3, 1), _conv("")),
     "Conv2d, of the whole image": Case(lambda: Conv2d(3, (4, 2)), (4, 2, 2), _conv("")),
     "Conv2d, padding above kernel": Case(lambda: Conv2d(2, 1, padding=(2, 3)), (3, 2, 2), _conv("", padding=(2, 3))),
+    "Conv2d, in the padding alone": Case(
+        lambda: Conv2d(2, 1, stride=(1, 8), padding=(0, 3)), (4, 2, 2), _conv("", stride=(1, 8), padding=(0, 3))
+    ),
     "MaxPool2d": Case(lambda: MaxPool2d(2), (5, 4, 3), lambda x, p: ref.max_pool(x, (2, 2), stride=(2, 2))),
     "MaxPool2d, overlapping": Case(
         lambda: MaxPool2d((3, 2), stride=(2, 1), padding=1),
@@ -189,15 +193,23 @@ class Rig:
         Whether backward returns the gradient of the input.
     positive : bool
         Take absolute values of parameters and batches, so that sums become sums of absolute terms.
+    allocate : callable
+        Where parameters and gradients come from.
     """
 
     def __init__(
-        self, case: Case, dtype: DTypeLike = np.float64, *, needs_dx: bool = True, positive: bool = False
+        self,
+        case: Case,
+        dtype: DTypeLike = np.float64,
+        *,
+        needs_dx: bool = True,
+        positive: bool = False,
+        allocate: Allocator = heap,
     ) -> None:
         self.layer = case.make()
         self.layer.build(case.input_shape)
         self.layout = Layout(self.layer)
-        self.params, self.grads = self.layout.allocate(dtype), self.layout.allocate(dtype)
+        self.params, self.grads = (self.layout.allocate(dtype, allocate) for _ in range(2))
         self.layout.bind(self.layer, self.params, self.grads)
         self.pool = Pool(poison=True)
         self.batch = MicroBatch(self.pool, SEED)

@@ -84,7 +84,7 @@ def test_a_full_disk_is_reported_and_nothing_is_lost(tmp_path):
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (500_000, limits[1]))
     try:
-        with pytest.raises(StorageError, match="could not be written; earlier checkpoints are intact.*--resume"):
+        with pytest.raises(StorageError, match=r"could not be written; earlier checkpoints are intact.*--resume"):
             save(tmp_path, 2, big)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
@@ -113,7 +113,10 @@ def test_a_damaged_file_is_named(tmp_path, file, harm):
 @pytest.mark.parametrize(
     ("other", "message"),
     [
-        (lambda: make_replica(width=5), r"another model: they differ in 0\.bias\. Found shape \[4\]; expected shape \[5\]"),
+        (
+            lambda: make_replica(width=5),
+            r"another model: they differ in 0\.bias\. Found shape \[4\]; expected shape \[5\]",
+        ),
         (lambda: Replica(nn.Linear(2), (3,), optim.Adam(), dtype=np.float32, seed=0), "no such parameter"),
         (lambda: make_replica(optimizer=optim.SGD(0.1, momentum=0.9)), "lacks state.*slot:velocity"),
     ],
@@ -128,7 +131,7 @@ def test_another_format_is_refused(tmp_path):
     path = save(tmp_path, 1)
     manifest = json.loads((path / "manifest.json").read_text())
     (path / "manifest.json").write_text(json.dumps(manifest | {"format": 999}))
-    with pytest.raises(InputError, match="another format. Found 999; expected 1"):
+    with pytest.raises(InputError, match=r"another format\. Found 999; expected 1"):
         load(path)
 
 
@@ -144,7 +147,9 @@ def test_slices_of_several_files_are_put_together(tmp_path):
         name = f"part-{rank}.h5"
         with h5py.File(path / name, "w") as file:
             file[f"params/0.weight/{start}"] = weight[start:stop]
-        parts.append({"name": name, "sha256": checkpoint._sha256(path / name), "slices": [["params", "0.weight", start, stop]]})
+        parts.append(
+            {"name": name, "sha256": checkpoint._sha256(path / name), "slices": [["params", "0.weight", start, stop]]}
+        )
     rest = manifest["files"][0]
     rest["slices"] = [entry for entry in rest["slices"] if entry[1] != "0.weight"]
     (path / "manifest.json").write_text(json.dumps(manifest | {"files": [rest, *parts]}))

@@ -15,11 +15,17 @@ JOBS = sorted(Path("jobs").glob("*.toml"))
 LENET = Path("jobs/lenet_mnist.toml")
 
 
+def make_all(job):
+    """Make everything that a job names, and return its model."""
+    for make in (make_loss, make_optimizer, make_schedule):
+        make(job)
+    return make_model(job.model)
+
+
 @pytest.mark.parametrize("path", JOBS, ids=lambda path: path.stem)
 def test_every_job_of_the_repository_is_valid(path):
     job = load_job(path)
-    make_loss(job), make_optimizer(job), make_schedule(job)
-    assert isinstance(make_model(job.model), Layer)
+    assert isinstance(make_all(job), Layer)
     assert path.stem == job.name.replace("-", "_")
 
 
@@ -72,8 +78,7 @@ BAD_KEYS = [
 @pytest.mark.parametrize(("override", "message"), BAD_KEYS, ids=[override for override, _ in BAD_KEYS])
 def test_a_bad_key_is_named_with_its_path(override, message):
     with pytest.raises(InputError) as caught:
-        job = load_job(LENET, [override])
-        make_loss(job), make_optimizer(job), make_schedule(job), make_model(job.model)
+        make_all(load_job(LENET, [override]))
     assert message in str(caught.value)
     assert caught.value.exit_code == 2
 

@@ -1,0 +1,45 @@
+"""Where a benchmark ran: a figure means nothing without it."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shlex
+import sys
+from collections.abc import Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from hpdl_mpi import __version__
+
+
+def describe_machine() -> dict[str, Any]:
+    """Return the processor, its cores and how busy they are, memory, and the operating system."""
+    return {
+        "cpu": _cpu_model(),
+        "cores": os.cpu_count(),
+        "cores_available": len(os.sched_getaffinity(0)),
+        "load_average": os.getloadavg()[0],
+        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        "system": platform.platform(),
+    }
+
+
+def describe_versions(distributions: Sequence[str]) -> dict[str, str]:
+    """Return the versions of Python, of this package and of installed distributions."""
+    ours = {"python": platform.python_version(), "hpdl_mpi": __version__}
+    return ours | {name: metadata.version(name) for name in distributions}
+
+
+def describe_command() -> str:
+    """Return the command line of this process as a shell would take it."""
+    return shlex.join(sys.orig_argv)
+
+
+def _cpu_model() -> str:
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        name, _, value = line.partition(":")
+        if name.strip() == "model name":
+            return value.strip()
+    return platform.machine()  # not every architecture has a name for its processors

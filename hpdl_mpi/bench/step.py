@@ -1,0 +1,171 @@
+"""``hpdl bench step``: a full training step (forward, loss, backward, update, gradients zeroed), ours and PyTorch's."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from typing import Any
+
+from hpdl_mpi.base.errors import InputError
+from hpdl_mpi.bench.contender import Contender, worker_command
+from hpdl_mpi.bench.machine import describe_command, describe_machine, describe_versions
+from hpdl_mpi.bench.rounds import Turns, play
+from hpdl_mpi.bench.statistics import pairwise_ratio, spread
+from hpdl_mpi.bench.workloads import WORKLOADS
+
+OURS = "hpdl"
+
+STEP_MODELS = tuple(WORKLOADS)
+"""The models that can be timed."""
+
+TORCH: dict[str, dict[str, bool]] = {
+    "torch-eager": {},
+    "torch-channels-last": {"channels_last": True},
+    "torch-compile": {"channels_last": True, "compiled": True},
+}
+"""PyTorch's ways to run a model, with what `step_torch.load` makes of each."""
+
+_REMEDY = "Install PyTorch: pip install 'hpdl_mpi[bench]'; torch-compile needs a C++ compiler (g++) too"
+_DISTRIBUTIONS = ("numpy", "numba", "llvmlite", "scipy")
+
+
+def bench_step(
+    model: str,
+    batch: int,
+    threads: int,
+    vs: str | None = None,
+    *,
+    num_rounds: int = 10,
+    turn_seconds: float = 1.0,
+    say: Callable[[str], None] = lambda text: None,
+) -> dict[str, Any]:
+    """Time training steps of a model in float32, with SGD and momentum, on synthetic samples.
+
+    Parameters
+    ----------
+    model : str
+        One of `STEP_MODELS`.
+    batch : int
+        Samples of a step.
+    threads : int
+        Of each contender.
+    vs : str, optional
+        A key of `TORCH`, or ``"torch"`` for all that suit the model.
+    num_rounds : int
+    turn_seconds : float
+        About how long each contender computes in each round.
+    say : callable
+        Shown what goes on.
+
+    Returns
+    -------
+    dict
+        Ready for JSON. ``step_seconds`` is the median over rounds and ``peak_bytes`` the peak above the level after
+        imports, ours at the top and the others' under ``vs``; ``ratio`` is the best of the others' ``step_seconds``
+        over ours, and ``ratio_by_round`` the spread of the ratios within each round.
+
+    Raises
+    ------
+    InputError
+        An argument is out of range, or a contender cannot run.
+    ContenderError
+        A contender crashed or hung.
+    """
+    _check(model, batch, threads, num_rounds)
+    others, notes = choose(model, vs)
+    if others and importlib.util.find_spec("torch") is None:
+        raise InputError("PyTorch is not installed", where=f"--vs {vs}", remedy=_REMEDY)
+    settings = {"model": model, "batch": batch, "threads": threads}
+    machine = describe_machine()
+    with ExitStack() as stack:
+        contenders = []
+        for name in (OURS, *others):
+            say(f"warming up {name}")
+            with make_contender(name, settings):
+                pass  # fills the compilers' caches on disk, for what a compiler leaves in memory is no step's
+            contenders.append(stack.enter_context(make_contender(name, settings)))
+        check_twins(contenders)
+        turns = play(contenders, num_rounds, turn_seconds, say)
+    return {
+        **settings,
+        "precision": "float32",
+        **report(turns, batch),
+        "rounds": num_rounds,
+        "notes": notes,
+        "machine": machine,
+        "versions": describe_versions((*_DISTRIBUTIONS, *(["torch"] if others else []))),
+        "command": describe_command(),
+    }
+
+
+def choose(model: str, vs: str | None) -> tuple[list[str], list[str]]:
+    """Return the contenders that `vs` asks for, and notes on those that the model leaves out."""
+    if vs is None:
+        return [], []
+    if vs != "torch" and vs not in TORCH:
+        raise InputError("unknown contender", where="--vs", found=repr(vs), expected=" or ".join(("torch", *TORCH)))
+    suitable = [name for name in TORCH if WORKLOADS[model].images or name != "torch-channels-last"]
+    reason = f"torch-channels-last is left out: it is a layout of images, and {model} takes none"
+    if vs == "torch":
+        return suitable, [reason] if len(suitable) < len(TORCH) else []
+    if vs not in suitable:
+        raise InputError(reason, where="--vs", expected=" or ".join(suitable))
+    return [vs], []
+
+
+def make_contender(name: str, settings: Mapping[str, Any]) -> Contender:
+    """Return a contender that is not started yet; its thread pools are bounded before any library makes them."""
+    threads = str(settings["threads"])
+    pools = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS")
+    environ = dict.fromkeys(pools, threads)
+    if name == OURS:
+        return Contender(name, worker_command("hpdl_mpi.bench.step_hpdl:load", settings), environ=environ)
+    # Compile in the contender itself: a pool of compiling processes would outlive its use.
+    environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"
+    command = worker_command("hpdl_mpi.bench.step_torch:load", {**settings, **TORCH[name]})
+    return Contender(name, command, environ=environ, remedy=_REMEDY)
+
+
+def check_twins(contenders: Sequence[Contender]) -> None:
+    """See that all contenders train models of one size."""
+    sizes = {one.name: one.ready["num_parameters"] for one in contenders}
+    if len(set(sizes.values())) > 1:
+        raise RuntimeError(f"the contenders' models differ in their numbers of parameters: {sizes}")
+
+
+def report(turns: Mapping[str, Turns], batch: int) -> dict[str, Any]:
+    """Return the figures of a result from the turns of all contenders, ours under `OURS`."""
+    spreads = {name: spread(mine.step_seconds) for name, mine in turns.items()}
+    medians = {name: numbers["median"] for name, numbers in spreads.items()}
+    ours = medians.pop(OURS)
+    return {
+        "step_seconds": ours,
+        "samples_per_second": batch / ours,
+        "peak_bytes": turns[OURS].peak_bytes,
+        "vs": {
+            name: {"step_seconds": median, "peak_bytes": turns[name].peak_bytes} for name, median in medians.items()
+        },
+        "ratio": min(medians.values()) / ours if medians else None,
+        "ratio_by_round": {
+            name: pairwise_ratio(turns[name].step_seconds, turns[OURS].step_seconds) for name in medians
+        },
+        "spread": spreads,
+        "steps_per_round": {name: mine.steps for name, mine in turns.items()},
+        "step_seconds_by_round": {name: mine.step_seconds for name, mine in turns.items()},
+    }
+
+
+def _check(model: str, batch: int, threads: int, num_rounds: int) -> None:
+    if model not in WORKLOADS:
+        raise InputError("unknown model", where="--model", found=repr(model), expected=" or ".join(WORKLOADS))
+    cores = len(os.sched_getaffinity(0))
+    for option, value, most in (
+        ("--batch", batch, None),
+        ("--threads", threads, cores),
+        ("--rounds", num_rounds, None),
+    ):
+        if value < 1 or (most is not None and value > most):
+            expected = "at least 1" if most is None else f"1 to {most}, the cores of this process"
+            raise InputError("out of range", where=option, found=value, expected=expected)

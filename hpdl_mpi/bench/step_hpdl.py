@@ -1,0 +1,37 @@
+"""Our training step: the one that ``hpdl train`` runs on one rank, without the loader."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from hpdl_mpi.bench.subject import Subject
+
+
+def load(model: str, batch: int, threads: int) -> Callable[[], Subject]:
+    """Import, set the threads, wake Numba (it loads much of itself at the first call); return what builds the step."""
+    import numpy as np
+
+    from hpdl_mpi.bench.workloads import LEARNING_RATE, MOMENTUM, WORKLOADS
+    from hpdl_mpi.comm import SingleCommunicator
+    from hpdl_mpi.data import Batch
+    from hpdl_mpi.kernels.reduce import add_into
+    from hpdl_mpi.kernels.threads import set_threads
+    from hpdl_mpi.models import MODELS
+    from hpdl_mpi.nn import CrossEntropy
+    from hpdl_mpi.optim import SGD
+    from hpdl_mpi.parallel import DataParallelStep, Replica
+
+    set_threads(threads)
+    add_into(np.zeros(1), np.zeros(1))
+
+    def build() -> Subject:
+        workload = WORKLOADS[model]
+        optimizer = SGD(LEARNING_RATE, momentum=MOMENTUM)
+        replica = Replica(MODELS[model](), workload.input_shape, optimizer, dtype="float32", seed=0)
+        learn = DataParallelStep(replica, CrossEntropy(), SingleCommunicator())
+        inputs, targets = workload.batch(batch)
+        data = Batch(inputs, targets, np.arange(batch), global_size=batch, offset=0)
+        num_parameters = sum(segment.stop - segment.start for segment in replica.layout.segments)
+        return Subject(lambda: learn(data, epoch=0, lr=LEARNING_RATE), num_parameters)
+
+    return build

@@ -1,0 +1,52 @@
+"""PyTorch's training step, written as its own documentation advises.
+
+Gradients are dropped rather than zeroed (``set_to_none``, its default), the loss is not read back, and SGD takes its
+fused form, which reads and writes each array once; on a CPU the default is a loop over tensors and operations.
+``torch.compile`` sees model and loss as one function, in its default mode, and builds the backward from it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from hpdl_mpi.bench.subject import Subject
+
+
+def load(
+    model: str, batch: int, threads: int, *, channels_last: bool = False, compiled: bool = False
+) -> Callable[[], Subject]:
+    """Import, set the threads, wake the compiler if it is to be used; return what builds the step."""
+    import torch
+    import torch._dynamo  # the first optimizer would import it
+    from torch.nn.functional import cross_entropy
+
+    from hpdl_mpi.bench.torch_models import TORCH_MODELS
+    from hpdl_mpi.bench.workloads import LEARNING_RATE, MOMENTUM, WORKLOADS
+
+    torch.set_num_threads(threads)
+    if compiled:
+        torch.compile(torch.square)(torch.ones(1, requires_grad=True)).backward()
+
+    def build() -> Subject:
+        torch.manual_seed(0)
+        network = TORCH_MODELS[model]()
+        inputs, targets = (torch.from_numpy(array) for array in WORKLOADS[model].batch(batch))
+        if WORKLOADS[model].images:
+            layout = torch.channels_last if channels_last else torch.contiguous_format
+            inputs = inputs.permute(0, 3, 1, 2).contiguous(memory_format=layout)
+            network.to(memory_format=layout)
+        optimizer = torch.optim.SGD(network.parameters(), LEARNING_RATE, momentum=MOMENTUM, fused=True)
+
+        def evaluate(inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+            return cross_entropy(network(inputs), targets)
+
+        loss_of = torch.compile(evaluate) if compiled else evaluate
+
+        def step() -> None:
+            optimizer.zero_grad()
+            loss_of(inputs, targets).backward()
+            optimizer.step()
+
+        return Subject(step, sum(parameter.numel() for parameter in network.parameters()))
+
+    return build

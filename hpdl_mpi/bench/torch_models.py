@@ -1,0 +1,37 @@
+"""The models of the benchmarks in PyTorch: twins of those in `hpdl_mpi.models`, with channels first."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+def mlp() -> nn.Module:
+    """Return the twin of `hpdl_mpi.models.mlp` for samples of 784 values."""
+    from torch import nn
+
+    hidden = (nn.Linear(784, 1024), nn.ReLU(), nn.Linear(1024, 1024), nn.ReLU())
+    return nn.Sequential(*hidden, nn.Linear(1024, 10))
+
+
+def lenet() -> nn.Module:
+    """Return the twin of `hpdl_mpi.models.lenet` for grey images of 28 x 28."""
+    from torch import nn
+
+    return nn.Sequential(
+        nn.Conv2d(1, 32, 3, padding=1),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Conv2d(32, 64, 3, padding=1),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Flatten(),
+        nn.Linear(7 * 7 * 64, 128),
+        nn.ReLU(),
+        nn.Linear(128, 10),
+    )
+
+
+TORCH_MODELS = {"lenet": lenet, "mlp": mlp}

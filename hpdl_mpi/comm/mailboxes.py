@@ -1,0 +1,142 @@
+"""Messages between the ranks of one process, and the watch over ranks that wait.
+
+The watch is exact. A rank waits only for messages, so when all ranks wait or have ended, and no message is on its way,
+none can ever go on.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import defaultdict, deque
+from collections.abc import Callable, Hashable, Sequence
+
+import numpy as np
+
+from hpdl_mpi.base.errors import TrainingError
+from hpdl_mpi.comm.communicator import Work
+from hpdl_mpi.comm.faults import Fault, FaultPlan, RankKilled
+
+Mailbox = tuple[Hashable, int, int, int]
+"""(context, source, dest, tag); ranks are those of the world."""
+
+Take = Callable[[np.ndarray], None]
+"""Is given the bytes of a message, in the thread of the rank that receives it."""
+
+
+class Mailboxes:
+    """What the ranks of one world share: messages on their way, and who runs, waits, has ended or failed.
+
+    Parameters
+    ----------
+    num_ranks : int
+        How many ranks there are.
+    faults : sequence of Fault, optional
+        What goes wrong.
+    nodes : sequence of int, optional
+        The machine that each rank is said to run on; one for all by default.
+    """
+
+    def __init__(self, num_ranks: int, faults: Sequence[Fault] = (), nodes: Sequence[int] | None = None) -> None:
+        self.num_ranks = num_ranks
+        self.nodes = list(nodes) if nodes is not None else [0] * num_ranks
+        self._lock = threading.Lock()
+        self._failure: tuple[str, BaseException | None] | None = None
+        self._faults = FaultPlan(faults)
+        self._news = [threading.Condition(self._lock) for _ in range(num_ranks)]
+        self._arrived = [0] * num_ranks
+        self._messages: defaultdict[Mailbox, deque[tuple[float, np.ndarray]]] = defaultdict(deque)
+        self._receives: defaultdict[Mailbox, deque[Take]] = defaultdict(deque)
+        self._last_arrival = [0.0] * num_ranks
+        self._waiting: dict[int, tuple[Work, float]] = {}  # what for, and when it last was not over
+        self._ended: dict[int, str] = {}
+
+    def verb(self, rank: int) -> None:
+        """Raise if this rank is to be killed, or another one has failed."""
+        with self._lock:
+            self._faults.strike(rank)
+            self._check_failure(rank)
+
+    def _check_failure(self, rank: int) -> None:
+        if self._failure is not None:
+            what, cause = self._failure
+            raise TrainingError(what, where=f"rank {rank}") from cause
+
+    def deposit(self, box: Mailbox, message: np.ndarray) -> None:
+        """Put a message on its way; the array is now the mailbox's own."""
+        _, source, dest, _ = box
+        with self._lock:
+            delay = self._faults.fate(source, dest)
+            if delay is None:
+                return
+            arrival = time.monotonic() + delay
+            self._last_arrival[dest] = max(self._last_arrival[dest], arrival)
+            self._messages[box].append((arrival, message))
+            self._arrived[dest] += 1
+            self._waiting.pop(dest, None)
+            self._news[dest].notify()
+
+    def post(self, box: Mailbox, take: Take) -> None:
+        """Ask for the next message of a mailbox that nobody asked for before."""
+        with self._lock:
+            self._receives[box].append(take)
+
+    def deliver(self, box: Mailbox) -> None:
+        """Hand the messages that have arrived to those who asked, both in their order; called by the receiving rank."""
+        with self._lock:
+            messages, receives = self._messages[box], self._receives[box]
+            while messages and receives and messages[0][0] <= time.monotonic():
+                receives.popleft()(messages.popleft()[1])
+
+    def wait_for(self, work: Work, rank: int) -> None:
+        """Block a rank until its work is over, and raise when nothing can ever finish it."""
+        while True:
+            arrived, tested = self._arrived[rank], time.monotonic()
+            if work.test():
+                return
+            with self._lock:
+                self._check_failure(rank)
+                if self._arrived[rank] != arrived:
+                    continue
+                self._waiting[rank] = work, tested
+                if self._all_stuck():
+                    self._fail(f"no rank can go on:\n{self.positions()}")
+                    self._check_failure(rank)
+                late = self._last_arrival[rank] - tested
+                self._news[rank].wait(late if late > 0 else None)
+                self._waiting.pop(rank, None)
+
+    def _all_stuck(self) -> bool:
+        """Whether all ranks wait or have ended, and none has a message that it has not seen."""
+        seen = all(tested >= self._last_arrival[rank] for rank, (_, tested) in self._waiting.items())
+        return seen and len(self._waiting) + len(self._ended) == self.num_ranks
+
+    def positions(self) -> str:
+        """Say what every rank does, one line each."""
+        states = {rank: f"waits: {work}" for rank, (work, _) in self._waiting.items()} | self._ended
+        return "\n".join(f"  rank {rank} {states.get(rank, 'runs')}" for rank in range(self.num_ranks))
+
+    def end(self, rank: int, error: BaseException | None) -> None:
+        """Note that a rank's function has returned or raised."""
+        with self._lock:
+            self._ended[rank] = "has returned" if error is None else f"has raised {error!r}"
+            if isinstance(error, RankKilled):
+                self._ended[rank] = "was killed"
+            elif error is not None:
+                self._fail(f"rank {rank} failed: {error!r}", error)
+            self._waiting.clear()
+            self._notify_all()
+
+    def fail(self, what: str) -> None:
+        """Make every rank raise at its next verb."""
+        with self._lock:
+            self._fail(what)
+
+    def _fail(self, what: str, cause: BaseException | None = None) -> None:
+        if self._failure is None:
+            self._failure = what, cause
+        self._notify_all()
+
+    def _notify_all(self) -> None:
+        for condition in self._news:
+            condition.notify()

@@ -1,0 +1,90 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from hpdl_mpi.base.errors import InputError
+from hpdl_mpi.cli.data import app
+
+
+@pytest.fixture
+def hpdl(monkeypatch):
+    """Return a function that runs `hpdl data` and returns what it prints."""
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def run(*args: object) -> str:
+        result = CliRunner().invoke(app, [str(arg) for arg in args])
+        if result.exception and not isinstance(result.exception, SystemExit):
+            raise result.exception
+        assert result.exit_code == 0, result.output
+        return result.output
+
+    return run
+
+
+@pytest.fixture
+def source(tmp_path):
+    labels = (np.arange(40) % 4).astype(np.uint8)
+    np.savez(tmp_path / "source.npz", x=np.zeros((40, 8, 8, 1), np.uint8), y=labels)
+    return tmp_path / "source.npz"
+
+
+def test_convert_info_and_verify_tell_one_story(hpdl, source, tmp_path) -> None:
+    out = tmp_path / "out"
+    printed = hpdl("convert", source, out, "--shards", 2, "--test-fraction", 0.25, "--compression", 9)
+    assert f"{out}/train: 2 files, N = 30, x (N, 8, 8, 1) uint8, y (N,) uint8" in printed
+    assert f"{out}/test: 1 file, N = 10" in printed
+    printed = hpdl("info", out / "train")
+    for text in (
+        "train-00000-of-00002.h5",
+        "(8, 8, 1)",
+        "uint8",
+        "(15, 8, 8, 1)",
+        "shuffle, deflate 9, fletcher32",
+        "15",
+    ):
+        assert text in printed
+    printed = hpdl("verify", out / "train").splitlines()
+    assert len(printed) == 2
+    assert printed[0].startswith(f"{out}/train/train-00000-of-00002.h5: sound, 15 samples, 4 classes")
+
+
+def test_csv_options_reach_the_converter(hpdl, tmp_path) -> None:
+    (tmp_path / "t.csv").write_text("a,b,y\n1,red,2\n,blue,4\n3,red,6\n")
+    hpdl("convert", tmp_path / "t.csv", tmp_path / "out", "--target", "y", "--missing", "mean")
+    printed = hpdl("info", tmp_path / "out/train")
+    assert "x: features: a, b=blue, b=red" in printed
+    assert "y: target: y" in printed
+    assert "targets from 2 to 6" in hpdl("verify", tmp_path / "out/train")
+
+
+def test_info_describes_foreign_files_and_shows_where_they_differ(hpdl, write_file, tmp_path) -> None:
+    write_file("d/1.h5", {"group/a": np.zeros((3, 2), np.float32), "s": np.float64(1.0)})
+    write_file("d/2.h5", {"group/a": np.zeros((4, 5), np.float32)})
+    printed = hpdl("info", tmp_path / "d")
+    assert "group/a" in printed
+    assert "(2,) or (5,)" in printed
+    assert "contiguous" in printed
+
+
+def test_verify_warns_where_damage_could_not_be_seen(hpdl, write_file) -> None:
+    path = write_file("a.h5", {"images": np.zeros((3, 2)), "labels": np.zeros(3, np.int64)})
+    assert "no checksums" in hpdl("verify", path, "--inputs", "images", "--targets", "labels")
+
+
+def test_errors_reach_the_caller_with_their_message(hpdl, tmp_path) -> None:
+    for command in ("info", "verify"):
+        with pytest.raises(InputError, match="nowhere: no such file"):
+            hpdl(command, tmp_path / "nowhere")
+    with pytest.raises(InputError, match="nowhere: no such file"):
+        hpdl("convert", tmp_path / "nowhere", tmp_path / "out")
+
+
+def test_help_loads_no_heavy_module() -> None:
+    program = "import sys; import hpdl_mpi.cli.data; print([m for m in ('numpy', 'h5py', 'numba') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.strip() == "[]"

@@ -1,0 +1,80 @@
+"""How kernels are compiled, kept and counted."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from hpdl_mpi.kernels import jit
+from hpdl_mpi.kernels.elementwise import add
+
+
+@pytest.fixture
+def fresh() -> Iterator[None]:
+    """Let `cache_folder` look again, in the test and after it."""
+    jit.cache_folder.cache_clear()
+    yield
+    jit.cache_folder.cache_clear()
+
+
+pytestmark = pytest.mark.usefixtures("fresh")
+
+
+def test_cache_lies_where_the_user_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HPDL_CACHE_DIR", str(tmp_path / "chosen"))
+    folder = jit.cache_folder()
+    assert folder.parent == tmp_path / "chosen"
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+
+
+def test_cache_lies_in_the_users_cache_otherwise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("HPDL_CACHE_DIR", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert jit.cache_folder().parent == tmp_path / "hpdl_mpi"
+
+
+def test_change_of_any_kernel_gets_another_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HPDL_CACHE_DIR", str(tmp_path))
+    before = jit.cache_folder()
+    read = Path.read_bytes
+    monkeypatch.setattr(Path, "read_bytes", lambda path: read(path) + b"#" * (path.name == "gemm.py"))
+    jit.cache_folder.cache_clear()
+    assert jit.cache_folder() != before
+
+
+def test_cache_that_cannot_be_made_is_put_in_a_private_temporary_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "in the way"
+    file.touch()
+    monkeypatch.setenv("HPDL_CACHE_DIR", str(file))
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    folder = jit.cache_folder()
+    assert folder.parent == tmp_path / f"hpdl_mpi-{os.getuid()}"
+    assert stat.S_IMODE(folder.parent.stat().st_mode) == 0o700
+
+
+def test_temporary_folder_that_others_can_write_is_not_trusted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "in the way").touch()
+    monkeypatch.setenv("HPDL_CACHE_DIR", str(tmp_path / "in the way"))
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    trap = tmp_path / f"hpdl_mpi-{os.getuid()}"
+    trap.mkdir()
+    trap.chmod(0o777)
+    folder = jit.cache_folder()
+    assert trap not in (folder, *folder.parents)
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+
+
+def test_allocations_are_one_block_for_each_array_argument() -> None:
+    a, out = np.ones(5), np.empty(5)
+    add(a, a, out)
+    with jit.counted_allocations() as count:
+        add(a, a, out)
+        add(a, a, out)
+        assert count() == 6

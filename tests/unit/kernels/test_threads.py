@@ -1,0 +1,89 @@
+"""Two threads compute what one does, in another order of additions at most."""
+
+from __future__ import annotations
+
+import threading
+
+import numba
+import numpy as np
+import pytest
+
+from hpdl_mpi.base.errors import InputError
+from hpdl_mpi.kernels.jit import thread_count
+from hpdl_mpi.kernels.threads import available_cores, set_threads
+from hpdl_mpi.nn import AvgPool2d, Conv2d, CrossEntropy, Dropout, Flatten, Linear, MaxPool2d, ReLU, Sequential
+from hpdl_mpi.optim import SGD
+from hpdl_mpi.parallel.replica import Replica
+
+RNG = np.random.default_rng(0)
+BATCH = 5
+X = RNG.normal(size=(BATCH, 9, 8, 2))
+TARGETS = RNG.integers(10, size=BATCH)
+
+
+def replica() -> Replica:
+    model = Sequential(
+        *(Conv2d(3, 3, padding=1), ReLU(), MaxPool2d(2), Conv2d(4, 2), AvgPool2d(2), Dropout(0.2), Flatten(), Linear(10))
+    )
+    return Replica(model, X.shape[1:], SGD(0.1, momentum=0.9), dtype=np.float64, seed=0)
+
+
+def train(one: Replica, *, batch: int = BATCH) -> np.ndarray:
+    """Take three steps; return a copy of the parameters."""
+    for epoch in range(3):
+        one.learn(X[:batch], TARGETS[:batch], np.arange(batch), CrossEntropy(), epoch=epoch, scale=1 / batch)
+        one.update(lr=0.1, scale=1.0)
+    return one.params.copy()
+
+
+@pytest.mark.skipif(numba.config.NUMBA_NUM_THREADS < 2, reason="Numba sees one core")
+@pytest.mark.parametrize("batch", [1, BATCH])
+def test_two_threads_train_as_one_does(batch: int) -> None:
+    """A batch of one, which cannot be shared, and one that cannot be shared evenly.
+
+    The threads' parts are added in another order: a few hundred terms of size 1 at most, rounded to 1.1e-16 each, and
+    three steps of a rate of 0.1, which do not make them grow.
+    """
+    alone = train(replica(), batch=batch)
+    set_threads(2)
+    together = train(replica(), batch=batch)
+    again = train(replica(), batch=batch)
+    np.testing.assert_allclose(together, alone, rtol=0, atol=1e-12)
+    np.testing.assert_array_equal(again, together)
+
+
+def test_replicas_of_one_process_do_not_disturb_each_other() -> None:
+    """Kernels let go of Python's lock and keep nothing of their own: threads train side by side, to the bit."""
+    expected = train(replica())
+    replicas = [replica() for _ in range(4)]
+    results: dict[int, np.ndarray] = {}
+    start = threading.Barrier(len(replicas))
+
+    def run(number: int) -> None:
+        start.wait()
+        results[number] = train(replicas[number])
+
+    threads = [threading.Thread(target=run, args=(number,)) for number in range(len(replicas))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for number in range(len(replicas)):
+        np.testing.assert_array_equal(results[number], expected)
+
+
+@pytest.mark.parametrize("count", [0, -1, 10_000])
+def test_impossible_number_of_threads_is_refused(count: int) -> None:
+    with pytest.raises(InputError) as caught:
+        set_threads(count)
+    most = numba.config.NUMBA_NUM_THREADS
+    assert str(caught.value) == (
+        f"parallel.threads: not a possible number of threads. Found {count}; expected 1 to {most}, the cores of this "
+        "process. Ask the launcher for more cores per rank, or lower parallel.threads."
+    )
+    assert thread_count() == 1
+
+
+def test_available_cores_are_those_of_this_process() -> None:
+    assert len(available_cores()) >= 1
+    assert min(available_cores()) >= 0

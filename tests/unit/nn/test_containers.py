@@ -1,0 +1,109 @@
+"""Containers name their layers, run backward only where it is wanted, and count what their layers do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from hpdl_mpi.nn import Context, Conv2d, Layer, Linear, Parallel, ReLU, Residual, Sequential, Shape, Tanh, walk
+from tests.unit.nn.cases import LAYERS, Case, Rig
+
+
+class Probe(Layer):
+    """Passes everything on and writes down what happens to it."""
+
+    def __init__(self, log: list[tuple[str, str]], learns: bool) -> None:
+        self.log, self.learns = log, learns
+
+    def build(self, input_shape: Shape) -> None:
+        if self.learns:
+            self.declare("weight", (1,), lambda out, key, fan_in, fan_out: None)
+
+    def output_shape(self, input_shape: Shape) -> Shape:
+        return input_shape
+
+    def forward(self, x: np.ndarray, ctx: Context) -> np.ndarray:
+        self.log.append(("forward", self.path))
+        ctx.retain(x)
+        return x
+
+    def backward_input(self, dy: np.ndarray, ctx: Context) -> np.ndarray | None:
+        self.log.append(("input" if ctx.needs_dx else "input, no dx", self.path))
+        if not ctx.needs_dx:
+            return None
+        ctx.retain(dy)
+        return dy
+
+    def backward_weight(self, ctx: Context) -> None:
+        self.log.append(("weight", self.path))
+
+
+def visits(make: Callable[[Callable[[bool], Probe]], Layer], *, needs_dx: bool = False) -> list[tuple[str, str]]:
+    """Return what backward, in halves, does to the probes of a container."""
+    log: list[tuple[str, str]] = []
+    rig = Rig(Case(lambda: make(lambda learns: Probe(log, learns)), (4,), lambda x, p: x), needs_dx=needs_dx)
+    rig.step(rig.x, rig.dy, halves=True)
+    assert rig.pool.bytes_live == 0
+    return [visit for visit in log if visit[0] != "forward"]
+
+
+def test_names_and_paths_lead_to_every_layer() -> None:
+    layer = LAYERS["nested"].make()
+    layer.build((3, 2, 2))
+    assert [inner.path for inner in walk(layer)] == [
+        *("", "0", "0.0", "1", "1.0", "1.0.0", "1.1", "1.last", "1.last.0", "1.last.1"),
+        *("2", "2.body", "2.body.0", "2.body.1", "2.shortcut", "3", "3.body"),
+    ]
+
+
+def test_backward_stops_at_the_first_layer_that_learns() -> None:
+    assert visits(lambda probe: Sequential(probe(False), probe(True), probe(False), probe(True))) == [
+        *[("input", "3"), ("input", "2"), ("input, no dx", "1")],
+        *[("weight", "3"), ("weight", "2"), ("weight", "1")],
+    ]
+
+
+def test_backward_goes_to_the_front_if_something_before_it_learns() -> None:
+    assert visits(lambda probe: Sequential(probe(False), probe(True)), needs_dx=True) == [
+        *[("input", "1"), ("input", "0"), ("weight", "1"), ("weight", "0")]
+    ]
+
+
+@pytest.mark.parametrize("container", [Residual, Parallel])
+def test_backward_leaves_out_branches_that_learn_nothing(container: type[Layer]) -> None:
+    names = {Residual: ("body", "shortcut"), Parallel: ("0", "1")}[container]
+    assert visits(lambda probe: container(probe(False), probe(True))) == [
+        ("input, no dx", names[1]),
+        ("weight", names[1]),
+    ]
+
+
+def test_nothing_in_front_of_a_nested_container_wants_a_gradient() -> None:
+    visited = visits(lambda probe: Sequential(probe(False), Sequential(probe(False), Residual(probe(True)))))
+    assert visited == [("input, no dx", "1.1.body"), ("weight", "1.1.body")]
+
+
+@pytest.mark.parametrize("container", [Sequential, lambda layer: Residual(Sequential(layer)), Parallel])
+def test_container_without_parameters_has_nothing_to_do_backward(container: Callable[[Layer], Layer]) -> None:
+    rig = Rig(Case(lambda: container(Tanh()), (4,), lambda x, p: x), needs_dx=False)
+    assert rig.step(rig.x, rig.dy) is None
+    assert rig.pool.bytes_live == 0
+    # The output was kept for a backward that does not come.
+    assert rig.ctx.leftovers() == []
+
+
+def test_operations_are_those_of_the_products() -> None:
+    linear, conv = 2 * 12 * 5, 2 * (4 * 3) * 6 * (3 * 3 * 2)
+    for make, shape, expected in (
+        (lambda: Linear(5), (12,), linear),
+        (lambda: Linear(5), (3, 12), 3 * linear),
+        (lambda: Conv2d(6, 3, padding=1), (4, 3, 2), conv),
+        (lambda: Sequential(Linear(5), ReLU(), Linear(12)), (12,), 2 * linear),
+        (lambda: Parallel(Linear(5), Linear(5), ReLU()), (12,), 2 * linear),
+        (lambda: Residual(Linear(5), Linear(5)), (12,), 2 * linear),
+    ):
+        layer = make()
+        layer.build(shape)
+        assert layer.operations(shape) == expected

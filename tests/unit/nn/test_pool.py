@@ -1,0 +1,155 @@
+"""The pool of buffers: who holds what, and what is used again."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import strategies as st
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
+
+from hpdl_mpi.base.memory import ALIGNMENT
+from hpdl_mpi.nn import Pool
+
+
+@pytest.fixture
+def pool() -> Pool:
+    return Pool()
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32, np.float64])
+@pytest.mark.parametrize("shape", [(), (0, 3), (1,), (5, 3)])
+def test_arrays_have_the_shape_and_dtype_asked_for_and_are_aligned(pool: Pool, shape: tuple, dtype: type) -> None:
+    array = pool.take(shape, dtype)
+    assert (array.shape, array.dtype) == (shape, dtype)
+    assert array.flags.c_contiguous
+    assert not array.size or array.ctypes.data % ALIGNMENT == 0
+    pool.release(array)
+    assert pool.bytes_live == 0
+
+
+def test_buffer_given_back_is_handed_out_again(pool: Pool) -> None:
+    first = pool.take((10, 10), np.float32)
+    address = first.ctypes.data
+    pool.release(first)
+    assert pool.take((100,), np.float32).ctypes.data == address
+    assert pool.bytes_held == 448
+
+
+def test_buffer_in_use_is_not_handed_out(pool: Pool) -> None:
+    first = pool.take((100,), np.float32)
+    assert not np.shares_memory(first, pool.take((100,), np.float32))
+
+
+def test_each_hold_must_be_let_go(pool: Pool) -> None:
+    array = pool.take((100,), np.float32)
+    pool.retain(array)
+    pool.release(array)
+    assert pool.bytes_live == 448
+    pool.release(array)
+    assert pool.bytes_live == 0
+
+
+def test_views_count_as_the_array_that_they_view(pool: Pool) -> None:
+    array = pool.take((10, 10), np.float32)
+    pool.retain(array.reshape(4, 25)[1:])
+    pool.release(array)
+    assert pool.bytes_live == 448
+    pool.release(array.view(np.uint8)[..., 3])
+    assert pool.bytes_live == 0
+
+
+def test_members_of_a_tuple_are_held_one_by_one(pool: Pool) -> None:
+    pair = pool.take((100,), np.float32), pool.take((100,), np.float32)
+    pool.retain((*pair, None))
+    pool.release(pair)
+    pool.release(pair[0])
+    assert pool.bytes_live == 448
+    pool.release(pair[1])
+    assert pool.bytes_live == 0
+
+
+@pytest.mark.parametrize("value", [None, 7, (3, 4), np.zeros(100), np.zeros(100)[1:]])
+def test_what_did_not_come_from_the_pool_is_let_pass(pool: Pool, value: object) -> None:
+    pool.take((100,), np.float64)
+    pool.retain(value)
+    pool.release(value)
+    pool.release(value)
+    assert (pool.bytes_live, pool.bytes_held) == (832, 832)
+
+
+def test_short_batch_uses_the_buffer_of_a_full_one(pool: Pool) -> None:
+    pool.release(pool.take((128, 100), np.float32))
+    pool.release(pool.take((32, 100), np.float32))
+    assert pool.bytes_held == 128 * 100 * 4
+
+
+def test_small_array_does_not_take_a_large_buffer(pool: Pool) -> None:
+    pool.release(pool.take((128, 100), np.float32))
+    pool.release(pool.take((31, 100), np.float32))
+    assert pool.bytes_held > 128 * 100 * 4
+
+
+def test_smallest_buffer_that_fits_is_taken(pool: Pool) -> None:
+    sizes = [pool.take((n,), np.uint8) for n in (192, 64, 128)]
+    addresses = {array.size: array.ctypes.data for array in sizes}
+    pool.release(tuple(sizes))
+    assert pool.take((100,), np.uint8).ctypes.data == addresses[128]
+    assert pool.take((100,), np.uint8).ctypes.data == addresses[192]
+
+
+def test_peak_is_the_most_that_was_live(pool: Pool) -> None:
+    first, second = pool.take((64,), np.uint8), pool.take((128,), np.uint8)
+    pool.release(first)
+    pool.release(second)
+    pool.take((64,), np.uint8)
+    assert (pool.bytes_live, pool.peak_live, pool.bytes_held) == (64, 192, 192)
+
+
+@pytest.mark.parametrize(("dtype", "poison"), [(np.float32, np.nan), (np.float64, np.nan), (np.uint8, 255)])
+def test_poisoned_pool_hands_out_what_shows_when_it_is_read(dtype: type, poison: float) -> None:
+    np.testing.assert_array_equal(Pool(poison=True).take((3,), dtype), np.full(3, poison, dtype))
+
+
+class PoolMachine(RuleBasedStateMachine):
+    """Take, hold, let go, in any order: live arrays keep their content, and the counts are those of a ledger."""
+
+    holds = Bundle("holds")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pool = Pool()
+        self.ledger: list[int] = []
+        self.arrays: dict[int, np.ndarray] = {}
+
+    @rule(target=holds, size=st.integers(0, 300))
+    def take(self, size: int) -> int:
+        mark = len(self.arrays) % 251
+        array = self.pool.take((size,), np.uint8)
+        array.fill(mark)
+        number = len(self.arrays)
+        self.arrays[number] = array
+        self.ledger.append(number)
+        return number
+
+    @rule(target=holds, number=holds)
+    def retain(self, number: int) -> int:
+        self.pool.retain(self.arrays[number][:0].reshape(0, 1))
+        self.ledger.append(number)
+        return number
+
+    @rule(number=consumes(holds))
+    def release(self, number: int) -> None:
+        self.pool.release(self.arrays[number])
+        self.ledger.remove(number)
+
+    @invariant()
+    def live_arrays_are_apart_and_intact(self) -> None:
+        live = {number: self.arrays[number] for number in self.ledger}
+        for number, array in live.items():
+            assert (array == number % 251).all()
+        assert len({id(array.base) for array in live.values()}) == len(live)
+        assert self.pool.bytes_live == sum(array.base.nbytes - ALIGNMENT for array in live.values())
+        assert self.pool.bytes_live <= self.pool.peak_live <= self.pool.bytes_held
+
+
+TestPoolInAnyOrder = PoolMachine.TestCase

@@ -1,0 +1,158 @@
+"""Layers refuse what cannot be: the message says which layer, what was found and what was expected."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from hpdl_mpi.base.errors import InputError
+from hpdl_mpi.nn import (
+    AvgPool2d,
+    Conv2d,
+    Dropout,
+    Flatten,
+    Layer,
+    LeakyReLU,
+    Linear,
+    MaxPool2d,
+    Parallel,
+    ReLU,
+    Residual,
+    Sequential,
+    Shape,
+)
+
+IMAGE = (4, 5, 3)
+
+BUILDS: dict[str, tuple[Callable[[], Layer], Shape, str]] = {
+    "features as an image": (
+        lambda: Conv2d(4, 3),
+        (16,),
+        "layer net.1 (Conv2d): takes images. Found samples of shape (16,); expected (height, width, channels). "
+        'Set data.transform.layout, such as "hw" for images without a channel dimension.',
+    ),
+    "features to pool": (
+        lambda: MaxPool2d(2),
+        (16,),
+        "layer net.1 (MaxPool2d): takes images. Found samples of shape (16,); expected (height, width, channels). "
+        'Set data.transform.layout, such as "hw" for images without a channel dimension.',
+    ),
+    "kernel above the image": (
+        lambda: Conv2d(4, (3, 6)),
+        IMAGE,
+        "layer net.1 (Conv2d): the window does not fit the image. Found an image of 4 x 5 with padding (0, 0); "
+        "expected at least 3 x 6.",
+    ),
+    "window above the image": (
+        lambda: AvgPool2d(8, padding=1),
+        IMAGE,
+        "layer net.1 (AvgPool2d): the window does not fit the image. Found an image of 4 x 5 with padding (1, 1); "
+        "expected at least 8 x 8.",
+    ),
+    "no kernel": (
+        lambda: Conv2d(4, 0),
+        IMAGE,
+        "layer net.1 (Conv2d): there is no such window. Found kernel size (0, 0), stride (1, 1), padding (0, 0); "
+        "expected a kernel size and a stride of at least 1, a padding of at least 0.",
+    ),
+    "no stride": (
+        lambda: MaxPool2d(2, stride=(1, 0)),
+        IMAGE,
+        "layer net.1 (MaxPool2d): there is no such window. Found kernel size (2, 2), stride (1, 0), padding (0, 0); "
+        "expected a kernel size and a stride of at least 1, a padding of at least 0.",
+    ),
+    "negative padding": (
+        lambda: Conv2d(4, 3, padding=(0, -1)),
+        IMAGE,
+        "layer net.1 (Conv2d): there is no such window. Found kernel size (3, 3), stride (1, 1), padding (0, -1); "
+        "expected a kernel size and a stride of at least 1, a padding of at least 0.",
+    ),
+    "window in the padding": (
+        lambda: MaxPool2d(3, padding=2),
+        IMAGE,
+        "layer net.1 (MaxPool2d): a window could lie in the padding alone. Found (2, 2); expected at most half the "
+        "kernel size.",
+    ),
+    "window of too many positions": (
+        lambda: MaxPool2d((16, 17)),
+        (20, 20, 1),
+        "layer net.1 (MaxPool2d): the window is too large. Found (16, 17); expected at most 256 positions.",
+    ),
+    "no channels": (
+        lambda: Conv2d(0, 3),
+        IMAGE,
+        "layer net.1 (Conv2d): has no output. Found 0 channels; expected at least 1.",
+    ),
+    "no features": (
+        lambda: Linear(0),
+        IMAGE,
+        "layer net.1 (Linear): has no output. Found 0 features; expected at least 1.",
+    ),
+    "single numbers": (
+        lambda: Linear(3),
+        (),
+        "layer net.1 (Linear): needs features. Found samples that are single numbers; expected at least one dim.",
+    ),
+    "sum of unlike shapes": (
+        lambda: Residual(Linear(4), Linear(5)),
+        (3,),
+        "layer net.1 (Residual): body and shortcut do not add up. Found (4,) and (5,); expected equal shapes.",
+    ),
+    "sum with an input of another shape": (
+        lambda: Residual(Linear(4)),
+        (3,),
+        "layer net.1 (Residual): body and shortcut do not add up. Found (4,) and (3,); expected equal shapes.",
+    ),
+    "branches of unlike images": (
+        lambda: Parallel(Conv2d(2, 3), Conv2d(2, 1)),
+        IMAGE,
+        "layer net.1 (Parallel): branches cannot be joined. Found [(2, 3, 2), (4, 5, 2)]; expected shapes that differ "
+        "in the last dimension only.",
+    ),
+    "no branches": (
+        lambda: Parallel(),
+        IMAGE,
+        "layer net.1 (Parallel): branches cannot be joined. Found []; expected shapes that differ in the last "
+        "dimension only.",
+    ),
+    "deep inside": (
+        lambda: Residual(Sequential(Flatten(), MaxPool2d(2))),
+        IMAGE,
+        "layer net.1.body.1 (MaxPool2d): takes images. Found samples of shape (60,); expected (height, width, "
+        'channels). Set data.transform.layout, such as "hw" for images without a channel dimension.',
+    ),
+}
+
+
+@pytest.mark.parametrize(("make", "shape", "message"), BUILDS.values(), ids=BUILDS)
+def test_layer_that_cannot_take_its_input_is_refused(make: Callable[[], Layer], shape: Shape, message: str) -> None:
+    model = Sequential(net=Sequential(ReLU(), make()))
+    with pytest.raises(InputError) as caught:
+        model.build(shape)
+    assert str(caught.value) == message
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Dropout(1.0), "layer Dropout: rate out of range. Found 1.0; expected at least 0 and below 1."),
+        (lambda: Dropout(-0.1), "layer Dropout: rate out of range. Found -0.1; expected at least 0 and below 1."),
+        (lambda: Dropout(np.nan), "layer Dropout: rate out of range. Found nan; expected at least 0 and below 1."),
+        (lambda: LeakyReLU(-1), "layer LeakyReLU: slope out of range. Found -1; expected a number of at least 0."),
+        (lambda: LeakyReLU(np.nan), "layer LeakyReLU: slope out of range. Found nan; expected a number of at least 0."),
+        (lambda: LeakyReLU(np.inf), "layer LeakyReLU: slope out of range. Found inf; expected a number of at least 0."),
+    ],
+)
+def test_impossible_setting_is_refused(make: Callable[[], Layer], message: str) -> None:
+    with pytest.raises(InputError) as caught:
+        make()
+    assert str(caught.value) == message
+
+
+def test_window_of_one_number_is_square() -> None:
+    layer = Conv2d(4, 3, stride=2, padding=1)
+    assert (layer.kernel_size, layer.stride, layer.padding) == ((3, 3), (2, 2), (1, 1))
+    assert MaxPool2d(2).stride == (2, 2)
+    assert MaxPool2d((3, 2), stride=(1, 2), padding=(1, 0)).output_shape((7, 6, 4)) == (7, 3, 4)
