@@ -7,7 +7,7 @@ import sys
 import typer
 
 from hpdl_mpi.base.errors import HpdlError
-from hpdl_mpi.cli import data, runs
+from hpdl_mpi.cli import bench, data, runs
 
 app = typer.Typer(
     name="hpdl",
@@ -20,6 +20,7 @@ app.command("eval")(runs.evaluate)
 app.command()(runs.predict)
 app.command()(runs.summary)
 app.add_typer(data.app, name="data")
+app.add_typer(bench.app, name="bench")
 
 
 @app.callback(invoke_without_command=True)

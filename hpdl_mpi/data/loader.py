@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import queue
 import threading
 from collections.abc import Generator
@@ -174,7 +175,14 @@ class Loader:
         reader = threading.Thread(
             target=self._read_ahead, args=(epoch, starts, end, free, ready, stopped), name="hpdl-loader", daemon=True
         )
+
+        def stop() -> None:
+            stopped.set()
+            free.put(None)
+            reader.join()
+
         reader.start()
+        atexit.register(stop)  # an iterator that outlives the program would wait for a thread that no longer runs
         try:
             for index in range(len(starts)):
                 batch = ready.get()
@@ -183,9 +191,8 @@ class Loader:
                 yield batch
                 free.put(self._buffers[index % len(self._buffers)])  # both queues keep the order of batches
         finally:
-            stopped.set()
-            free.put(None)
-            reader.join()
+            stop()
+            atexit.unregister(stop)
             self._in_use.release()
 
     def _read_ahead(

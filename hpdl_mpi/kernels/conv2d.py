@@ -30,22 +30,23 @@ def scratch_shape(num_pixels: int, row_length: int, itemsize: int) -> tuple[int,
 @inline
 def _patch(p, geometry, shape):
     """Return where the patch under output pixel p lies in x: image, top, left, and its columns inside the image."""
-    (_, kw), stride, padding, (ho, wo) = geometry
+    _, kw, down, right, above, beside, ho, wo = geometry
     image, pixel = divmod(p, ho * wo)
-    left = (pixel % wo) * stride[1] - padding[1]
+    left = (pixel % wo) * right - beside
     start = max(0, -left)
-    return image, (pixel // wo) * stride[0] - padding[0], left, start, max(start, min(kw, shape[2] - left))
+    return image, (pixel // wo) * down - above, left, start, max(start, min(kw, shape[2] - left))
 
 
 @kernel
 def _unfold(x, geometry, first, last, columns):
     """columns[p - first] = the patch of x under output pixel p, for p in first..last; zero outside the image.
 
-    `geometry` is (kernel_size, stride, padding, output_shape), each vertical and horizontal. Inner loops run over
-    slices from 0: an index that could be negative would keep them from becoming vector loops.
+    `geometry` is kernel size, stride, padding and output shape, each vertical and horizontal: eight numbers in one
+    tuple, since Numba hands no tuple of tuples to its threads. Inner loops run over slices from 0: an index that
+    could be negative would keep them from becoming vector loops.
     """
     height, width, channels = x.shape[1:]
-    kh, kw = geometry[0]
+    kh, kw = geometry[:2]
     flat = x.reshape(-1)
     for p in range(first, last):
         image, top, left, start, stop = _patch(p, geometry, x.shape)
@@ -67,7 +68,7 @@ def _unfold(x, geometry, first, last, columns):
 def _fold(columns, geometry, first, last, dx):
     """The transpose of `_unfold`: add columns[p - first] to the patch of dx under output pixel p."""
     height, width, channels = dx.shape[1:]
-    kh, kw = geometry[0]
+    kh, kw = geometry[:2]
     flat = dx.reshape(-1)
     for p in range(first, last):
         image, top, left, start, stop = _patch(p, geometry, dx.shape)
@@ -99,7 +100,7 @@ def _forward(x, weight, bias, geometry, columns, y):
 def _backward_input(dy, weight, geometry, columns, dx):
     parts, block, _ = columns.shape
     images = dx.shape[0]
-    pixels = geometry[3][0] * geometry[3][1]
+    pixels = geometry[6] * geometry[7]
     for part in prange(parts):
         start = part * images // parts
         stop = (part + 1) * images // parts
@@ -142,18 +143,18 @@ def forward(x, weight, bias, stride, padding, columns, y) -> None:
     y : array
         Written.
     """
-    geometry = (weight.shape[1:3], stride, padding, y.shape[1:3])
+    geometry = (*weight.shape[1:3], *stride, *padding, *y.shape[1:3])
     _forward(x, weight.reshape(len(weight), -1), bias, geometry, columns, _matrix(y))
 
 
 def backward_input(dy, weight, stride, padding, columns, dx) -> None:
     """dx = gradient for the input of `forward`; written."""
-    geometry = (weight.shape[1:3], stride, padding, dy.shape[1:3])
+    geometry = (*weight.shape[1:3], *stride, *padding, *dy.shape[1:3])
     _backward_input(_matrix(dy), weight.reshape(len(weight), -1), geometry, columns, dx)
 
 
 def backward_weight(x, dy, stride, padding, columns, dweights) -> None:
     """dweights[t] += thread t's part of the gradient for the weight; dweights (threads, k, kh, kw, c)."""
     parts, k, kh, kw, c = dweights.shape
-    geometry = ((kh, kw), stride, padding, dy.shape[1:3])
+    geometry = (kh, kw, *stride, *padding, *dy.shape[1:3])
     _backward_weight(x, _matrix(dy), geometry, columns, dweights.reshape(parts, k, kh * kw * c))

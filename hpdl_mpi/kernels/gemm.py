@@ -74,9 +74,10 @@ def gemm_block(a, b, c, trans_a, trans_b, beta, rows, columns):
     k = a.shape[0] if trans_a else a.shape[1]
     if m <= 0 or n <= 0:
         return
-    lda = a.strides[0] // item
-    ldb = b.strides[0] // item
-    ldc = c.strides[0] // item
+    # the stride of a dimension of length 0 or 1 may be anything, and BLAS takes none below the length of a row
+    lda = max(1, a.shape[1], a.strides[0] // item)
+    ldb = max(1, b.shape[1], b.strides[0] // item)
+    ldc = max(1, c.shape[1], c.strides[0] // item)
     a_start = a.ctypes.data + (rows[0] if trans_a else rows[0] * lda) * item
     b_start = b.ctypes.data + (columns[0] * ldb if trans_b else columns[0]) * item
     c_start = c.ctypes.data + (rows[0] * ldc + columns[0]) * item
@@ -89,12 +90,12 @@ def gemm_block(a, b, c, trans_a, trans_b, beta, rows, columns):
         np.int32(k),
         c.dtype.type(1.0),
         b_start,
-        np.int32(max(ldb, 1)),
+        np.int32(ldb),
         a_start,
-        np.int32(max(lda, 1)),
+        np.int32(lda),
         c.dtype.type(beta),
         c_start,
-        np.int32(max(ldc, 1)),
+        np.int32(ldc),
     )
 
 

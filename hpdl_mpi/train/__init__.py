@@ -2,6 +2,7 @@
 
 from hpdl_mpi.train.job import Checkpoint, Job, Parallel, load_job
 from hpdl_mpi.train.run import open_run, run_job
-from hpdl_mpi.train.trainer import Source, Trainer
+from hpdl_mpi.train.source import Source
+from hpdl_mpi.train.trainer import Trainer
 
 __all__ = ["Checkpoint", "Job", "Parallel", "Source", "Trainer", "load_job", "open_run", "run_job"]

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import h5py
-import numpy as np
 
 from hpdl_mpi.base.errors import InputError, StorageError, TrainingError
 from hpdl_mpi.base.files import fsync, write_whole

@@ -7,6 +7,9 @@ import sys
 import time
 from typing import Any, Protocol
 
+from hpdl_mpi import __version__
+from hpdl_mpi.data import Loader
+from hpdl_mpi.parallel import ProcessGrid, Replica
 from hpdl_mpi.train.metrics import Metrics
 
 _LINE_SECONDS = 10.0
@@ -101,6 +104,20 @@ def make_reporter(rank: int, num_steps: int, done: int) -> Reporter:
     return Bar(num_steps, done) if wanted == "bar" else Lines(num_steps)
 
 
+def headline(grid: ProcessGrid, threads: int, replica: Replica, loader: Loader, num_steps: int) -> str:
+    """Return the first lines of a run: the ranks and their threads, the model, the data, the steps ahead."""
+    comm = grid.comm
+    ranks = f"{_count(comm.size, 'rank')} on {_count(comm.num_nodes, 'node')}, {_count(threads, 'thread')} each"
+    axes = " x ".join(f"{name} {size}" for name, size in grid.shape.items())
+    parameters = f"{replica.layout.num_parameters:,} parameters ({replica.dtype})"
+    samples = f"{loader.dataset.num_samples:,} samples in batches of {loader.global_batch_size}"
+    return f"hpdl_mpi {__version__}: {ranks}; {axes}\n{parameters}; {samples}; steps {replica.step} to {num_steps}"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" + "s" * (number != 1)
+
+
 def describe_summary(summary: dict[str, Any]) -> str:
     """Return the last lines of a run: what it reached, and how fast."""
     scores = [
@@ -111,4 +128,4 @@ def describe_summary(summary: dict[str, Any]) -> str:
     reached = ", ".join(f"{label} {summary[key]:{style}}" for label, key, style in scores if summary[key] is not None)
     rate = summary["samples_per_second"]
     speed = f"; {rate:.0f} samples/s" if rate else ""
-    return f"{summary['steps']} steps on {summary['world_size']} ranks: {reached or 'done'}{speed}"
+    return f"{summary['steps']} steps on {_count(summary['world_size'], 'rank')}: {reached or 'done'}{speed}"

@@ -16,9 +16,8 @@ from hpdl_mpi.train.choices import make_loss, make_model, make_optimizer, make_s
 from hpdl_mpi.train.job import Job, Parallel, load_job
 from hpdl_mpi.train.job import Transform as TransformSection
 from hpdl_mpi.train.runfolder import RunFolder, resumed_job
-from hpdl_mpi.train.trainer import Source, Trainer
-
-PathLike = str | os.PathLike[str]
+from hpdl_mpi.train.source import PathLike, Source
+from hpdl_mpi.train.trainer import Trainer
 
 
 def run_job(
@@ -104,7 +103,9 @@ def make_trainer(job: Job, comm: Communicator) -> Trainer:
     )
 
 
-def _prepare(path: str | Path, overrides: Sequence[str], run_dir: PathLike | None, resume: bool) -> tuple[Job, RunFolder]:
+def _prepare(
+    path: str | Path, overrides: Sequence[str], run_dir: PathLike | None, resume: bool
+) -> tuple[Job, RunFolder]:
     """Read and check all that the job says, without touching data or allocating anything."""
     job = load_job(path, overrides)
     folder = RunFolder(run_dir if run_dir is not None else Path("runs", job.name))

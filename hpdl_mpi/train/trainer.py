@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import os
-import time
 from collections.abc import Callable
 from contextlib import ExitStack, closing
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from hpdl_mpi import __version__
 from hpdl_mpi.base.errors import InputError
 from hpdl_mpi.comm import Communicator, agree, world
-from hpdl_mpi.data import Dataset, Loader, Transform, fitted
+from hpdl_mpi.data import Loader, Transform
 from hpdl_mpi.data.sampler import Shuffle
 from hpdl_mpi.nn import Layer, Loss, Shape
 from hpdl_mpi.optim import Constant, Optimizer, Schedule
@@ -27,38 +23,10 @@ from hpdl_mpi.train.job import Checkpoint, Parallel
 from hpdl_mpi.train.launch import first_on_node, rehearse, start_threads
 from hpdl_mpi.train.loop import TrainingLoop
 from hpdl_mpi.train.metrics import Metrics, Progress
-from hpdl_mpi.train.report import make_reporter
+from hpdl_mpi.train.report import headline, make_reporter
 from hpdl_mpi.train.runfolder import MetricsLog, RunFolder
 from hpdl_mpi.train.signals import StopSignals
-
-PathLike = str | os.PathLike[str]
-
-AS_STORED = Transform()
-"""The transform that changes nothing but the number type."""
-
-
-@dataclass(frozen=True)
-class Source:
-    """Where samples come from, and what is done to them before the model sees them.
-
-    Attributes
-    ----------
-    path : path-like
-        A folder of shards, a glob, or one HDF5 file.
-    inputs, targets : str
-        Names of the arrays.
-    transform, target_transform : Transform
-    """
-
-    path: PathLike
-    inputs: str = "x"
-    targets: str = "y"
-    transform: Transform = AS_STORED
-    target_transform: Transform = AS_STORED
-
-    def open(self) -> Dataset:
-        """Return the dataset; reads no samples."""
-        return Dataset.open(self.path, self.inputs, self.targets)
+from hpdl_mpi.train.source import AS_STORED, PathLike, Source
 
 
 class Trainer:
@@ -98,7 +66,6 @@ class Trainer:
         clip_norm: float | None = None,
         comm: Communicator | None = None,
     ) -> None:
-        self._began = time.perf_counter()
         self.comm = world() if comm is None else comm
         self.model = model
         self.loss = loss
@@ -213,7 +180,7 @@ class Trainer:
             signals = stack.enter_context(StopSignals(checkpoint.signal))
             reporter = make_reporter(self.comm.rank, num_steps, self.replica.step)
             stack.callback(reporter.close)
-            reporter.say(self._headline(loader, num_steps))
+            reporter.say(headline(self.grid, self.threads, self.replica, loader, num_steps))
             loop = TrainingLoop(
                 comm=dp,
                 replica=self.replica,
@@ -229,7 +196,7 @@ class Trainer:
                     num_flags=len(signals.numbers),
                 ),
                 loader=loader,
-                evaluator=Evaluator(self.replica, self.loss, tests, dp, self._unit) if tests else None,
+                evaluator=Evaluator(self.replica, self.loss, tests, dp, self._source.unit) if tests else None,
                 num_steps=num_steps,
                 eval_every=eval_every,
                 checkpoints=checkpoint,
@@ -238,7 +205,7 @@ class Trainer:
                 log=log,
                 reporter=reporter,
                 signals=signals,
-                unit=self._unit,
+                unit=self._source.unit,
             )
             metrics = loop.run()
             summary = self._summary(name, global_batch_size, progress, metrics)
@@ -268,9 +235,9 @@ class Trainer:
         batch_size : int
             Samples of a batch over all ranks.
         """
-        agree(self.comm, lambda: self._check_dataset(replace(self._source, path=data)))
+        agree(self.comm, lambda: self._source.at(data).check(self.model, self.loss, self.grid.shape["dp"]))
         loader = self._loader(data, batch_size, "none")
-        return Evaluator(self.replica, self.loss, loader, self.grid.axis("dp"), self._unit)()
+        return Evaluator(self.replica, self.loss, loader, self.grid.axis("dp"), self._source.unit)()
 
     def predict(self, inputs: np.ndarray, *, batch_size: int = 256) -> np.ndarray:
         """Return the model's outputs for samples as they are stored, in the targets' own units. Local.
@@ -302,50 +269,24 @@ class Trainer:
             self._source.target_transform.inverse(result)
         return result
 
-    @property
-    def _unit(self) -> float:
-        """What one unit of the model's outputs is in the targets' own; 1 where several targets differ in it."""
-        std, scale = self._source.target_transform.std, self._source.target_transform.scale
-        values = np.atleast_1d(1.0 if std is None else std)
-        return float(values[0] / scale) if len(values) == 1 else 1.0
-
     def _check(
         self, source: Source, validate: PathLike | None, folder: RunFolder | None, resume: bool
     ) -> tuple[Source, Shape]:
         """Refuse what cannot work, on one rank; return the source with measured transforms, and the input's shape."""
-        shape = self._check_dataset(source)
-        if validate is not None and (found := self._check_dataset(replace(source, path=validate))) != shape:
-            raise InputError("test samples of another shape", where=validate, found=found, expected=shape)
+        num_ranks = self.grid.shape["dp"]
+        shape = source.check(self.model, self.loss, num_ranks)
+        if validate is not None:
+            found = source.at(validate).check(self.model, self.loss, num_ranks)
+            if found != shape:
+                raise InputError("test samples of another shape", where=validate, found=found, expected=shape)
         if folder is not None:
             folder.claim(resume=resume)
-        with source.open() as dataset:
-            return replace(
-                source,
-                transform=fitted(source.transform, dataset),
-                target_transform=fitted(source.target_transform, dataset, "targets"),
-            ), shape
-
-    def _check_dataset(self, source: Source) -> Shape:
-        """Return the shape of a sample as the model sees it; refuse data that the model or the loss cannot take."""
-        with source.open() as dataset:
-            shape = replace(source.transform, standardize=False, mean=None, std=None).output_shape(dataset.input_shape)
-            if self._replica is None:
-                self.model.build(shape)
-            self.loss.check(self.model.output_shape(shape), dataset.target_shape, dataset.target_dtype)
-            if dataset.num_samples < self.grid.shape["dp"]:
-                raise InputError(
-                    "fewer samples than ranks that share them",
-                    where=source.path,
-                    found=f"{dataset.num_samples} samples",
-                    expected=f"at least {self.grid.shape['dp']}, one per data-parallel rank",
-                    remedy="start fewer ranks",
-                )
-            return shape
+        return source.measured(), shape
 
     def _loader(self, path: PathLike, batch_size: int, shuffle: Shuffle) -> Loader:
         classifies = self.loss.task == "classification"
         return Loader(
-            replace(self._source, path=path).open(),
+            self._source.at(path).open(),
             global_batch_size=batch_size,
             seed=self._seed,
             shuffle=shuffle,
@@ -366,16 +307,6 @@ class Trainer:
     def _restore(self, folder: RunFolder) -> Progress:
         latest = checkpoints.latest(folder.checkpoints)
         return Progress.from_dict(checkpoints.load(latest, self.replica)) if latest else Progress()
-
-    def _headline(self, loader: Loader, num_steps: int) -> str:
-        comm, shape = self.comm, self.grid.shape
-        return (
-            f"hpdl_mpi {__version__}: {_count(comm.size, 'rank')} on {_count(comm.num_nodes, 'node')}, "
-            f"{_count(self.threads, 'thread')} each; dp {shape['dp']} x pp {shape['pp']}\n"
-            f"{self.replica.layout.num_parameters:,} parameters ({self.replica.dtype}); "
-            f"{loader.dataset.num_samples:,} samples in batches of {loader.global_batch_size}; "
-            f"steps {self.replica.step} to {num_steps}; ready after {time.perf_counter() - self._began:.1f} s"
-        )
 
     def _summary(
         self, name: str | None, global_batch_size: int, progress: Progress, metrics: Metrics | None
@@ -399,7 +330,3 @@ class Trainer:
             "wall_seconds": progress.wall_seconds,
             "parameters_digest": checkpoints.checksum(self.replica),
         }
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" + "s" * (number != 1)

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 import tracemalloc
 from itertools import chain, islice
@@ -156,6 +158,19 @@ def test_leaving_early_stops_the_thread(dataset) -> None:
     assert not threads()
     assert len(ids_of(loader, 0)) == 17
     assert not threads()
+
+
+@pytest.mark.parametrize("ending", ["pass", "raise SystemExit(0)"])
+def test_a_program_ends_while_an_iterator_is_alive(write_shards, ending) -> None:
+    folder, _, _ = write_shards([500])
+    program = f"""
+from hpdl_mpi.data import Dataset, Loader
+loader = Loader(Dataset.open({str(folder)!r}), global_batch_size=2)
+batches = loader.epoch(0)
+next(batches)
+{ending}
+"""
+    subprocess.run([sys.executable, "-c", program], timeout=60, check=True)
 
 
 def test_two_iterators_of_one_loader_are_refused(dataset) -> None:

@@ -1,0 +1,83 @@
+"""Where samples come from and how they are prepared, and whether a model and a loss can take them."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from hpdl_mpi.base.errors import InputError
+from hpdl_mpi.data import Dataset, Transform, fitted
+from hpdl_mpi.nn import Layer, Loss, Shape
+
+PathLike = str | os.PathLike[str]
+
+AS_STORED = Transform()
+"""The transform that changes nothing but the number type."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """Samples, and what is done to them before the model sees them.
+
+    Attributes
+    ----------
+    path : path-like
+        A folder of shards, a glob, or one HDF5 file.
+    inputs, targets : str
+        Names of the arrays.
+    transform, target_transform : Transform
+    """
+
+    path: PathLike
+    inputs: str = "x"
+    targets: str = "y"
+    transform: Transform = AS_STORED
+    target_transform: Transform = AS_STORED
+
+    def open(self) -> Dataset:
+        """Return the dataset; reads no samples."""
+        return Dataset.open(self.path, self.inputs, self.targets)
+
+    def at(self, path: PathLike) -> Source:
+        """Return the source of other samples that are prepared alike."""
+        return replace(self, path=path)
+
+    def measured(self) -> Source:
+        """Return the source with means and deviations in place of `standardize`; may read all samples."""
+        with self.open() as dataset:
+            return replace(
+                self,
+                transform=fitted(self.transform, dataset),
+                target_transform=fitted(self.target_transform, dataset, "targets"),
+            )
+
+    @property
+    def unit(self) -> float:
+        """What one unit of the model's outputs is in the targets' own; 1 where several targets differ in it."""
+        std, scale = self.target_transform.std, self.target_transform.scale
+        values = np.atleast_1d(1.0 if std is None else std)
+        return float(values[0] / scale) if len(values) == 1 else 1.0
+
+    def check(self, model: Layer, loss: Loss, num_ranks: int) -> Shape:
+        """Build the model for these samples and return the shape of one as the model sees it.
+
+        Raises
+        ------
+        InputError
+            The model or the loss cannot take them, or there are fewer than ranks.
+        """
+        with self.open() as dataset:
+            shape = self.transform.output_shape(dataset.input_shape)
+            model.build(shape)
+            loss.check(model.output_shape(shape), dataset.target_shape, dataset.target_dtype)
+            if dataset.num_samples < num_ranks:
+                raise InputError(
+                    "fewer samples than ranks that share them",
+                    where=self.path,
+                    found=f"{dataset.num_samples} samples",
+                    expected=f"at least {num_ranks}, one per data-parallel rank",
+                    remedy="start fewer ranks",
+                )
+            return shape
