@@ -50,6 +50,10 @@ class HpdlError(Exception):
         sentences = [head] + (["; ".join(facts)] if facts else []) + ([remedy] if remedy else [])
         super().__init__(". ".join(s[:1].upper() + s[1:] if i else s for i, s in enumerate(sentences)) + ".")
 
+    def __reduce__(self) -> tuple:
+        # Exceptions pickle as a call with their arguments; the constructor would compose the message once more.
+        return _restore, (type(self), self.args, self.__dict__)
+
 
 class InputError(HpdlError, ValueError):
     """Bad input, found before or while it is used: exit code 2."""
@@ -63,3 +67,9 @@ class TrainingError(HpdlError, RuntimeError):
 
 class StorageError(HpdlError, RuntimeError):
     """A file could not be written; what was saved before is intact."""
+
+
+def _restore(kind: type[HpdlError], args: tuple, attributes: dict) -> HpdlError:
+    error = kind.__new__(kind, *args)
+    error.__dict__.update(attributes)
+    return error

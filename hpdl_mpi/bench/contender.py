@@ -15,8 +15,6 @@ from typing import Any, Self
 from hpdl_mpi.base.errors import HpdlError, InputError
 
 _LAST_LINES = 30
-_GRACE_SECONDS = 10.0
-"""For a process that is about to end."""
 
 
 class ContenderError(HpdlError, RuntimeError):
@@ -39,6 +37,8 @@ class Contender:
         How long it may take to get ready: some compile a whole model.
     turn_seconds : float
         How long it may take to answer.
+    grace_seconds : float
+        How long it may take to end by itself.
 
     Attributes
     ----------
@@ -55,6 +55,7 @@ class Contender:
         remedy: str | None = None,
         start_seconds: float = 1200.0,
         turn_seconds: float = 300.0,
+        grace_seconds: float = 10.0,
     ) -> None:
         self.name = name
         self.ready: dict[str, Any] = {}
@@ -63,6 +64,7 @@ class Contender:
         self._remedy = remedy
         self._start_seconds = start_seconds
         self._turn_seconds = turn_seconds
+        self._grace_seconds = grace_seconds
 
     def __enter__(self) -> Self:
         """Start the process and wait until it is ready.
@@ -93,7 +95,7 @@ class Contender:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        self._end(grace=0.0 if kind else _GRACE_SECONDS)
+        self._end(grace=0.0 if kind else self._grace_seconds)
 
     def ask(self, **request: Any) -> dict[str, Any]:
         """Give the contender a turn and return its answer; blocks until it comes.
@@ -123,14 +125,14 @@ class Contender:
     def _fate(self) -> str:
         """Wait for the end of a process that is about to end, and say how it ended."""
         try:
-            code = self._process.wait(_GRACE_SECONDS)
+            code = self._process.wait(self._grace_seconds)
         except subprocess.TimeoutExpired:
             return "closed its end of the pipe"
         return f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
 
     def _error(self, what: str) -> HpdlError:
         self._words.seek(0)
-        lines = self._words.read().decode(errors="replace").splitlines()[-_LAST_LINES:]
+        lines = self._words.read().decode(errors="replace").rstrip().splitlines()[-_LAST_LINES:]
         words = "Its last words:\n" + "\n".join(f"  {line}" for line in lines) if lines else "It said nothing"
         if self.ready:
             return ContenderError(f"{what} in its turn", where=self.name, remedy=words)

@@ -14,7 +14,7 @@ def load(model: str, batch: int, threads: int) -> Callable[[], Subject]:
     from hpdl_mpi.bench.workloads import LEARNING_RATE, MOMENTUM, WORKLOADS
     from hpdl_mpi.comm import SingleCommunicator
     from hpdl_mpi.data import Batch
-    from hpdl_mpi.kernels.reduce import add_into
+    from hpdl_mpi.kernels.elementwise import add
     from hpdl_mpi.kernels.threads import set_threads
     from hpdl_mpi.models import MODELS
     from hpdl_mpi.nn import CrossEntropy
@@ -22,7 +22,7 @@ def load(model: str, batch: int, threads: int) -> Callable[[], Subject]:
     from hpdl_mpi.parallel import DataParallelStep, Replica
 
     set_threads(threads)
-    add_into(np.zeros(1), np.zeros(1))
+    add(np.zeros(1), np.zeros(1), np.zeros(1))
 
     def build() -> Subject:
         workload = WORKLOADS[model]

@@ -11,12 +11,13 @@ from hpdl_mpi.bench.step import OURS
 
 
 def step_table(result: dict[str, Any]) -> Table:
-    """Return the result of `bench_step` as a table, a row for each contender."""
+    """Return the result of `bench_step` as a table, a row for each contender; ratios are its step over ours."""
     threads = f"{result['threads']} thread{'s' if result['threads'] > 1 else ''}"
     title = f"Training step: {result['model']}, batch {result['batch']}, {result['precision']}, {threads}"
     caption = f"{result['machine']['cpu']}; median of {result['rounds']} rounds; memory above the level after imports"
-    table = Table("contender", box=box.SIMPLE, title=title, caption="\n".join([caption, *result["notes"]]))
-    for heading in ("step, ms", "quartiles", "samples/s", "peak, MiB", "time / ours"):
+    table = Table(box=box.SIMPLE, title=title, caption="\n".join([caption, *result["notes"]]))
+    table.add_column("contender", no_wrap=True)
+    for heading in ("step, ms", "quartiles", "samples/s", "peak, MiB", "ratio"):
         table.add_column(heading, justify="right")
     for name, spread in result["spread"].items():
         figures = result if name == OURS else result["vs"][name]
@@ -24,7 +25,7 @@ def step_table(result: dict[str, Any]) -> Table:
         table.add_row(
             name,
             _milliseconds(seconds),
-            " - ".join(_milliseconds(spread[key]) for key in ("lower_quartile", "upper_quartile")),
+            "-".join(_milliseconds(spread[key]) for key in ("lower_quartile", "upper_quartile")),
             f"{result['batch'] / seconds:.0f}",
             f"{figures['peak_bytes'] / 2**20:.0f}",
             f"{seconds / result['step_seconds']:.2f}",
@@ -33,4 +34,4 @@ def step_table(result: dict[str, Any]) -> Table:
 
 
 def _milliseconds(seconds: float) -> str:
-    return f"{seconds * 1e3:.2f}"
+    return f"{seconds * 1e3:.1f}"

@@ -12,7 +12,7 @@ import numpy as np
 from hpdl_mpi.base.memory import aligned
 from hpdl_mpi.comm.communicator import Communicator, Transfer, Work, check_array
 from hpdl_mpi.comm.schedule import Op, Program, Step
-from hpdl_mpi.kernels.reduce import add_into
+from hpdl_mpi.kernels.elementwise import add
 
 SEGMENT_BYTES = 1 << 21
 """The length of a segment. Both ends of a message cut it alike, so all ranks must use the same."""
@@ -64,7 +64,7 @@ class Collective(Work):
         self._rounds = [_streams(comm, steps, array, staging, tag, length) for steps in order]
         self._position = len(self._rounds)
         if size:
-            add_into(staging[:0], staging[:0])  # compiles it, so that the first call waits for no compiler
+            add(staging[:0], staging[:0], staging[:0])  # compiles it, so that the first call waits for no compiler
 
     def __call__(self) -> None:
         """Run the collective and block until this rank's part is over."""
@@ -190,7 +190,7 @@ def _streams(
 
 
 def _adder(totals: Sequence[np.ndarray], terms: Sequence[np.ndarray]) -> Callable[[int], None]:
-    def add(index: int) -> None:
-        add_into(totals[index], terms[index])
+    def add_segment(index: int) -> None:
+        add(totals[index], terms[index], totals[index])
 
-    return add
+    return add_segment

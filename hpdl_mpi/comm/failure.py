@@ -45,24 +45,17 @@ def agree(comm: Communicator, function: Callable[[], Result]) -> Result:
     HpdlError
         What the function raised, on every rank. Uncaught, it ends the job with its exit code and one message.
     """
-    outcome: tuple[Result | None, tuple[type[HpdlError], str] | None] | None = None
+    outcome: tuple[Result | None, HpdlError | None] | None = None
     if comm.rank == 0:
         try:
             outcome = (function(), None)
         except HpdlError as error:
-            outcome = (None, (type(error), str(error)))
+            error.shared = True
+            outcome = (None, error)
     result, failure = comm.bcast_obj(outcome)
     if failure is not None:
-        kind, message = failure
-        raise _shared_error(kind, message)
+        raise failure
     return result
-
-
-def _shared_error(kind: type[HpdlError], message: str) -> HpdlError:
-    """Return an error with a ready message that every rank raises."""
-    error = kind.__new__(kind, message)
-    vars(error)["shared"] = True
-    return error
 
 
 def abort_on_exception(comm: Communicator) -> None:
@@ -74,7 +67,7 @@ def abort_on_exception(comm: Communicator) -> None:
     """
 
     def report(error: BaseException) -> None:
-        shared = vars(error).get("shared", False) or comm.size == 1
+        shared = comm.size == 1 or (isinstance(error, HpdlError) and error.shared)
         if shared and comm.rank != 0:
             raise SystemExit(exit_code(error))
         if not shared and comm.rank != 0:

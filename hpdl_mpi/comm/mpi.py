@@ -97,7 +97,6 @@ class MpiCommunicator(Communicator):
         silence = os.open(os.devnull, os.O_WRONLY)
         os.dup2(silence, 2)
         MPI.COMM_WORLD.Abort(code)
-        os._exit(code)
 
     def wait_for(self, work: Work) -> None:
         start = time.monotonic()

@@ -1,13 +1,12 @@
 """Which samples, in which order: pure functions of sizes, seed and epoch, the same on every rank and world size.
 
-A rank needs no state but (seed, epoch, offset) to go on where another run stopped. Shuffling inside a window of
-permuted blocks follows MosaicML streaming and WebDataset: reads stay sequential, and yet each batch mixes samples
-from all over the dataset.
+A rank needs no state but (seed, epoch, offset) to go on where another run stopped. Shuffling inside a window that
+slides over permuted blocks follows the algorithm "py1e" of MosaicML streaming: each block is read once, at an even
+pace, and yet each batch mixes samples from all over the dataset.
 """
 
 from __future__ import annotations
 
-from itertools import pairwise
 from typing import Literal
 
 import numpy as np
@@ -39,8 +38,8 @@ def epoch_order(
     block_starts : int64 (num_blocks + 1,)
         First sample of each stored block, rising from 0 to `num_samples`.
     shuffle : {"block", "global", "none"}
-        ``"block"`` permutes the blocks and then the samples inside each run of `window` blocks, so that a reader which
-        holds `window` blocks reads each of them once. ``"global"`` permutes all samples.
+        ``"block"`` permutes the blocks and then delays each sample by a random part of `window` blocks, so that at
+        no time more than ``window + 1`` blocks are begun and not finished. ``"global"`` permutes all samples.
     window : int
         Blocks to mix, at least 1.
 
@@ -56,15 +55,17 @@ def epoch_order(
         return shuffled(np.arange(num_samples), sample_key)
     blocks = shuffled(np.arange(len(block_starts) - 1), derive_key("blocks", int(seed), int(epoch)))
     lengths = np.diff(block_starts)[blocks]
-    stops = np.cumsum(lengths)
-    order = np.arange(num_samples) + np.repeat(block_starts[blocks] - (stops - lengths), lengths)
-    for start, stop in pairwise([0, *stops[window - 1 : -1 : window], num_samples]):
-        order[start:stop] = shuffled(order[start:stop], sample_key)
-    return order
+    ids = np.arange(num_samples) + np.repeat(block_starts[blocks] - (np.cumsum(lengths) - lengths), lengths)
+    turn = np.repeat(np.arange(len(blocks)), lengths)
+    return ids[np.argsort(turn + window * (_keys(ids, sample_key) * 2.0**-64), kind="stable")]
 
 
 def shuffled(ids: np.ndarray, key: np.uint64) -> np.ndarray:
     """Return the ids sorted by a random number that belongs to each of them under `key`; ids int64 (n,)."""
+    return ids[np.argsort(_keys(ids, key), kind="stable")]
+
+
+def _keys(ids: np.ndarray, key: np.uint64) -> np.ndarray:
     keys = np.empty(ids.size, np.uint64)
     sample_keys(key, ids, keys)
-    return ids[np.argsort(keys, kind="stable")]
+    return keys

@@ -35,7 +35,13 @@ def copy_cached_rows(ids, starts, slots, block_length, rows, pending, num_pendin
     kept = 0
     for p in range(num_pending):
         i = pending[p]
-        block = np.searchsorted(starts, ids[i], side="right") - 1
+        block, end = 0, starts.size - 1  # by hand, because searchsorted takes half a second to compile
+        while end - block > 1:
+            middle = (block + end) // 2
+            if starts[middle] <= ids[i]:
+                block = middle
+            else:
+                end = middle
         slot = slots[block]
         if slot < 0:
             pending[kept] = i

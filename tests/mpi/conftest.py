@@ -22,7 +22,7 @@ import pytest
 from hpdl_mpi.comm import Communicator
 from hpdl_mpi.comm import world as job_world
 
-LIMIT = 60.0
+LIMIT = 120.0
 """Seconds that a test may take."""
 
 PATIENCE = 10.0

@@ -108,6 +108,19 @@ def test_each_block_is_read_once_while_the_cache_holds_it(write_shards, monkeypa
     assert reads.count("/x") == 8
 
 
+def test_an_epoch_of_block_shuffling_reads_each_block_once_from_a_small_cache(write_shards, monkeypatch) -> None:
+    folder, x, _ = write_shards([400, 400], x_chunk=10, y_chunk=400)
+    monkeypatch.setattr(hdf5_module, "TARGET_BLOCK_BYTES", 60)
+    dataset = Dataset.open(folder, cache_bytes=16 * 60 * 7 // 6)  # 16 of 80 blocks of x, four times the window
+    dataset.shuffle_window = 4
+    reads = []
+    original = h5py.Dataset.read_direct
+    monkeypatch.setattr(h5py.Dataset, "read_direct", lambda self, *a: (reads.append(self.name), original(self, *a))[1])
+    for ids in dataset.order(0, 0).reshape(80, 10):
+        assert np.array_equal(read(dataset, ids.tolist())[0], x[ids])
+    assert reads.count("/x") == 80
+
+
 def test_the_least_recently_used_block_makes_room(write_shards, monkeypatch) -> None:
     folder, _, _ = write_shards([30], x_chunk=10, y_chunk=30)
     monkeypatch.setattr(hdf5_module, "TARGET_BLOCK_BYTES", 60)

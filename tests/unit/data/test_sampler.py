@@ -27,31 +27,39 @@ def test_order_is_a_permutation(lengths: list[int], shuffle: str, seed: int, epo
 
 @settings(max_examples=60, deadline=None)
 @given(block_lengths, st.integers(0, 1000), st.integers(1, 7))
-def test_block_shuffling_finishes_a_window_of_blocks_before_the_next(
-    lengths: list[int], seed: int, window: int
-) -> None:
+def test_block_shuffling_holds_a_bounded_window_of_blocks_open(lengths: list[int], seed: int, window: int) -> None:
     starts = starts_of(lengths)
     order = epoch_order(sum(lengths), starts, seed=seed, epoch=0, shuffle="block", window=window)
-    blocks = np.searchsorted(starts, order, side="right") - 1
-    window_of = {block: i // window for i, block in enumerate(dict.fromkeys(blocks.tolist()))}
-    assert np.all(np.diff([window_of[block] for block in blocks.tolist()]) >= 0)
+    blocks = (np.searchsorted(starts, order, side="right") - 1).tolist()
+    first = {block: blocks.index(block) for block in blocks}
+    last = {block: len(blocks) - 1 - blocks[::-1].index(block) for block in blocks}
+    for position in range(len(blocks)):
+        assert sum(first[block] <= position <= last[block] for block in first) <= window + 1
+
+
+def test_block_shuffling_mixes_all_blocks_of_the_window() -> None:
+    starts = np.arange(0, 6401, 64)
+    order = epoch_order(6400, starts, seed=0, epoch=0, shuffle="block", window=20)
+    blocks = order // 64
+    # In the middle of the epoch 128 samples come from up to 21 blocks, on average 6 from each.
+    assert all(len(set(blocks[i : i + 128])) >= 18 for i in range(1280, 5120, 128))
 
 
 def test_block_shuffling_matches_a_naive_twin() -> None:
-    def naive(ids: list[int], *parts: int | str) -> list[int]:
-        keys = np.empty(len(ids), np.uint64)
-        sample_keys(derive_key(*parts), np.array(ids), keys)
-        return [i for _, i in sorted(zip(keys.tolist(), ids, strict=True))]
+    def key_of(sample: int, *parts: int | str) -> int:
+        key = np.empty(1, np.uint64)
+        sample_keys(derive_key(*parts), np.array([sample]), key)
+        return int(key[0])
 
     lengths, window = [4, 3, 5, 1, 4], 2
     starts = starts_of(lengths)
-    expected: list[int] = []
-    blocks = naive(list(range(5)), "blocks", 7, 3)
-    for group in (blocks[0:2], blocks[2:4], blocks[4:]):
-        ids = [i for block in group for i in range(starts[block], starts[block + 1])]
-        expected += naive(ids, "samples", 7, 3)
+    delayed = [
+        (turn + window * key_of(sample, "samples", 7, 3) / 2**64, sample)
+        for turn, block in enumerate(sorted(range(5), key=lambda b: key_of(b, "blocks", 7, 3)))
+        for sample in range(starts[block], starts[block + 1])
+    ]
     order = epoch_order(17, starts, seed=7, epoch=3, shuffle="block", window=window)
-    assert order.tolist() == expected
+    assert order.tolist() == [sample for _, sample in sorted(delayed)]
 
 
 @pytest.mark.parametrize("shuffle", ["block", "global"])

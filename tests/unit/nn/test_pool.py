@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
 
@@ -153,3 +154,4 @@ class PoolMachine(RuleBasedStateMachine):
 
 
 TestPoolInAnyOrder = PoolMachine.TestCase
+TestPoolInAnyOrder.settings = settings(max_examples=30, stateful_step_count=40)

@@ -1,0 +1,33 @@
+"""PyTorch's contenders of ``hpdl bench step`` run, and train models as large as ours."""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+
+from hpdl_mpi.bench import bench_step
+
+pytestmark = pytest.mark.parity
+
+
+def run(model: str, vs: str) -> dict:
+    """Run as short a benchmark as can be; it compares the models' sizes itself."""
+    return bench_step(model, 4, 1, vs, num_rounds=2, turn_seconds=0.0)
+
+
+@pytest.mark.parametrize("model", ["lenet", "mlp"])
+def test_eager_runs(model):
+    result = run(model, "torch-eager")
+    assert set(result["vs"]) == {"torch-eager"}
+    assert result["ratio"] == pytest.approx(result["vs"]["torch-eager"]["step_seconds"] / result["step_seconds"])
+    assert result["versions"]["torch"].startswith("2.")
+
+
+def test_channels_last_runs():
+    assert set(run("lenet", "torch-channels-last")["vs"]) == {"torch-channels-last"}
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs g++")
+def test_compile_runs():
+    assert set(run("mlp", "torch-compile")["vs"]) == {"torch-compile"}

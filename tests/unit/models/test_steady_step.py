@@ -1,0 +1,216 @@
+"""After warm-up a training step allocates no array: neither in NumPy nor in a kernel.
+
+NumPy reports the data of its arrays to tracemalloc. Compiled code counts its own blocks: one for every array that
+Python hands to a kernel, which only wraps it, and one for every array that the kernel makes.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+import tracemalloc
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from hpdl_mpi import kernels
+from hpdl_mpi.kernels.jit import ParallelKernel, counted_allocations
+from hpdl_mpi.models import MODELS
+from hpdl_mpi.nn import (
+    AvgPool2d,
+    Context,
+    Conv2d,
+    CrossEntropy,
+    Dropout,
+    Flatten,
+    Huber,
+    Layer,
+    LeakyReLU,
+    Linear,
+    Loss,
+    MaxPool2d,
+    MeanSquaredError,
+    Parallel,
+    Residual,
+    Sequential,
+    Shape,
+    Sigmoid,
+    Softmax,
+    Tanh,
+)
+from hpdl_mpi.optim import SGD, Adam, AdamW, Optimizer
+from hpdl_mpi.parallel.replica import Replica
+
+BATCH = 256
+INPUTS = {"lenet": (28, 28, 1), "mlp": (28, 28, 1)}
+
+PYTHON = 8192
+"""Bytes that Python's own objects (views, tuples, floats) may take at once during a step, about twice what they do. It
+is also less than any batch of activations here, so one that is not from the pool shows even if it is freed at once."""
+
+
+def every_layer() -> Layer:
+    """Return a network with one of each kind of layer."""
+    return Sequential(
+        *(Conv2d(4, 3, stride=2), LeakyReLU(), MaxPool2d(2), Sigmoid(), AvgPool2d(2), Dropout(0.5)),
+        Residual(Sequential(Conv2d(4, 1), Tanh()), Conv2d(4, 1, bias=False)),
+        Parallel(Conv2d(5, 1), Tanh()),
+        *(Flatten(), Residual(Linear(81)), Softmax(), Linear(10)),
+    )
+
+
+OPTIMIZERS = {
+    "sgd": SGD(1e-3),
+    "momentum": SGD(1e-3, momentum=0.9, nesterov=True, weight_decay=1e-4, l1=1e-5),
+    "adam": Adam(weight_decay=1e-4),
+    "adamw": AdamW(weight_decay=1e-4),
+}
+
+
+def steps(
+    model: Layer, shape: Shape, optimizer: Optimizer | None = None, loss: Loss | None = None, batch: int = BATCH
+) -> Callable[[], None]:
+    """Return a function that takes a whole training step; it has been called, so kernels and buffers are there."""
+    rng = np.random.default_rng(0)
+    replica = Replica(model, shape, optimizer or OPTIMIZERS["sgd"], dtype=np.float32, seed=0)
+    inputs, ids = rng.normal(size=(batch, *shape)).astype(np.float32), np.arange(batch)
+    outputs = model.output_shape(shape)
+    regression = loss is not None and loss.task == "regression"
+    targets = np.zeros((batch, *outputs), np.float32) if regression else rng.integers(outputs[-1], size=batch)
+    criterion = loss or CrossEntropy()
+
+    def step() -> None:
+        replica.learn(inputs, targets, ids, criterion, epoch=0, scale=1.0 / batch)
+        replica.update(lr=1e-3, scale=1.0 / (1.0 + replica.gradient_norm()))
+
+    for _ in range(2):
+        step()
+    return step
+
+
+class Growth:
+    """What a call allocates: `kept` bytes of array data at its end, and bytes of anything at its `peak`."""
+
+    def __init__(self, function: Callable[[], None]) -> None:
+        arrays = [tracemalloc.DomainFilter(inclusive=True, domain=np.lib.tracemalloc_domain)]
+        tracemalloc.start()
+        try:
+            function()
+            tracemalloc.clear_traces()
+            tracemalloc.reset_peak()
+            function()
+            self.peak = tracemalloc.get_traced_memory()[1]
+            self.kept = sum(trace.size for trace in tracemalloc.take_snapshot().filter_traces(arrays).traces)
+        finally:
+            tracemalloc.stop()
+
+
+def excess_blocks(function: Callable[[], None], monkeypatch: pytest.MonkeyPatch) -> int:
+    """Return how many blocks compiled code takes in a call beyond one for each array that it is handed."""
+    handed = 0
+
+    def count(arguments: tuple) -> None:
+        nonlocal handed
+        handed += sum(isinstance(argument, np.ndarray) for argument in arguments)
+
+    def counting(kernel: Callable) -> Callable:
+        def call(*arguments: object) -> object:
+            count(arguments)
+            return kernel(*arguments)
+
+        return call
+
+    plain_call = ParallelKernel.__call__
+
+    def parallel_call(kernel: ParallelKernel, *arguments: object) -> object:
+        count(arguments)
+        return plain_call(kernel, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ParallelKernel, "__call__", parallel_call)
+        # What has been compiled holds on to its callees, so this meets calls from Python only.
+        for info in pkgutil.iter_modules(kernels.__path__):
+            module = importlib.import_module(f"{kernels.__name__}.{info.name}")
+            for name, value in vars(module).copy().items():
+                if hasattr(value, "py_func"):
+                    patch.setattr(module, name, counting(value))
+        with counted_allocations() as blocks:
+            function()
+            taken = blocks()
+    assert handed > 0
+    return taken - handed
+
+
+def check(step: Callable[[], None], monkeypatch: pytest.MonkeyPatch) -> None:
+    growth = Growth(step)
+    assert growth.kept == 0
+    assert growth.peak < PYTHON
+    assert excess_blocks(step, monkeypatch) == 0
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_step_of_every_model_allocates_no_array(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    check(steps(MODELS[name](), INPUTS[name]), monkeypatch)
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS.values(), ids=OPTIMIZERS)
+def test_step_of_every_optimizer_and_layer_allocates_no_array(
+    optimizer: Optimizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    check(steps(every_layer(), (27, 27, 1), optimizer), monkeypatch)
+
+
+@pytest.mark.parametrize("loss", [CrossEntropy(0.1), MeanSquaredError(), Huber()], ids=lambda loss: type(loss).__name__)
+def test_step_of_every_loss_allocates_no_array(loss: Loss, monkeypatch: pytest.MonkeyPatch) -> None:
+    check(steps(Sequential(Linear(10)), (30,), loss=loss), monkeypatch)
+
+
+class Wasteful(Layer):
+    """Takes an array that is not from the pool, and frees or keeps it."""
+
+    def __init__(self, keep: bool = False) -> None:
+        self.keep = keep
+        self.kept: list[np.ndarray] = []
+
+    def output_shape(self, input_shape: Shape) -> Shape:
+        return input_shape
+
+    def forward(self, x: np.ndarray, ctx: Context) -> np.ndarray:
+        copy = x * 1
+        if self.keep:
+            self.kept.append(copy)
+        y = ctx.take(x.shape, x.dtype)
+        np.copyto(y, copy)
+        return y
+
+    def backward_input(self, dy: np.ndarray, ctx: Context) -> np.ndarray:
+        ctx.retain(dy)
+        return dy
+
+
+def test_array_that_a_layer_frees_at_once_shows() -> None:
+    assert Growth(steps(Sequential(Linear(10), Wasteful(), Linear(10)), (30,))).peak > PYTHON
+
+
+def test_array_that_a_layer_keeps_shows() -> None:
+    assert Growth(steps(Sequential(Linear(10), Wasteful(keep=True), Linear(10)), (30,))).kept == BATCH * 10 * 4
+
+
+def test_array_that_a_kernel_makes_shows(monkeypatch: pytest.MonkeyPatch) -> None:
+    import numba
+
+    @numba.njit
+    def double(x):  # noqa: ANN001, ANN202
+        return np.zeros(x.size).size
+
+    step = steps(Sequential(Linear(10)), (30,))
+    x = np.zeros(3)
+    double(x)
+
+    def wasteful() -> None:
+        step()
+        double(x)
+
+    # Its argument, which the test does not see either, and the array that it makes.
+    assert excess_blocks(wasteful, monkeypatch) == 2
