@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from hpdl_mpi.base.errors import HpdlError, InputError, TrainingError
+from hpdl_mpi.base.shares import share
 from hpdl_mpi.comm import (
     Collective,
     Communicator,
@@ -17,7 +18,6 @@ from hpdl_mpi.comm import (
     ring_reduce_scatter,
 )
 from hpdl_mpi.comm.communicator import PIECE_BYTES
-from hpdl_mpi.comm.schedule import chunk
 
 DTYPES = ["bool", "uint8", "int16", "int64", "float16", "float32", "float64", "complex128"]
 
@@ -204,7 +204,7 @@ def ring_adds_chunk_k_from_rank_k_plus_1_to_rank_k(comm: Communicator) -> None:
     array = numbers(comm.rank, size)
     Collective(comm, ring_allreduce(comm.size, size)[comm.rank], array, segment_bytes=16)()
     for index in range(comm.size):
-        start, stop = chunk(index, comm.size, size)
+        start, stop = share(size, index, comm.size)
         order = [(index + 1 + turn) % comm.size for turn in range(comm.size)]
         total = numbers(order[0], size)[start:stop]
         for rank in order[1:]:
@@ -215,7 +215,7 @@ def ring_adds_chunk_k_from_rank_k_plus_1_to_rank_k(comm: Communicator) -> None:
 def halves_of_the_ring_scatter_and_gather(comm: Communicator) -> None:
     for size in lengths(comm.size):
         array = np.arange(size, dtype=np.float64) + comm.rank
-        start, stop = chunk(comm.rank, comm.size, size)
+        start, stop = share(size, comm.rank, comm.size)
         Collective(comm, ring_reduce_scatter(comm.size, size)[comm.rank], array)()
         expected = comm.size * np.arange(size) + sum(range(comm.size))
         np.testing.assert_array_equal(array[start:stop], expected[start:stop])

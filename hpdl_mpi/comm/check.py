@@ -12,7 +12,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from hpdl_mpi.comm.schedule import Op, Program, Round, Step, chunk
+from hpdl_mpi.base.shares import share
+from hpdl_mpi.comm.schedule import Op, Program, Round, Step
 
 
 class ScheduleError(ValueError):
@@ -45,7 +46,7 @@ def check_reduce_scatter(programs: Sequence[Program], num_elements: int) -> None
     run = _SymbolicRun(programs, num_elements)
     everyone = np.ones(run.num_ranks, np.int64)
     for rank in range(run.num_ranks):
-        run.expect(rank, *chunk(rank, run.num_ranks, num_elements), everyone)
+        run.expect(rank, *share(num_elements, rank, run.num_ranks), everyone)
 
 
 def check_all_gather(programs: Sequence[Program], num_elements: int) -> None:
@@ -53,7 +54,7 @@ def check_all_gather(programs: Sequence[Program], num_elements: int) -> None:
     run = _SymbolicRun(programs, num_elements)
     for rank in range(run.num_ranks):
         for owner, owned in enumerate(np.eye(run.num_ranks, dtype=np.int64)):
-            run.expect(rank, *chunk(owner, run.num_ranks, num_elements), owned)
+            run.expect(rank, *share(num_elements, owner, run.num_ranks), owned)
 
 
 class _SymbolicRun:
@@ -71,7 +72,7 @@ class _SymbolicRun:
         for rank, program in enumerate(programs):
             for position, steps in enumerate(program):
                 self._check_round(rank, position, steps, num_elements)
-        cuts = {edge for rank in range(self.num_ranks) for edge in chunk(rank, self.num_ranks, num_elements)}
+        cuts = {edge for rank in range(self.num_ranks) for edge in share(num_elements, rank, self.num_ranks)}
         for program in programs:
             cuts |= {edge for steps in program for step in steps for edge in (step.start, step.stop)}
         self.piece = {edge: index for index, edge in enumerate(sorted(cuts))}

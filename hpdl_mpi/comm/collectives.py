@@ -12,7 +12,8 @@ References
 
 from __future__ import annotations
 
-from hpdl_mpi.comm.schedule import Op, Program, Round, Step, chunk
+from hpdl_mpi.base.shares import share
+from hpdl_mpi.comm.schedule import Op, Program, Round, Step
 
 
 def ring_reduce_scatter(num_ranks: int, num_elements: int) -> list[Program]:
@@ -38,7 +39,7 @@ def _ring(num_ranks: int, num_elements: int, receive: Op, first_chunk: int) -> l
     """
 
     def step(op: Op, index: int, peer: int) -> Step:
-        return Step(op, *chunk(index % num_ranks, num_ranks, num_elements), peer % num_ranks)
+        return Step(op, *share(num_elements, index % num_ranks, num_ranks), peer % num_ranks)
 
     def round_of(rank: int, turn: int) -> Round:
         sent = rank + first_chunk - turn

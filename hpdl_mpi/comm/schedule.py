@@ -42,8 +42,3 @@ class Step:
 
 Round = tuple[Step, ...]
 Program = list[Round]
-
-
-def chunk(index: int, num_chunks: int, num_elements: int) -> tuple[int, int]:
-    """Return (start, stop) of one of the chunks, equal within one element, that an array is cut into."""
-    return index * num_elements // num_chunks, (index + 1) * num_elements // num_chunks

@@ -2,8 +2,8 @@
 
 from hpdl_mpi.data.dataset import Dataset
 from hpdl_mpi.data.loader import Batch, Loader
-from hpdl_mpi.data.sampler import epoch_order, share
+from hpdl_mpi.data.sampler import epoch_order
 from hpdl_mpi.data.statistics import fitted, value_range
 from hpdl_mpi.data.transform import Transform
 
-__all__ = ["Batch", "Dataset", "Loader", "Transform", "epoch_order", "fitted", "share", "value_range"]
+__all__ = ["Batch", "Dataset", "Loader", "Transform", "epoch_order", "fitted", "value_range"]

@@ -13,8 +13,9 @@ from numpy.typing import DTypeLike
 
 from hpdl_mpi.base.errors import InputError
 from hpdl_mpi.base.memory import aligned
+from hpdl_mpi.base.shares import share
 from hpdl_mpi.data.dataset import Dataset
-from hpdl_mpi.data.sampler import Shuffle, share
+from hpdl_mpi.data.sampler import Shuffle
 from hpdl_mpi.data.transform import Shape, Transform
 
 

@@ -16,11 +16,6 @@ from hpdl_mpi.kernels.random import derive_key, sample_keys
 Shuffle = Literal["block", "global", "none"]
 
 
-def share(size: int, rank: int, num_ranks: int) -> tuple[int, int]:
-    """Return (start, stop) of a rank's part of `size` slots; parts differ by at most one and may be empty."""
-    return rank * size // num_ranks, (rank + 1) * size // num_ranks
-
-
 def epoch_order(
     num_samples: int,
     block_starts: np.ndarray,

@@ -13,8 +13,8 @@ import numpy as np
 
 from hpdl_mpi.base.errors import InputError, StorageError
 from hpdl_mpi.base.files import fsync, write_whole
+from hpdl_mpi.base.shares import share
 from hpdl_mpi.data.hdf5 import COUNT_ATTRIBUTE, FORMAT, INDEX_ATTRIBUTE, TARGET_BLOCK_BYTES, fixed_text
-from hpdl_mpi.data.sampler import share
 from hpdl_mpi.data.shards import shard_name
 
 LIBVER = ("v110", "v110")

@@ -54,6 +54,14 @@ def _blas_gemm(typing_context, trans_a, trans_b, m, n, k, alpha, a, lda, b, ldb,
     return signature, generate
 
 
+@intrinsic
+def _check(typing_context, a, b, c):
+    """Refuse, while compiling, matrices of several dtypes or with rows that are not contiguous: BLAS cannot tell."""
+    if not a.dtype == b.dtype == c.dtype or "F" in (a.layout, b.layout, c.layout):
+        raise TypeError(f"gemm takes matrices of one dtype with contiguous rows, not {a}, {b}, {c}")
+    return types.void(a, b, c), lambda context, builder, signature, arguments: context.get_dummy_value()
+
+
 @kernel
 def gemm_block(a, b, c, trans_a, trans_b, beta, rows, columns):
     """c[rows, columns] = (op(a) @ op(b) + beta c)[rows, columns], where op transposes if its flag is set.
@@ -68,6 +76,7 @@ def gemm_block(a, b, c, trans_a, trans_b, beta, rows, columns):
     rows, columns : (int, int)
         Start and stop of the block of c that is computed.
     """
+    _check(a, b, c)
     item = c.itemsize
     m = rows[1] - rows[0]
     n = columns[1] - columns[0]

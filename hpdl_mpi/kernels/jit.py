@@ -12,6 +12,7 @@ import os
 import platform
 import sys
 import tempfile
+import types
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
@@ -94,16 +95,10 @@ class ParallelKernel:
 
 def _renamed(function: Callable) -> Callable:
     """Return a twin under another name: Numba's cache files are named after the function."""
-    import types
-
-    twin = types.FunctionType(
-        function.__code__.replace(co_name=f"{function.__name__}_parallel", co_qualname=f"{function.__qualname__}_parallel"),
-        function.__globals__,
-        f"{function.__name__}_parallel",
-        function.__defaults__,
-        function.__closure__,
-    )
-    twin.__qualname__ = f"{function.__qualname__}_parallel"
+    name = f"{function.__name__}_parallel"
+    code = function.__code__.replace(co_name=name, co_qualname=name)
+    twin = types.FunctionType(code, function.__globals__, name, function.__defaults__, function.__closure__)
+    twin.__qualname__ = name
     twin.__module__ = function.__module__
     return twin
 

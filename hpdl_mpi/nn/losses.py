@@ -57,6 +57,7 @@ class Loss(abc.ABC):
         doutputs : array or None
             Like `outputs`, from the pool, held for the caller; None unless backward follows.
         """
+        assert len(targets) == len(outputs), "every sample has a target"
         doutputs = ctx.take(outputs.shape, outputs.dtype) if ctx.batch.saving else None
         sums = self._evaluate(outputs, targets, scale, outputs[:0] if doutputs is None else doutputs)
         return sums, doutputs

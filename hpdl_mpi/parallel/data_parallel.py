@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from hpdl_mpi.base.memory import aligned
+from hpdl_mpi.base.shares import share
 from hpdl_mpi.comm import Collective, Communicator, ring_allreduce
-from hpdl_mpi.data import Batch, share
+from hpdl_mpi.data import Batch
 from hpdl_mpi.nn import Loss, LossSums
 from hpdl_mpi.optim import clip_factor
 from hpdl_mpi.parallel.replica import Replica

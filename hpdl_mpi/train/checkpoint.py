@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import h5py
+import numpy as np
 
 from hpdl_mpi.base.errors import InputError, StorageError, TrainingError
 from hpdl_mpi.base.files import fsync, write_whole
@@ -181,16 +182,36 @@ def _write(final: Path, replica: Replica, progress: dict[str, Any]) -> None:
 
 
 def _write_slices(path: Path, replica: Replica) -> list[tuple[str, str, int, int]]:
-    """Write all segments of all flat arrays; return (kind, parameter name, first, last + 1 element) of each."""
+    """Write all segments of all flat arrays; return (kind, parameter name, first, last + 1 element) of each.
+
+    HDF5 only lays the file out. We write the elements ourselves, straight from the flat arrays: where the disk is full
+    that raises an error, while HDF5 can crash the process.
+    """
     arrays = {"params": replica.params} | {f"slot:{name}": array for name, array in replica.slots.items()}
-    slices = []
+    slices, places = [], []
     with h5py.File(path, "w") as file:
         for kind, array in arrays.items():
             for segment in replica.layout.segments:
-                file[f"{kind}/{segment.name}/0"] = array[segment.start : segment.stop]
-                slices.append((kind, segment.name, 0, segment.stop - segment.start))
-    fsync(path)
+                part = array[segment.start : segment.stop]
+                dataset = _lay_out(file, f"{kind}/{segment.name}/0", part)
+                slices.append((kind, segment.name, 0, part.size))
+                places.append((dataset.id.get_offset(), part))
+    with open(path, "r+b", buffering=0) as file:
+        for offset, part in places:
+            file.seek(offset)
+            rest = part.data.cast("B")
+            while rest:
+                rest = rest[file.write(rest) :]
+        os.fsync(file.fileno())
     return slices
+
+
+def _lay_out(file: h5py.File, name: str, array: np.ndarray) -> h5py.Dataset:
+    """Create an array of the same shape and dtype that has its place in the file but no content yet."""
+    properties = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    properties.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+    properties.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
+    return file.create_dataset(name, array.shape, array.dtype, dcpl=properties)
 
 
 def _open_checked(path: Path, sha256: str) -> h5py.File:

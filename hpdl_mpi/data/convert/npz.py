@@ -33,7 +33,7 @@ def read_splits(source: Path) -> dict[str, Split]:
     InputError
         Damaged, not numbers (pickled objects are never read), or arrays of different lengths.
     """
-    arrays = _read_arrays(source)
+    arrays = read_arrays(source)
     groups: dict[str, dict[str, np.ndarray]] = {"train": arrays}
     if arrays and all(name.endswith(("_train", "_test")) for name in arrays):
         groups = {}
@@ -51,7 +51,14 @@ def read_splits(source: Path) -> dict[str, Split]:
     return {split: Split(members) for split, members in groups.items()}
 
 
-def _read_arrays(source: Path) -> dict[str, np.ndarray]:
+def read_arrays(source: Path) -> dict[str, np.ndarray]:
+    """Return all arrays of an NPZ file by name; each must hold numbers and be as large as its header says.
+
+    Raises
+    ------
+    InputError
+        Damaged, or not arrays of numbers; pickled objects are never read.
+    """
     try:
         with zipfile.ZipFile(source) as archive:
             for member in archive.infolist():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import textwrap
+import time
 
 import pytest
 
@@ -98,8 +99,10 @@ def test_memory_counts_above_the_imports_and_after_the_warmup(contender):
     sizes = {"imports": 256 * MEBIBYTE, "warmup": 128 * MEBIBYTE, "step": 32 * MEBIBYTE}
     with contender("remembering", sizes) as one:
         peak = one.ask(steps=3)["peak_bytes"]
-    # Arrays of this size come from the system and go back to it. The interpreter's own needs stay far below 32 MiB.
-    assert 32 * MEBIBYTE <= peak < 64 * MEBIBYTE
+    # Arrays of this size come from the system and go back to it. The interpreter's own needs, and what the kernel has
+    # not counted yet (it adds up pages in batches of each core), stay far below this.
+    slack = 8 * MEBIBYTE
+    assert abs(peak - sizes["step"]) < slack
 
 
 def test_a_contender_that_cannot_start_is_bad_input_with_the_remedy_and_its_last_words(contender):
@@ -111,9 +114,8 @@ def test_a_contender_that_cannot_start_is_bad_input_with_the_remedy_and_its_last
 
 
 def test_a_contender_that_is_never_ready_is_ended(contender):
-    with pytest.raises(InputError, match=r"gave no answer within 5 s before its first turn") as caught:
-        contender("never_ready", start_seconds=5.0).__enter__()
-    assert "in never_ready" in str(caught.value)
+    with pytest.raises(InputError, match=r"gave no answer within 0.5 s before its first turn"):
+        contender("never_ready", start_seconds=0.5).__enter__()
 
 
 def test_a_crash_in_a_turn_is_told_with_its_traceback(contender):
@@ -157,7 +159,15 @@ def test_no_process_outlives_the_benchmark(tmp_path, failure):
     except KeyError:
         pass
     for pid in map(int, pids.read_text().split()):
-        assert not alive(pid)
+        wait_for_end(pid)
+
+
+def wait_for_end(pid: int) -> None:
+    """A killed process goes when the kernel gets round to it, unless nobody killed it."""
+    deadline = time.monotonic() + 10
+    while alive(pid):
+        assert time.monotonic() < deadline, f"{pid} lives"
+        time.sleep(0.01)
 
 
 def alive(pid: int) -> bool:

@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hpdl_mpi.data.sampler import epoch_order, share
+from hpdl_mpi.base.shares import share
+from hpdl_mpi.data.sampler import epoch_order
 from hpdl_mpi.kernels.random import derive_key, sample_keys
 
 block_lengths = st.lists(st.integers(1, 9), min_size=1, max_size=40)

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from hpdl_mpi.base.errors import InputError, StorageError
+from hpdl_mpi.base.shares import share
 from hpdl_mpi.data import Dataset
 from hpdl_mpi.data.convert import Options, convert
 from hpdl_mpi.data.hdf5 import TARGET_BLOCK_BYTES, text_attribute
-from hpdl_mpi.data.sampler import share
 from hpdl_mpi.data.writer import Split, chunk_samples, write_dataset
 
 

@@ -41,6 +41,21 @@ def test_content_of_the_result_is_ignored_unless_added_to() -> None:
     np.testing.assert_array_equal(c, np.eye(2))
 
 
+FLAT = np.zeros((2, 3), np.float32)
+
+
+@pytest.mark.parametrize(
+    ("a", "message"),
+    [
+        (FLAT.astype(np.float64), "one dtype"),
+        (np.asfortranarray(FLAT), "contiguous rows"),
+    ],
+)
+def test_matrices_that_blas_would_misread_are_refused(a: np.ndarray, message: str) -> None:
+    with pytest.raises(TypeError, match=message):
+        matmul(a, FLAT, np.zeros((2, 2), np.float32), trans_b=True)
+
+
 def test_other_dtypes_are_refused() -> None:
     with pytest.raises(TypeError, match="gemm takes float32 or float64"):
         matmul(*(np.zeros((2, 2), np.float16) for _ in range(3)))

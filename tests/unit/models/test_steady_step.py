@@ -201,7 +201,7 @@ def test_array_that_a_kernel_makes_shows(monkeypatch: pytest.MonkeyPatch) -> Non
     import numba
 
     @numba.njit
-    def double(x):  # noqa: ANN001, ANN202
+    def double(x):
         return np.zeros(x.size).size
 
     step = steps(Sequential(Linear(10)), (30,))

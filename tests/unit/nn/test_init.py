@@ -115,6 +115,6 @@ def test_fans_are_those_of_the_connections() -> None:
     start(Linear(5, init=record("linear"), bias_init=record("linear bias")), (7,))
     start(Conv2d(6, (3, 2), init=record("conv"), bias_init=record("conv bias")), (9, 9, 4))
     assert seen == {
-        **{"linear": (7, 5), "linear bias": (7, 5)},
-        **{"conv": (3 * 2 * 4, 3 * 2 * 6), "conv bias": (3 * 2 * 4, 3 * 2 * 6)},
+        "linear": (7, 5), "linear bias": (7, 5),
+        "conv": (3 * 2 * 4, 3 * 2 * 6), "conv bias": (3 * 2 * 4, 3 * 2 * 6),
     }
