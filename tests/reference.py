@@ -7,7 +7,7 @@ are NHWC, weights of convolutions (k, kh, kw, c), as in the package.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
@@ -33,7 +33,9 @@ def _map_windows(pixels: Iterator[tuple[int, int, Array]]) -> Array:
     return np.stack([np.stack([values[i, j] for j in range(width)], 1) for i in range(height)], 1)
 
 
-def conv2d(x: Array, weight: Array, bias: Array | float = 0.0, *, stride: Pair = (1, 1), padding: Pair = (0, 0)) -> Array:
+def conv2d(
+    x: Array, weight: Array, bias: Array | float = 0.0, *, stride: Pair = (1, 1), padding: Pair = (0, 0)
+) -> Array:
     """y[n, i, j, k] = sum over r, s, c of weight[k, r, s, c] x[n, i stride + r - padding, ..., c] + bias[k]."""
     patches = windows(x, weight.shape[1:3], stride, padding, 0.0)
     return _map_windows((i, j, np.einsum("nrsc,krsc->nk", patch, weight) + bias) for i, j, patch in patches)
@@ -105,9 +107,7 @@ def huber(outputs: Array, targets: Array, delta: float) -> float:
     def loss(error: float) -> float:
         return 0.5 * error**2 if abs(error) <= delta else delta * (abs(error) - 0.5 * delta)
 
-    return sum(
-        float(np.mean([loss(e) for e in (o - t).reshape(-1)])) for o, t in zip(outputs, targets, strict=True)
-    )
+    return sum(float(np.mean([loss(e) for e in (o - t).reshape(-1)])) for o, t in zip(outputs, targets, strict=True))
 
 
 # Random numbers
@@ -150,10 +150,13 @@ def normal(count: int, key: int, deviation: float) -> Array:
     return np.array(values[:count])
 
 
-def dropout(x: Array, key: int, sample_ids: Sequence[int], rate: float) -> Array:
+def dropout(x: Array, key: int, sample_ids: Iterable[int], rate: float) -> Array:
     """Zero element j of a sample where word j of its stream is below rate 2^32, scale the rest by 1 / (1 - rate)."""
     rows = [
-        [0.0 if word < rate * 2**32 else value / (1.0 - rate) for value, word in zip(row, words(key, i, row.size), strict=True)]
+        [
+            0.0 if word < rate * 2**32 else value / (1.0 - rate)
+            for value, word in zip(row, words(key, i, row.size), strict=True)
+        ]
         for row, i in zip(flatten(x), (int(i) for i in sample_ids), strict=True)
     ]
     return np.array(rows).reshape(x.shape)

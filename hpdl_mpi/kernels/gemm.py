@@ -18,9 +18,7 @@ from hpdl_mpi.kernels.jit import kernel, parallel_kernel, thread_count
 _ROUTINES = {types.float32: "sgemm", types.float64: "dgemm"}
 for _routine in _ROUTINES.values():
     # A symbol, not an address, goes into the compiled code: so the code can be kept in the cache.
-    llvmlite.binding.add_symbol(
-        f"hpdl_{_routine}", get_cython_function_address("scipy.linalg.cython_blas", _routine)
-    )
+    llvmlite.binding.add_symbol(f"hpdl_{_routine}", get_cython_function_address("scipy.linalg.cython_blas", _routine))
 
 _N = np.uint8(ord("N"))
 _T = np.uint8(ord("T"))

@@ -25,7 +25,7 @@ _TO_UNIT = 2.0**-32
 _BLOCK = 4096
 
 
-def derive_key(*parts: int | str) -> np.uint64:
+def derive_key(*parts: int | np.integer | str) -> np.uint64:
     """Return the 64-bit key of a tuple of integers and strings, such as (seed, epoch, layer path)."""
     # A number of NumPy's counts as Python's own.
     text = "\x1f".join(f"{'str' if isinstance(part, str) else 'int'}:{part}" for part in parts)

@@ -2,7 +2,8 @@
 
 Every kernel takes ``chunks``, int64 (c, 2), the starts and stops of the runs of elements to update, and ``decays``,
 float64 (c,), what multiplies the decay of each run. `scale` multiplies the gradients first (the rest of the mean over
-the batch, and clipping). Gradients are zeroed in the same pass, ready for the next step's sums.
+the batch, and clipping). Gradients are zeroed in the same pass, ready for the next step's sums. Inner loops run over
+slices from 0: an index that could be negative would keep them from becoming vector loops.
 """
 
 from __future__ import annotations
@@ -24,9 +25,10 @@ def _sign(p, real):
 def sum_squares(x, chunks, out):
     """out[c] = sum of x^2 over chunk c, in float64; `out` float64 (c,)."""
     for c in prange(len(chunks)):
+        run = x[chunks[c, 0] : chunks[c, 1]]
         total = 0.0
-        for i in range(chunks[c, 0], chunks[c, 1]):
-            value = np.float64(x[i])
+        for i in range(run.size):
+            value = np.float64(run[i])
             total += value * value
         out[c] = total
 
@@ -39,11 +41,11 @@ def sgd(params, grads, chunks, decays, scale, lr, weight_decay, l1):
     for c in prange(len(chunks)):
         decay = real(weight_decay * decays[c])
         lasso = l1 if decays[c] else zero
-        for i in range(chunks[c, 0], chunks[c, 1]):
-            p = params[i]
-            g = grads[i] * scale + decay * p + lasso * _sign(p, real)
-            params[i] = p - lr * g
-            grads[i] = zero
+        run = slice(chunks[c, 0], chunks[c, 1])
+        p, g = params[run], grads[run]
+        for i in range(p.size):
+            p[i] -= lr * (g[i] * scale + decay * p[i] + lasso * _sign(p[i], real))
+            g[i] = zero
 
 
 @parallel_kernel
@@ -59,13 +61,13 @@ def momentum(params, grads, velocity, chunks, decays, scale, lr, weight_decay, l
     for c in prange(len(chunks)):
         decay = real(weight_decay * decays[c])
         lasso = l1 if decays[c] else zero
-        for i in range(chunks[c, 0], chunks[c, 1]):
-            p = params[i]
-            g = grads[i] * scale + decay * p + lasso * _sign(p, real)
-            v = factor * velocity[i] + g
-            velocity[i] = v
-            params[i] = p - lr * (own * g + ahead * v)
-            grads[i] = zero
+        run = slice(chunks[c, 0], chunks[c, 1])
+        p, g, v = params[run], grads[run], velocity[run]
+        for i in range(p.size):
+            slope = g[i] * scale + decay * p[i] + lasso * _sign(p[i], real)
+            v[i] = factor * v[i] + slope
+            p[i] -= lr * (own * slope + ahead * v[i])
+            g[i] = zero
 
 
 @parallel_kernel
@@ -82,12 +84,11 @@ def adam(params, grads, first, second, chunks, decays, scale, lr, weight_decay, 
         decay = real(weight_decay * decays[c])
         coupled = zero if decoupled else decay
         shrink = one - lr * decay if decoupled else one
-        for i in range(chunks[c, 0], chunks[c, 1]):
-            p = params[i]
-            g = grads[i] * scale + coupled * p
-            m = b1 * first[i] + rest1 * g
-            v = b2 * second[i] + rest2 * g * g
-            first[i] = m
-            second[i] = v
-            params[i] = p * shrink - rate * m / (math.sqrt(v) * root + eps)
-            grads[i] = zero
+        run = slice(chunks[c, 0], chunks[c, 1])
+        p, g, m, v = params[run], grads[run], first[run], second[run]
+        for i in range(p.size):
+            slope = g[i] * scale + coupled * p[i]
+            m[i] = b1 * m[i] + rest1 * slope
+            v[i] = b2 * v[i] + rest2 * slope * slope
+            p[i] = p[i] * shrink - rate * m[i] / (math.sqrt(v[i]) * root + eps)
+            g[i] = zero

@@ -110,7 +110,9 @@ class _Regression(Loss):
             raise _mismatch("targets do not fit the model's outputs", target_shape, output_shape)
 
     @abc.abstractmethod
-    def _sums(self, outputs: np.ndarray, targets: np.ndarray, scale: float, doutputs: np.ndarray) -> tuple[float, float]:
+    def _sums(
+        self, outputs: np.ndarray, targets: np.ndarray, scale: float, doutputs: np.ndarray
+    ) -> tuple[float, float]:
         """Return the sums of losses and of squared errors over elements; all arrays are flat."""
 
     def _evaluate(self, outputs: np.ndarray, targets: np.ndarray, scale: float, doutputs: np.ndarray) -> LossSums:
@@ -123,7 +125,9 @@ class _Regression(Loss):
 class MeanSquaredError(_Regression):
     """The mean over a sample's outputs of (output - target)^2."""
 
-    def _sums(self, outputs: np.ndarray, targets: np.ndarray, scale: float, doutputs: np.ndarray) -> tuple[float, float]:
+    def _sums(
+        self, outputs: np.ndarray, targets: np.ndarray, scale: float, doutputs: np.ndarray
+    ) -> tuple[float, float]:
         squares = regression.squared_error(outputs, targets, scale, doutputs)
         return squares, squares
 
@@ -136,7 +140,9 @@ class Huber(_Regression):
             raise InputError("out of range", where="delta", found=delta, expected="a number above 0")
         self.delta = delta
 
-    def _sums(self, outputs: np.ndarray, targets: np.ndarray, scale: float, doutputs: np.ndarray) -> tuple[float, float]:
+    def _sums(
+        self, outputs: np.ndarray, targets: np.ndarray, scale: float, doutputs: np.ndarray
+    ) -> tuple[float, float]:
         return regression.huber(outputs, targets, self.delta, scale, doutputs)
 
 

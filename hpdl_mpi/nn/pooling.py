@@ -15,9 +15,7 @@ from hpdl_mpi.nn.window import Pair, pair, window_output
 class _Pool2d(Layer):
     """A window of `kernel_size` (vertical, horizontal) moves by `stride`, by default its own size."""
 
-    def __init__(
-        self, kernel_size: int | Pair, *, stride: int | Pair | None = None, padding: int | Pair = 0
-    ) -> None:
+    def __init__(self, kernel_size: int | Pair, *, stride: int | Pair | None = None, padding: int | Pair = 0) -> None:
         self.kernel_size, self.padding = pair(kernel_size), pair(padding)
         self.stride = pair(stride) if stride is not None else self.kernel_size
 

@@ -81,7 +81,13 @@ class SlurmCluster:
         }
         bin_folder = os.path.dirname(sys.executable)
         path = os.pathsep.join([bin_folder, os.environ.get("PATH", os.defpath)])
-        self.environment = {**inherited, "PATH": path, "SLURM_CONF": str(self.folder / "slurm.conf")}
+        self.environment = {
+            **inherited,
+            "PATH": path,
+            "SLURM_CONF": str(self.folder / "slurm.conf"),
+            # See jobs/train.sbatch: Slurm reads 1024 bytes of a line, and UCX's addresses may need more.
+            "MPIR_CVAR_CH4_NETMOD": "ofi",
+        }
 
     def __enter__(self) -> SlurmCluster:
         try:

@@ -99,7 +99,11 @@ def test_model_trains_as_in_pytorch(
 
 OPTIMIZERS = {
     "sgd": (SGD(0.1), torch.optim.SGD, {"lr": 0.1}),
-    "momentum": (SGD(0.1, momentum=0.9, weight_decay=0.01), torch.optim.SGD, {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.01}),
+    "momentum": (
+        SGD(0.1, momentum=0.9, weight_decay=0.01),
+        torch.optim.SGD,
+        {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.01},
+    ),
     "nesterov": (
         SGD(0.1, momentum=0.9, nesterov=True, weight_decay=0.01),
         torch.optim.SGD,
@@ -165,8 +169,6 @@ SCHEDULES: dict[str, tuple[Schedule, Rates]] = {
 }
 
 
-# SequentialLR of this version of PyTorch passes a step to the schedules inside it, of which they then warn.
-@pytest.mark.filterwarnings("ignore:The epoch parameter in `scheduler.step:UserWarning")
 @pytest.mark.parametrize(("ours", "theirs"), SCHEDULES.values(), ids=SCHEDULES)
 def test_schedule_is_that_of_pytorch(ours: Schedule, theirs: Rates) -> None:
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.02)

@@ -27,7 +27,12 @@ def test_message_is_made_of_the_facts_given(facts: dict, message: str) -> None:
 
 @pytest.mark.parametrize(
     ("kind", "code", "builtin"),
-    [(HpdlError, 1, Exception), (InputError, 2, ValueError), (TrainingError, 1, RuntimeError), (StorageError, 1, RuntimeError)],
+    [
+        (HpdlError, 1, Exception),
+        (InputError, 2, ValueError),
+        (TrainingError, 1, RuntimeError),
+        (StorageError, 1, RuntimeError),
+    ],
 )
 def test_each_error_has_its_exit_code_and_a_builtin_kin(kind: type[HpdlError], code: int, builtin: type) -> None:
     error = kind("wrong")

@@ -15,13 +15,13 @@ from hpdl_mpi.kernels.gemm import matmul
 def test_product_is_that_of_numpy_for_every_flag(m: int, n: int, k: int, dtype: type) -> None:
     rng = np.random.default_rng(0)
     for trans_a, trans_b, accumulate in itertools.product((False, True), repeat=3):
-        a = rng.normal(size=(k, m) if trans_a else (m, k)).astype(dtype)
-        b = rng.normal(size=(n, k) if trans_b else (k, n)).astype(dtype)
-        c = rng.normal(size=(m, n)).astype(dtype)
+        a: np.ndarray = rng.normal(size=(k, m) if trans_a else (m, k)).astype(dtype)
+        b: np.ndarray = rng.normal(size=(n, k) if trans_b else (k, n)).astype(dtype)
+        c: np.ndarray = rng.normal(size=(m, n)).astype(dtype)
         expected = (a.T if trans_a else a) @ (b.T if trans_b else b) + (c if accumulate else 0)
         matmul(a, b, c, trans_a=trans_a, trans_b=trans_b, accumulate=accumulate)
         # k + 1 <= 6 terms of size 1 to 5, each rounded
-        np.testing.assert_allclose(c, expected, rtol=0, atol=30 * np.finfo(dtype).eps)
+        np.testing.assert_allclose(c, expected, rtol=0, atol=30 * float(np.finfo(dtype).eps))
 
 
 def test_rows_may_lie_apart() -> None:

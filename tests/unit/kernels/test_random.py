@@ -41,7 +41,19 @@ def test_sample_keys_are_those_of_the_naive_twin_and_follow_their_ids() -> None:
 
 
 def test_keys_differ_wherever_their_parts_do() -> None:
-    parts = [(0,), (1,), (0, 0), ("0",), (0, "a"), ("a", 0), ("0a",), ("a",), (-1,), (), ("",)]
+    parts: list[tuple[int | str, ...]] = [
+        (0,),
+        (1,),
+        (0, 0),
+        ("0",),
+        (0, "a"),
+        ("a", 0),
+        ("0a",),
+        ("a",),
+        (-1,),
+        (),
+        ("",),
+    ]
     keys = {int(derive_key(*one)) for one in parts}
     assert len(keys) == len(parts)
     assert all(0 <= key < 2**64 for key in keys)

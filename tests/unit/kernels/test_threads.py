@@ -23,7 +23,16 @@ TARGETS = RNG.integers(10, size=BATCH)
 
 def replica() -> Replica:
     model = Sequential(
-        *(Conv2d(3, 3, padding=1), ReLU(), MaxPool2d(2), Conv2d(4, 2), AvgPool2d(2), Dropout(0.2), Flatten(), Linear(10))
+        *(
+            Conv2d(3, 3, padding=1),
+            ReLU(),
+            MaxPool2d(2),
+            Conv2d(4, 2),
+            AvgPool2d(2),
+            Dropout(0.2),
+            Flatten(),
+            Linear(10),
+        )
     )
     return Replica(model, X.shape[1:], SGD(0.1, momentum=0.9), dtype=np.float64, seed=0)
 

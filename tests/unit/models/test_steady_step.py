@@ -201,16 +201,16 @@ def test_array_that_a_kernel_makes_shows(monkeypatch: pytest.MonkeyPatch) -> Non
     import numba
 
     @numba.njit
-    def double(x):
+    def allocate(x: np.ndarray) -> int:
         return np.zeros(x.size).size
 
     step = steps(Sequential(Linear(10)), (30,))
     x = np.zeros(3)
-    double(x)
+    allocate(x)
 
     def wasteful() -> None:
         step()
-        double(x)
+        allocate(x)
 
-    # Its argument, which the test does not see either, and the array that it makes.
+    # Its argument, which is not counted as one of ours, and the array that it makes.
     assert excess_blocks(wasteful, monkeypatch) == 2

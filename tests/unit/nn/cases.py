@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import DTypeLike
@@ -119,9 +119,7 @@ LAYERS: dict[str, Case] = {
     "Tanh": Case(Tanh, (6,), lambda x, p: np.tanh(x)),
     "Softmax": Case(Softmax, (6,), lambda x, p: ref.softmax(x)),
     "Softmax, of sequences": Case(Softmax, (4, 3), lambda x, p: ref.softmax(x)),
-    "Dropout": Case(
-        lambda: Dropout(0.4), (3, 2, 3), lambda x, p: ref.dropout(x, int(context_key("")), IDS, 0.4)
-    ),
+    "Dropout": Case(lambda: Dropout(0.4), (3, 2, 3), lambda x, p: ref.dropout(x, int(context_key("")), IDS, 0.4)),
     "Dropout, of nothing": Case(lambda: Dropout(0.0), (6,), lambda x, p: x),
     "Sequential, empty": Case(Sequential, (6,), lambda x, p: x),
     "Sequential": Case(
@@ -238,8 +236,8 @@ class Rig:
         self.pool.release(y)
         return result
 
-    def step(self, x: np.ndarray, dy: np.ndarray, ids: np.ndarray = IDS, *, halves: bool = False) -> np.ndarray | None:
-        """Run forward and backward, in two `halves` or at once; add to ``grads``; return a copy of dx."""
+    def step(self, x: np.ndarray, dy: np.ndarray, ids: np.ndarray = IDS, *, halves: bool = False) -> Any:
+        """Run forward and backward, in two `halves` or at once; add to ``grads``; return a copy of dx, or None."""
         self.batch.begin(ids, training=True)
         y = self.layer.forward(x, self.ctx)
         self.pool.release(y)

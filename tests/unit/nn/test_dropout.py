@@ -26,8 +26,8 @@ def test_mask_follows_the_sample_to_any_place_and_batch() -> None:
 
 
 def test_samples_epochs_and_layers_have_masks_of_their_own() -> None:
-    layers = Rig(Case(lambda: Sequential(Dropout(0.3), Dropout(0.3)), (SIZE,), lambda x, p: x))
-    masks = [*mask([5, 9]), *mask([5], epoch=1), *layers.output(ONES[:1], np.array([5]))]
+    elsewhere = Rig(Case(lambda: Sequential(Sequential(), Dropout(0.3)), (SIZE,), lambda x, p: x))
+    masks = [*mask([5, 9]), *mask([5], epoch=1), *elsewhere.output(ONES[:1], np.array([5]))]
     for i, one in enumerate(masks):
         assert all((one != other).any() for other in masks[:i])
 

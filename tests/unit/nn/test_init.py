@@ -102,7 +102,9 @@ def test_layers_of_one_shape_start_apart() -> None:
 
 def test_precision_changes_nothing_but_the_rounding() -> None:
     for initializer in (init.HeUniform(), init.HeNormal()):
-        single, double = (start(Linear(50, init=initializer), (40,), dtype=d)["weight"] for d in (np.float32, np.float64))
+        single, double = (
+            start(Linear(50, init=initializer), (40,), dtype=d)["weight"] for d in (np.float32, np.float64)
+        )
         np.testing.assert_array_equal(single, double.astype(np.float32))
 
 
@@ -115,6 +117,8 @@ def test_fans_are_those_of_the_connections() -> None:
     start(Linear(5, init=record("linear"), bias_init=record("linear bias")), (7,))
     start(Conv2d(6, (3, 2), init=record("conv"), bias_init=record("conv bias")), (9, 9, 4))
     assert seen == {
-        "linear": (7, 5), "linear bias": (7, 5),
-        "conv": (3 * 2 * 4, 3 * 2 * 6), "conv bias": (3 * 2 * 4, 3 * 2 * 6),
+        "linear": (7, 5),
+        "linear bias": (7, 5),
+        "conv": (3 * 2 * 4, 3 * 2 * 6),
+        "conv bias": (3 * 2 * 4, 3 * 2 * 6),
     }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -36,7 +36,7 @@ every_loss = pytest.mark.parametrize("row", LOSSES.values(), ids=LOSSES.keys())
 
 def evaluate(
     loss: Loss, outputs: np.ndarray, targets: np.ndarray, *, scale: float = 1.0, training: bool = True
-) -> tuple[LossSums, np.ndarray | None]:
+) -> tuple[LossSums, Any]:
     pool = Pool(poison=True)
     batch = MicroBatch(pool)
     batch.begin(np.arange(len(outputs)), training=training)
@@ -153,11 +153,16 @@ def test_label_outside_the_classes_is_refused(outputs: np.ndarray, label: int) -
     )
 
 
-
 @pytest.mark.parametrize(
     ("loss", "output_shape", "target_shape", "dtype", "message"),
     [
-        (CrossEntropy(), (10,), (), np.float32, "cross_entropy takes class numbers. Found float32; expected an integer"),
+        (
+            CrossEntropy(),
+            (10,),
+            (),
+            np.float32,
+            "cross_entropy takes class numbers. Found float32; expected an integer",
+        ),
         (CrossEntropy(), (10,), (1,), np.int64, r"do not fit the model's outputs. Found \(1,\); expected \(\)"),
         (CrossEntropy(), (3, 10), (4,), np.int64, r"Found \(4,\); expected \(3,\)"),
         (MeanSquaredError(), (2,), (3,), np.float32, r"do not fit the model's outputs. Found \(3,\); expected \(2,\)"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 
 from hpdl_mpi.base.errors import InputError
-from hpdl_mpi.nn import Layer, Layout, Shape
+from hpdl_mpi.nn import Context, Layer, Layout, Shape
 from hpdl_mpi.nn.init import Constant
 from hpdl_mpi.optim import OPTIMIZERS, SGD, Adam, AdamW, Chunks, Optimizer, clip_factor
 from tests import reference as ref
@@ -31,10 +32,10 @@ class Weights(Layer):
     def output_shape(self, input_shape: Shape) -> Shape:
         return input_shape
 
-    def forward(self, x, ctx):
+    def forward(self, x: np.ndarray, ctx: Context) -> np.ndarray:
         raise NotImplementedError
 
-    def backward_input(self, dy, ctx):
+    def backward_input(self, dy: np.ndarray, ctx: Context) -> np.ndarray:
         raise NotImplementedError
 
 
@@ -64,9 +65,7 @@ ROWS = {
         {"betas": (0.7, 0.95), "eps": 1e-3, "weight_decay": 0.2},
         ("weight_decay",),
     ),
-    "adamw": Row(
-        AdamW(0.1, weight_decay=0.2), ref.adam, {"weight_decay": 0.2, "decoupled": True}, ("weight_decay",)
-    ),
+    "adamw": Row(AdamW(0.1, weight_decay=0.2), ref.adam, {"weight_decay": 0.2, "decoupled": True}, ("weight_decay",)),
 }
 every_row = pytest.mark.parametrize("row", ROWS.values(), ids=ROWS)
 
@@ -93,7 +92,7 @@ def run(
     params = gradient(layout, 99, dtype)
     slots = [layout.allocate(dtype) for _ in optimizer.slots]
     edges = [0, *cuts, layout.size]
-    pieces = [(slice(a, b), Chunks(layout, a, b)) for a, b in zip(edges[:-1], edges[1:], strict=True)]
+    pieces = [(slice(a, b), Chunks(layout, a, b)) for a, b in itertools.pairwise(edges)]
     for step in range(STEPS):
         grads = gradient(layout, step, dtype)
         for piece, chunks in pieces:
@@ -125,7 +124,7 @@ def test_steps_are_those_of_the_naive_twin(layout: Layout, row: Row, dtype: type
     params, slots = run(layout, row.optimizer, dtype, scale=0.5)
     for name, wanted in expected(layout, row, scale=0.5).items():
         for flat, values in zip((params, *slots), wanted, strict=True):
-            bound = 250 * np.finfo(dtype).eps
+            bound = 250 * float(np.finfo(dtype).eps)
             np.testing.assert_allclose(layout.views(flat)[name], values, rtol=0, atol=bound, err_msg=name)
 
 
@@ -198,7 +197,10 @@ def test_optimizers_are_found_by_name() -> None:
         (lambda: SGD(-1.0), "optimizer.lr: out of range. Found -1.0; expected at least 0."),
         (lambda: SGD(math.nan), "optimizer.lr: out of range. Found nan; expected at least 0."),
         (lambda: SGD(math.inf), "optimizer.lr: out of range. Found inf; expected at least 0."),
-        (lambda: SGD(1.0, momentum=1.0), "optimizer.momentum: out of range. Found 1.0; expected at least 0 and below 1."),
+        (
+            lambda: SGD(1.0, momentum=1.0),
+            "optimizer.momentum: out of range. Found 1.0; expected at least 0 and below 1.",
+        ),
         (lambda: SGD(1.0, weight_decay=-1), "optimizer.weight_decay: out of range. Found -1; expected at least 0."),
         (lambda: SGD(1.0, l1=-1), "optimizer.l1: out of range. Found -1; expected at least 0."),
         (

@@ -52,7 +52,10 @@ def test_warmup_may_be_all_there_is() -> None:
         (lambda: Constant(warmup_steps=-1), "lr_schedule.warmup_steps: out of range. Found -1; expected at least 0."),
         (lambda: Step(every=0), "lr_schedule.every: out of range. Found 0; expected at least 1."),
         (lambda: Step(every=1, gamma=0.0), "lr_schedule.gamma: out of range. Found 0.0; expected a number above 0."),
-        (lambda: Step(every=1, gamma=math.nan), "lr_schedule.gamma: out of range. Found nan; expected a number above 0."),
+        (
+            lambda: Step(every=1, gamma=math.nan),
+            "lr_schedule.gamma: out of range. Found nan; expected a number above 0.",
+        ),
         (lambda: Cosine(final=1.5), "lr_schedule.final: out of range. Found 1.5; expected 0 to 1."),
     ],
 )
