@@ -15,6 +15,9 @@ from hpdl_mpi.kernels.jit import inline, kernel, parallel_kernel, thread_count
 _BLOCK_BYTES = 256 * 1024
 """A block of the unfolded matrix: a quarter of a 1 MiB second-level cache, beside weights and output."""
 
+_BLOCK_ROWS = 1024
+"""At most: OpenBLAS is slow at products whose only long dimension is the one summed over."""
+
 
 def output_size(size: int, kernel_size: int, stride: int, padding: int) -> int:
     """Return the length of the output along one dimension, which is < 1 where the kernel does not fit."""
@@ -23,7 +26,7 @@ def output_size(size: int, kernel_size: int, stride: int, padding: int) -> int:
 
 def scratch_shape(num_pixels: int, row_length: int, itemsize: int) -> tuple[int, int, int]:
     """Return the shape of `columns`: (threads, block_rows, row_length)."""
-    rows = max(16, _BLOCK_BYTES // (row_length * itemsize))
+    rows = min(max(16, _BLOCK_BYTES // (row_length * itemsize)), _BLOCK_ROWS)
     return thread_count(), max(1, min(rows, num_pixels)), row_length
 
 

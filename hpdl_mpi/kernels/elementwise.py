@@ -21,9 +21,11 @@ def _add_row_sums(x, out, parts):
     for part in prange(parts):
         start = part * columns // parts
         stop = (part + 1) * columns // parts
+        total = out[start:stop]
         for i in range(x.shape[0]):
-            for j in range(start, stop):
-                out[j] += x[i, j]
+            row = x[i, start:stop]  # a slice from 0: an index that could be negative would be no vector loop
+            for j in range(total.size):
+                total[j] += row[j]
 
 
 def add_row_sums(x, out) -> None:

@@ -63,7 +63,7 @@ def sample_keys(key, ids, out):
 
 @parallel_kernel
 def fill_uniform(out, key, low, high):
-    """Fill a flat float array with draws from [low, high): element i depends on (key, i) alone."""
+    """Fill a flat float array with draws from [low, high), then rounded: element i depends on (key, i) alone."""
     for block in prange((out.size + _BLOCK - 1) // _BLOCK):
         for start in range(block * _BLOCK, min(out.size, (block + 1) * _BLOCK), 4):
             words = philox(key, np.uint64(0), np.uint64(start // 4))

@@ -140,7 +140,8 @@ class Residual(_Container):
         return self._sum(x, self._forward_all(x, ctx), ctx)
 
     def _backward(self, dy: np.ndarray, ctx: Context, half: str) -> np.ndarray | None:
-        results = [getattr(layer, half)(dy, child) for layer, child in self._contexts(ctx) if child.needs_backward]
+        pairs = reversed(self._contexts(ctx))
+        results = [getattr(layer, half)(dy, child) for layer, child in pairs if child.needs_backward]
         return self._sum(dy, results, ctx) if ctx.needs_dx else None
 
     def _sum(self, value: np.ndarray, results: list[np.ndarray], ctx: Context) -> np.ndarray:
@@ -188,7 +189,7 @@ class Parallel(_Container):
 
     def _backward(self, dy: np.ndarray, ctx: Context, half: str) -> np.ndarray | None:
         total: np.ndarray | None = None
-        for (layer, child), columns in zip(self._contexts(ctx), self._split(dy), strict=True):
+        for (layer, child), columns in zip(reversed(self._contexts(ctx)), reversed(self._split(dy)), strict=True):
             if not child.needs_backward:
                 continue
             part = ctx.take((*dy.shape[:-1], columns.shape[-1]), dy.dtype)

@@ -80,8 +80,10 @@ class Context:
         """Return the context of the layer `name` inside this one, the same at every call."""
         if name not in self._children:
             path = f"{self.path}.{name}" if self.path else name
-            self._children[name] = Context(self.batch, path, needs_dx=needs_dx, needs_backward=needs_backward)
-        return self._children[name]
+            self._children[name] = Context(self.batch, path)
+        child = self._children[name]
+        child.needs_dx, child.needs_backward = needs_dx, needs_backward
+        return child
 
     @property
     def training(self) -> bool:

@@ -32,6 +32,7 @@ class Pool:
         self._sizes: list[int] = []
         self._free: dict[int, list[np.ndarray]] = {}
         self._live: dict[int, tuple[np.ndarray, int]] = {}
+        self._owned: set[int] = set()
         self.bytes_held = 0
         """Bytes of all buffers, free or not."""
         self.bytes_live = 0
@@ -62,7 +63,13 @@ class Pool:
             self._live[id(array.base)] = buffer, count + 1
 
     def release(self, array: Any) -> None:
-        """Count one holder less; the last one's release frees the buffer."""
+        """Count one holder less; the last one's release frees the buffer.
+
+        Raises
+        ------
+        RuntimeError
+            Nobody holds the array any more: by now the buffer may be somebody else's.
+        """
         if isinstance(array, tuple):
             for member in array:
                 self.release(member)
@@ -74,6 +81,8 @@ class Pool:
                 del self._live[id(array.base)]
                 self.bytes_live -= buffer.nbytes
                 self._free[buffer.nbytes].append(buffer)
+        elif isinstance(array, np.ndarray) and id(array.base) in self._owned:
+            raise RuntimeError(f"an array of shape {array.shape} was released more often than it was held")
 
     def _find(self, nbytes: int) -> np.ndarray:
         """Return the smallest free buffer that fits without much waste, or a new one."""
@@ -86,4 +95,6 @@ class Pool:
             self._free[nbytes] = []
             bisect.insort(self._sizes, nbytes)
         self.bytes_held += nbytes
-        return heap(nbytes)
+        buffer = heap(nbytes)
+        self._owned.add(id(buffer.base))
+        return buffer

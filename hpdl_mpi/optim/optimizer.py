@@ -101,8 +101,8 @@ def require(name: str, value: float, possible: bool, expected: str) -> None:
 
 
 def clip_factor(norm: float, limit: float | None) -> float:
-    """Return what brings a gradient of this norm down to the limit, 1 if it is below or there is none.
+    """Return what brings a gradient of this norm down to the limit, 1 if it is below or there is none, NaN for NaN.
 
     Pascanu, Mikolov and Bengio, "On the difficulty of training recurrent neural networks" (2013).
     """
-    return 1.0 if limit is None else min(1.0, limit / (norm + 1e-6))
+    return 1.0 if limit is None else min(limit / (norm + 1e-6), 1.0)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from numpy.typing import DTypeLike
 
+from hpdl_mpi.base.errors import InputError
 from hpdl_mpi.nn import Context, Layer, Layout, Loss, LossSums, MicroBatch, Pool, Shape
 from hpdl_mpi.optim import Chunks, Optimizer
 
@@ -74,8 +77,7 @@ class Replica:
         epoch : int
         scale : float
         """
-        self._batch.begin(sample_ids, epoch=epoch, training=True)
-        outputs = self.model.forward(inputs, self._context)
+        outputs = self._forward(inputs, sample_ids, epoch=epoch, training=True)
         sums, gradient = loss(outputs, targets, scale, self._context)
         assert gradient is not None, "a loss has a gradient while training"
         self.pool.release(outputs)
@@ -85,23 +87,37 @@ class Replica:
 
     def evaluate(self, inputs: np.ndarray, targets: np.ndarray, sample_ids: np.ndarray, loss: Loss) -> LossSums:
         """Run a micro-batch forward only and compare it with its targets."""
-        self._batch.begin(sample_ids, training=False)
-        outputs = self.model.forward(inputs, self._context)
+        outputs = self._forward(inputs, sample_ids, epoch=0, training=False)
         sums, _ = loss(outputs, targets, 0.0, self._context)
         self.pool.release(outputs)
         return sums
 
     def predict(self, inputs: np.ndarray, sample_ids: np.ndarray) -> np.ndarray:
         """Return a copy of the model's outputs for a micro-batch; the caller owns it."""
-        self._batch.begin(sample_ids, training=False)
-        outputs = self.model.forward(inputs, self._context)
+        outputs = self._forward(inputs, sample_ids, epoch=0, training=False)
         result = outputs.copy()
         self.pool.release(outputs)
         return result
 
+    def _forward(self, inputs: np.ndarray, sample_ids: np.ndarray, *, epoch: int, training: bool) -> np.ndarray:
+        """Return the model's outputs, from the pool; refuse what kernels would misread."""
+        if inputs.shape[1:] != self.input_shape or inputs.dtype != self.dtype or not inputs.flags.c_contiguous:
+            raise InputError(
+                "the model cannot take these samples",
+                where="inputs",
+                found=f"shape {inputs.shape}, {inputs.dtype}, strides {inputs.strides}",
+                expected=f"C-contiguous samples of shape {self.input_shape}, {self.dtype}",
+            )
+        self._batch.begin(sample_ids, epoch=epoch, training=training)
+        return self.model.forward(inputs, self._context)
+
     def gradient_norm(self) -> float:
         """Return the Euclidean norm of ``grads``."""
         return self._chunks.norm(self.grads)
+
+    def is_finite(self) -> bool:
+        """Return whether all parameters are numbers whose squares are."""
+        return math.isfinite(self._chunks.norm(self.params))
 
     def update(self, *, lr: float, scale: float) -> None:
         """Let the optimizer take a step with `scale` times ``grads``, which are zero afterwards."""

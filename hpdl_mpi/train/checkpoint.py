@@ -43,11 +43,18 @@ def save(folder: Path, replica: Replica, progress: dict[str, Any], comm: Communi
     Raises
     ------
     TrainingError
-        Ranks hold different parameters; nothing is written.
+        Ranks hold different parameters, or such that are not finite; nothing is written.
     StorageError
         The folder cannot be written or the disk is full; earlier checkpoints are intact.
     """
     _compare_checksums(replica, comm)
+    if not replica.is_finite():
+        raise TrainingError(
+            f"parameters are not finite after step {replica.step}, so they are not saved",
+            where=folder,
+            remedy="lower optimizer.lr or set training.clip_norm, and continue from the last checkpoint with --resume",
+            shared=True,
+        )
     final = folder / f"{_PREFIX}{replica.step:010d}"
     failure = None
     if comm.rank == 0:

@@ -161,3 +161,10 @@ class PoolMachine(RuleBasedStateMachine):
 
 TestPoolInAnyOrder = PoolMachine.TestCase
 TestPoolInAnyOrder.settings = settings(max_examples=30, stateful_step_count=40)
+
+
+def test_array_released_more_often_than_held_is_refused(pool: Pool) -> None:
+    array = pool.take((4,), np.float32)
+    pool.release(array)
+    with pytest.raises(RuntimeError, match="released more often than it was held"):
+        pool.release(array)

@@ -1,0 +1,28 @@
+"""A rank's replica of the model: what it refuses to read."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from hpdl_mpi import nn, optim
+from hpdl_mpi.base.errors import InputError
+from hpdl_mpi.parallel import Replica
+
+SAMPLES = np.ones((4, 6), np.float32)
+
+
+@pytest.fixture
+def replica() -> Replica:
+    return Replica(nn.Linear(2), (3,), optim.SGD(0.1), dtype=np.float32, seed=0)
+
+
+@pytest.mark.parametrize(
+    "inputs",
+    [SAMPLES, SAMPLES[:, :3].astype(np.float64), SAMPLES[:, ::2], np.asfortranarray(SAMPLES[:, :3])],
+    ids=["other shape", "other dtype", "every other column", "Fortran order"],
+)
+def test_samples_that_kernels_would_misread_are_refused(replica: Replica, inputs: np.ndarray) -> None:
+    with pytest.raises(InputError, match=r"inputs: the model cannot take these samples"):
+        replica.predict(inputs, np.arange(4))
+    assert replica.pool.bytes_live == 0
