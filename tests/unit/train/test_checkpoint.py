@@ -171,7 +171,7 @@ def test_ranks_that_have_drifted_apart_are_found(tmp_path):
 def test_parameters_that_are_not_finite_are_not_saved(tmp_path):
     earlier = save(tmp_path, 1)
     replica = make_replica()
-    replica.params[3] = np.nan
+    replica.params[0] = np.nan
     with pytest.raises(TrainingError, match="parameters are not finite after step 2, so they are not saved"):
         save(tmp_path, 2, replica)
     assert list(tmp_path.iterdir()) == [earlier]
