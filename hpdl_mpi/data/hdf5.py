@@ -111,8 +111,12 @@ def describe(file: h5py.File, path: Path, name: str) -> ShardArray:
     dataset = find_array(file, path, name)
     with reading(where):
         _check_array(file, dataset, where)
-        dtype = np.dtype(np.float32) if dataset.dtype == np.float16 else dataset.dtype
-        return ShardArray(dataset.shape[0], dataset.shape[1:], dtype.newbyteorder("="), block_length(dataset))
+        return ShardArray(dataset.shape[0], dataset.shape[1:], memory_dtype(dataset.dtype), block_length(dataset))
+
+
+def memory_dtype(dtype: np.dtype) -> np.dtype:
+    """Return the type that stored numbers have in memory: of native byte order, float16 widened to float32."""
+    return np.dtype(np.float32) if dtype == np.float16 else dtype.newbyteorder("=")
 
 
 def _check_array(file: h5py.File, dataset: h5py.Dataset, where: str) -> None:

@@ -142,7 +142,11 @@ class Residual(_Container):
     def _backward(self, dy: np.ndarray, ctx: Context, half: str) -> np.ndarray | None:
         pairs = reversed(self._contexts(ctx))
         results = [getattr(layer, half)(dy, child) for layer, child in pairs if child.needs_backward]
-        return self._sum(dy, results, ctx) if ctx.needs_dx else None
+        if ctx.needs_dx:
+            return self._sum(dy, results, ctx)
+        for result in results:
+            ctx.release(result)
+        return None
 
     def _sum(self, value: np.ndarray, results: list[np.ndarray], ctx: Context) -> np.ndarray:
         """Return the sum of both branches, forward as backward; the identity passes `value` itself."""

@@ -114,6 +114,7 @@ class Context:
         """Keep arrays (held until `drop`) and plain values for backward, if backward will come."""
         if self.batch.saving and self.needs_backward:
             for name, value in values.items():
+                assert name not in self.saved, f"{self.path}: one micro-batch at a time may use a context"
                 self.saved[name] = value
                 self.batch.pool.retain(value)
 

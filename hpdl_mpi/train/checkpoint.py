@@ -61,7 +61,7 @@ def save(folder: Path, replica: Replica, progress: dict[str, Any], comm: Communi
         try:
             _write(final, replica, progress)
             for old in _all(folder)[:-keep]:
-                shutil.rmtree(old)
+                shutil.rmtree(old, ignore_errors=True)  # what is left is tried again after the next checkpoint
         except (OSError, RuntimeError) as error:  # HDF5 reports a full disk as either
             failure = _reason(error)
     failure = comm.bcast_obj(failure)
@@ -71,6 +71,7 @@ def save(folder: Path, replica: Replica, progress: dict[str, Any], comm: Communi
             where=final,
             found=failure,
             remedy="make room or mend the permissions, then continue with --resume",
+            shared=True,
         )
     return final
 
@@ -89,6 +90,12 @@ def load(path: Path, replica: Replica) -> dict[str, Any]:
     InputError
         The checkpoint is damaged, of another format, or of another model or optimizer; the replica is not usable.
     """
+    if not path.exists():
+        raise InputError(
+            "the checkpoint is not there for this rank",
+            where=path,
+            remedy="put the run folder on a file system that all nodes see",
+        )
     manifest = read_manifest(path)
     places = {segment.name: segment for segment in replica.layout.segments}
     _compare_shapes(path, manifest["parameters"], {name: list(place.shape) for name, place in places.items()})
@@ -160,6 +167,7 @@ def _compare_checksums(replica: Replica, comm: Communicator) -> None:
             f"data-parallel ranks {astray} hold other parameters than rank 0 after step {replica.step}",
             remedy="this is a fault of the machine or of a layer that is not deterministic: continue from the last "
             "checkpoint with --resume",
+            shared=True,
         )
 
 

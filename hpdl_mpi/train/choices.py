@@ -86,9 +86,9 @@ def _call(function: Callable[..., T], keywords: dict[str, Any], where: str) -> T
 def _factory(name: str, folder: str | None) -> Callable[..., Any]:
     """Return the function ``module:function``; its module is looked up in `folder` first."""
     module_name, function_name = name.split(":")
-    if folder is not None and folder not in sys.path:
-        sys.path.insert(0, folder)
+    before = sys.path[:]
     try:
+        sys.path[:0] = [folder] if folder else []
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         if error.name != module_name.split(".")[0]:
@@ -99,8 +99,11 @@ def _factory(name: str, folder: str | None) -> Callable[..., Any]:
             found=module_name,
             expected=f"a module in {folder} or on Python's path",
         ) from None
+    finally:
+        sys.path[:] = before  # files beside a job must not stand in for modules that are imported later
     function = getattr(module, function_name, None)
-    if not callable(function):
+    # A job may come from somebody else: it may call what its module defines, not whatever Python can import.
+    if not callable(function) or function.__module__ != module_name:
         raise InputError(
             "no such function", where="model.factory", found=function_name, expected=f"a function in {module_name}"
         )

@@ -23,11 +23,13 @@ class Evaluator:
     loader : Loader
         This rank's share, not shuffled.
     comm : Communicator
-    unit : float
-        What one unit of the model's outputs is in the targets' own units.
+    unit : float, optional
+        See `Metrics.of`.
     """
 
-    def __init__(self, replica: Replica, loss: Loss, loader: Loader, comm: Communicator, unit: float = 1.0) -> None:
+    def __init__(
+        self, replica: Replica, loss: Loss, loader: Loader, comm: Communicator, unit: float | None = None
+    ) -> None:
         self._replica, self._loss, self._loader, self._comm, self._unit = replica, loss, loader, comm, unit
 
     def __call__(self) -> Metrics:

@@ -6,7 +6,10 @@ import os
 from collections.abc import Callable, Mapping
 from typing import TypeVar
 
+import numpy as np
+
 from hpdl_mpi.comm import Communicator
+from hpdl_mpi.comm.execute import compile_reduction
 from hpdl_mpi.data import Batch
 from hpdl_mpi.kernels.threads import available_cores, set_threads
 from hpdl_mpi.nn import Loss
@@ -23,15 +26,17 @@ def start_threads(comm: Communicator, wanted: int | None, environ: Mapping[str, 
     comm : Communicator
         All ranks of the job.
     wanted : int, optional
-        By default the CPUs per task of the Slurm allocation, or else the cores that the ranks of this node may use,
-        shared among them.
+        By default the cores that the ranks of a node may use, shared among them, at most the CPUs per task of the Slurm
+        allocation; the least of all nodes.
     environ : mapping
     """
     mine = available_cores()
     on_this_node = [cores for node, cores in comm.allgather_obj((comm.node, mine)) if node == comm.node]
     share = len(set().union(*on_this_node)) // comm.node_size
     allocated = int(environ.get("SLURM_CPUS_PER_TASK", share))
-    threads = wanted or max(1, min(allocated, len(mine)))
+    possible = max(1, min(allocated, share, len(mine)))
+    # One number for all: parts of a sum depend on it, and ranks must update alike.
+    threads = wanted or min(comm.allgather_obj(possible))
     set_threads(threads)
     return threads
 
@@ -56,4 +61,6 @@ def rehearse(replica: Replica, batch: Batch, loss: Loss) -> None:
     replica.gradient_norm()
     replica.update(lr=0.0, scale=1.0)
     replica.evaluate(*arrays)
+    for dtype in (np.float64, replica.dtype):  # of the loss and of the gradients
+        compile_reduction(dtype)
     replica.reset()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from hpdl_mpi.base.errors import TrainingError
@@ -38,6 +38,10 @@ class TrainingLoop:
         Where the run begins; kept up to date.
     log : MetricsLog or None
         On the writing rank, if there is a run folder.
+    unit : float or None
+        See `Metrics.of`.
+    began : float
+        When the run did, by `time.perf_counter`.
     """
 
     comm: Communicator
@@ -56,7 +60,9 @@ class TrainingLoop:
     log: MetricsLog | None
     reporter: Reporter
     signals: StopSignals
-    unit: float
+    unit: float | None
+    began: float
+    _lap: float = field(default=0.0, init=False)
 
     def run(self) -> Metrics | None:
         """Train to the end and return the last evaluation's metrics, if there is something to evaluate on.
@@ -68,31 +74,35 @@ class TrainingLoop:
         TrainingError
             The loss is not finite.
         """
-        self._lap = self._start = time.perf_counter()
-        self._wall_before = self.progress.wall_seconds
+        progress = self.progress
+        self._wall_before = progress.wall_seconds
         self._evaluated: tuple[int, Metrics] | None = None
+        self._take_lap()
         while self.replica.step < self.num_steps:
             self._epoch()
+        if progress.sums.weight:  # the run ends within an epoch
+            progress.train_loss = Metrics.of(progress.sums, self.loss.task).loss
         self._save()
         self._evaluate()
+        self._note_wall_seconds()
         return self._evaluated[1] if self._evaluated else None
 
     def _epoch(self) -> None:
         """Go on to the end of the present epoch, or of the run."""
-        progress = self.progress
-        with closing(self.loader.epoch(progress.epoch, progress.offset)) as batches:
+        with closing(self.loader.epoch(self.progress.epoch, self.progress.offset)) as batches:
             for batch in batches:
                 report = self._step(batch)
-                if self.eval_every and self.replica.step % self.eval_every == 0:
+                # What is saved at the end of an epoch stands at the start of the next one.
+                if self.progress.offset == self.loader.dataset.num_samples:
+                    self._end_epoch()
+                if _due(self.replica.step, self.eval_every):
                     self._evaluate()
-                if any(report.votes):
-                    self._stop(report)
-                if self.checkpoints.every and self.replica.step % self.checkpoints.every == 0:
-                    self._save()
                 if self.replica.step == self.num_steps:
                     break
-        if progress.offset == self.loader.dataset.num_samples:
-            self._end_epoch()
+                if any(report.votes):
+                    self._stop(report)
+                if _due(self.replica.step, self.checkpoints.every):
+                    self._save()
 
     def _step(self, batch: Batch) -> StepReport:
         number, progress = self.replica.step, self.progress
@@ -152,8 +162,7 @@ class TrainingLoop:
         """Write a checkpoint, if there is a run folder."""
         if self.folder is None:
             return None
-        now = time.perf_counter()
-        self.progress.wall_seconds = self._wall_before + now - self._start
+        self._note_wall_seconds()
         if self.log:
             self.progress.metrics_bytes = self.log.flush()
         state = self.progress.to_dict()
@@ -165,8 +174,14 @@ class TrainingLoop:
         number = next(number for number, votes in zip(self.signals.numbers, report.votes, strict=True) if votes)
         raise Stopped(number, self.replica.step, self._save())
 
+    def _note_wall_seconds(self) -> None:
+        self.progress.wall_seconds = self._wall_before + time.perf_counter() - self.began
+
     def _take_lap(self) -> float:
         """Return the seconds since the last call: evaluation and checkpoints do not count as training."""
-        now = time.perf_counter()
-        lap, self._lap = now - self._lap, now
-        return lap
+        before, self._lap = self._lap, time.perf_counter()
+        return self._lap - before
+
+
+def _due(step: int, every: int | None) -> bool:
+    return every is not None and step % every == 0

@@ -18,7 +18,7 @@ class Metrics:
     rmse: float | None
 
     @classmethod
-    def of(cls, sums: LossSums, task: str, unit: float = 1.0) -> Metrics:
+    def of(cls, sums: LossSums, task: str, unit: float | None = None) -> Metrics:
         """Return the means of `sums`.
 
         Parameters
@@ -26,20 +26,21 @@ class Metrics:
         sums : LossSums
             Over all ranks.
         task : {"classification", "regression"}
-        unit : float
-            What one unit of the model's outputs is in the targets' own units.
+        unit : float, optional
+            What one unit of the model's outputs is in the targets' own; without it there is no rmse.
         """
         weight = sums.weight or math.nan
         classifies = task == "classification"
         return cls(
             loss=sums.loss / weight,
             accuracy=sums.score / weight if classifies else None,
-            rmse=None if classifies else unit * math.sqrt(sums.score / weight),
+            rmse=None if classifies or unit is None else unit * math.sqrt(sums.score / weight),
         )
 
     def __str__(self) -> str:
-        score = f"accuracy {self.accuracy:.4f}" if self.accuracy is not None else f"rmse {self.rmse:.6g}"
-        return f"loss {self.loss:.4f}  {score}"
+        accuracy = "" if self.accuracy is None else f"  accuracy {self.accuracy:.4f}"
+        rmse = "" if self.rmse is None else f"  rmse {self.rmse:.6g}"
+        return f"loss {self.loss:.4f}{accuracy}{rmse}"
 
 
 @dataclass
@@ -64,6 +65,8 @@ class Progress:
         Mean of the last whole epoch.
     metrics_bytes : int
         Length of ``metrics.jsonl`` at this point.
+    fingerprint : str
+        Of the training data.
     """
 
     epoch: int = 0
@@ -74,6 +77,7 @@ class Progress:
     sums: LossSums = field(default=LossSums(0.0, 0.0, 0.0))
     train_loss: float | None = None
     metrics_bytes: int = 0
+    fingerprint: str = ""
 
     def count(self, sums: LossSums, num_samples: int, seconds: float) -> None:
         """Note one more step."""

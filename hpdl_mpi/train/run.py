@@ -81,9 +81,7 @@ def open_run(run: PathLike, comm: Communicator) -> tuple[Trainer, Job]:
     folder = RunFolder(run)
     job = agree(comm, folder.read_job)
     trainer = make_trainer(job.model_copy(update={"parallel": Parallel(threads=None)}), comm)
-    agree(comm, lambda: trainer.load(_latest(folder), make_source(job)))
-    if comm.rank != 0:
-        trainer.load(_latest(folder), make_source(job))
+    trainer.load(agree(comm, lambda: _latest(folder)), make_source(job))
     return trainer, job
 
 

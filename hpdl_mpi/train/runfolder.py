@@ -11,6 +11,7 @@ from typing import Any
 
 from hpdl_mpi.base.errors import InputError, StorageError
 from hpdl_mpi.base.files import write_whole
+from hpdl_mpi.train import checkpoint
 from hpdl_mpi.train.job import Job, load_job, parse_job
 
 
@@ -32,8 +33,8 @@ class RunFolder:
 
     @property
     def holds_run(self) -> bool:
-        """Whether a run began here."""
-        return self.job.exists() or self.checkpoints.exists()
+        """Whether a run began here: one that failed before its first step did not."""
+        return self.job.exists() or checkpoint.latest(self.checkpoints) is not None
 
     def claim(self, *, resume: bool) -> None:
         """Make the folder, or accept the run that it holds.
@@ -41,19 +42,13 @@ class RunFolder:
         Raises
         ------
         InputError
-            It holds a run and `resume` is not set, or the other way round, or it cannot be written.
+            It holds a run and `resume` is not set, or it cannot be written.
         """
         if self.holds_run and not resume:
             raise InputError(
                 "the run folder holds a run already",
                 where=self.path,
                 remedy="continue it with --resume, choose another folder with --run-dir, or remove it",
-            )
-        if resume and not self.holds_run:
-            raise InputError(
-                "there is no run to resume",
-                where=self.path,
-                remedy="name the folder of the run with --run-dir, or start a run without --resume",
             )
         try:
             self.checkpoints.mkdir(parents=True, exist_ok=True)
@@ -109,7 +104,7 @@ class MetricsLog:
         self._path = path
         try:
             self._file: io.BufferedWriter = open(path, "ab")  # noqa: SIM115 - lives as long as the run
-            self._file.truncate(start)
+            self._file.truncate(min(start, os.fstat(self._file.fileno()).st_size))
         except OSError as error:
             raise StorageError("metrics cannot be written", where=path, found=error.strerror) from error
 
@@ -118,8 +113,9 @@ class MetricsLog:
         self._do(lambda: self._file.write((json.dumps(values) + "\n").encode()))
 
     def flush(self) -> int:
-        """Write what is pending and return the length of the file in bytes."""
+        """Bring what is pending to the disk and return the length of the file in bytes."""
         self._do(self._file.flush)
+        self._do(lambda: os.fsync(self._file.fileno()))
         return os.fstat(self._file.fileno()).st_size
 
     def close(self) -> None:
@@ -135,8 +131,20 @@ class MetricsLog:
             ) from error
 
 
-FIXED = ("seed", "model", "data", "training.global_batch_size", "training.dtype", "training.loss", "optimizer.name")
-"""What a run cannot change when it goes on; lengths, rates and grids may."""
+FIXED = (
+    "seed",
+    "model",
+    "data.inputs",
+    "data.targets",
+    "data.shuffle",
+    "data.transform",
+    "data.target_transform",
+    "training.global_batch_size",
+    "training.dtype",
+    "training.loss",
+    "optimizer.name",
+)
+"""What a run cannot change when it goes on; lengths, rates, grids and places may."""
 
 
 def resumed_job(job: Job, saved: Job) -> Job:
@@ -151,8 +159,9 @@ def resumed_job(job: Job, saved: Job) -> Job:
     for section in ("transform", "target_transform"):
         if new["data"][section]["standardize"]:
             new["data"][section] = old["data"][section]
-    for key in ("train", "test"):
-        new["data"][key] = old["data"][key]
+    new["model"]["folder"] = old["model"]["folder"] = new["model"]["folder"]
+    if new["parallel"]["threads"] is None:
+        new["parallel"]["threads"] = old["parallel"]["threads"]
     for key in FIXED:
         found, expected = _get(new, key), _get(old, key)
         if found != expected:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from hpdl_mpi.base.errors import InputError
+from hpdl_mpi.comm import Communicator
 from hpdl_mpi.data import Dataset, Transform, fitted
 from hpdl_mpi.nn import Layer, Loss, Shape
 
@@ -54,24 +55,30 @@ class Source:
             )
 
     @property
-    def unit(self) -> float:
-        """What one unit of the model's outputs is in the targets' own; 1 where several targets differ in it."""
+    def unit(self) -> float | None:
+        """What one unit of the model's outputs is in the targets' own; None where several targets differ in it."""
         std, scale = self.target_transform.std, self.target_transform.scale
-        values = np.atleast_1d(1.0 if std is None else std)
-        return float(values[0] / scale) if len(values) == 1 else 1.0
+        values = set(np.atleast_1d(1.0 if std is None else std).tolist())
+        return values.pop() / abs(scale) if len(values) == 1 else None
 
-    def check(self, model: Layer, loss: Loss, num_ranks: int) -> Shape:
-        """Build the model for these samples and return the shape of one as the model sees it.
+    def check(self, model: Layer, loss: Loss, num_ranks: int, expected: Shape | None = None) -> Shape:
+        """Return the shape of a sample as the model sees it; build the model for it unless that shape is `expected`.
 
         Raises
         ------
         InputError
-            The model or the loss cannot take them, or there are fewer than ranks.
+            The model or the loss cannot take the samples, their shape is not the expected one, or there are fewer than
+            ranks.
         """
         with self.open() as dataset:
             shape = self.transform.output_shape(dataset.input_shape)
-            model.build(shape)
-            loss.check(model.output_shape(shape), dataset.target_shape, dataset.target_dtype)
+            if expected is None:
+                model.build(shape)
+            elif shape != expected:
+                raise InputError("samples of another shape", where=self.path, found=shape, expected=expected)
+            # the loader makes class numbers of shape (1,) plain ones
+            flat = loss.task == "classification" and dataset.target_shape == (1,)
+            loss.check(model.output_shape(shape), () if flat else dataset.target_shape, dataset.target_dtype)
             if dataset.num_samples < num_ranks:
                 raise InputError(
                     "fewer samples than ranks that share them",
@@ -81,3 +88,17 @@ class Source:
                     remedy="start fewer ranks",
                 )
             return shape
+
+
+def agree_on_data(comm: Communicator, dataset: Dataset) -> None:
+    """Raise an InputError on all ranks unless they see the same data. Collective."""
+    found = comm.allgather_obj(dataset.fingerprint)
+    astray = [rank for rank, fingerprint in enumerate(found) if fingerprint != found[0]]
+    if astray:
+        raise InputError(
+            "ranks see different data",
+            where=dataset.path,
+            found=f"other shapes, types or counts on ranks {astray} than on rank 0",
+            remedy="put the data on a file system that all nodes see, or copy the same files to each node",
+            shared=True,
+        )

@@ -75,7 +75,7 @@ def summarize(job: Job, num_ranks: int) -> Summary:
         parameters=replica.params.nbytes,
         gradients=replica.grads.nbytes,
         optimizer=sum(slot.nbytes for slot in replica.slots.values()),
-        activations=replica.pool.peak_live,
+        activations=replica.pool.bytes_held,
     )
     return Summary(input_shape, list(_rows(model, input_shape)), memory, size)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from contextlib import ExitStack, closing
 from pathlib import Path
@@ -11,7 +12,8 @@ import numpy as np
 
 from hpdl_mpi.base.errors import InputError
 from hpdl_mpi.comm import Communicator, agree, world
-from hpdl_mpi.data import Loader, Transform
+from hpdl_mpi.data import Dataset, Loader, Transform
+from hpdl_mpi.data.hdf5 import memory_dtype
 from hpdl_mpi.data.sampler import Shuffle
 from hpdl_mpi.nn import Layer, Loss, Shape
 from hpdl_mpi.optim import Constant, Optimizer, Schedule
@@ -26,7 +28,10 @@ from hpdl_mpi.train.metrics import Metrics, Progress
 from hpdl_mpi.train.report import headline, make_reporter
 from hpdl_mpi.train.runfolder import MetricsLog, RunFolder
 from hpdl_mpi.train.signals import StopSignals
-from hpdl_mpi.train.source import AS_STORED, PathLike, Source
+from hpdl_mpi.train.source import AS_STORED, PathLike, Source, agree_on_data
+
+_TEST_SHARE = 32
+"""Samples of an evaluation batch that each rank has at least."""
 
 
 class Trainer:
@@ -159,18 +164,23 @@ class Trainer:
         """
         if (epochs is None) == (steps is None):
             raise InputError("give either epochs or steps", where="fit", found=f"epochs={epochs}, steps={steps}")
+        if self._replica is not None:
+            raise RuntimeError("this trainer holds a trained model already: make a new one to train again")
+        began = time.perf_counter()
         checkpoint = checkpoint or Checkpoint()
         source = Source(train, inputs, targets, transform or AS_STORED, target_transform or AS_STORED)
         folder = RunFolder(run_dir) if run_dir is not None else None
         self._source, input_shape = agree(self.comm, lambda: self._check(source, validate, folder, resume))
         dp = self.grid.axis("dp")
         loader = self._loader(train, global_batch_size, shuffle)
-        tests = self._loader(validate, global_batch_size, "none") if validate is not None else None
+        tests = self._test_loader(validate, global_batch_size) if validate is not None else None
         first_on_node(self.comm, lambda: self._build(input_shape, loader))
-        progress = self._restore(folder) if folder and resume else Progress()
+        progress = self._restore(folder if resume else None, loader.dataset)
         num_steps = steps or -(-loader.dataset.num_samples // global_batch_size) * (epochs or 0)
         mine = folder if self.comm.rank == 0 else None
         with ExitStack() as stack:
+            for opened in filter(None, (loader, tests)):
+                stack.callback(opened.dataset.close)
             log = None
             if mine:
                 if describe:
@@ -206,6 +216,7 @@ class Trainer:
                 reporter=reporter,
                 signals=signals,
                 unit=self._source.unit,
+                began=began,
             )
             metrics = loop.run()
             summary = self._summary(name, global_batch_size, progress, metrics)
@@ -235,9 +246,11 @@ class Trainer:
         batch_size : int
             Samples of a batch over all ranks.
         """
-        agree(self.comm, lambda: self._source.at(data).check(self.model, self.loss, self.grid.shape["dp"]))
+        source, shape = self._source.at(data), self.replica.input_shape
+        agree(self.comm, lambda: source.check(self.model, self.loss, self.grid.shape["dp"], shape))
         loader = self._loader(data, batch_size, "none")
-        return Evaluator(self.replica, self.loss, loader, self.grid.axis("dp"), self._source.unit)()
+        with loader.dataset:
+            return Evaluator(self.replica, self.loss, loader, self.grid.axis("dp"), self._source.unit)()
 
     def predict(self, inputs: np.ndarray, *, batch_size: int = 256) -> np.ndarray:
         """Return the model's outputs for samples as they are stored, in the targets' own units. Local.
@@ -260,7 +273,8 @@ class Trainer:
             raise InputError("samples of another shape", where="inputs", found=shape, expected=replica.input_shape)
         outputs = []
         for start in range(0, len(inputs), batch_size):
-            raw = np.ascontiguousarray(inputs[start : start + batch_size])
+            raw = inputs[start : start + batch_size]
+            raw = np.ascontiguousarray(raw, memory_dtype(raw.dtype))
             x = np.empty((len(raw), *shape), replica.dtype)
             transform.apply(raw, x)
             outputs.append(replica.predict(x, np.arange(start, start + len(raw))))
@@ -276,9 +290,7 @@ class Trainer:
         num_ranks = self.grid.shape["dp"]
         shape = source.check(self.model, self.loss, num_ranks)
         if validate is not None:
-            found = source.at(validate).check(self.model, self.loss, num_ranks)
-            if found != shape:
-                raise InputError("test samples of another shape", where=validate, found=found, expected=shape)
+            source.at(validate).check(self.model, self.loss, num_ranks, shape)
         if folder is not None:
             folder.claim(resume=resume)
         return source.measured(), shape
@@ -297,6 +309,10 @@ class Trainer:
             dtype=self._dtype,
         )
 
+    def _test_loader(self, path: PathLike, train_batch_size: int) -> Loader:
+        """Return a loader of samples to evaluate on; tiny batches of training would only cost time here."""
+        return self._loader(path, max(train_batch_size, _TEST_SHARE * self.grid.shape["dp"]), "none")
+
     def _build(self, input_shape: Shape, loader: Loader | None) -> None:
         """Make the replica, and run every kernel once if there is data to run them on."""
         self._replica = Replica(self.model, input_shape, self.optimizer, dtype=self._dtype, seed=self._seed)
@@ -304,9 +320,23 @@ class Trainer:
             with closing(loader.epoch(0, limit=self.grid.shape["dp"])) as batches:
                 rehearse(self._replica, next(batches), self.loss)
 
-    def _restore(self, folder: RunFolder) -> Progress:
-        latest = checkpoints.latest(folder.checkpoints)
-        return Progress.from_dict(checkpoints.load(latest, self.replica)) if latest else Progress()
+    def _restore(self, folder: RunFolder | None, train: Dataset) -> Progress:
+        """Return where the run stands, after loading its latest checkpoint if there is one; the same on all ranks."""
+        agree_on_data(self.comm, train)
+        latest = agree(self.comm, lambda: checkpoints.latest(folder.checkpoints) if folder else None)
+        if latest is None:
+            return Progress(fingerprint=train.fingerprint)
+        progress = Progress.from_dict(checkpoints.load(latest, self.replica))
+        if progress.fingerprint != train.fingerprint:
+            raise InputError(
+                "the training data are not those that the run began with",
+                where=train.path,
+                found=f"fingerprint {train.fingerprint}",
+                expected=progress.fingerprint,
+                remedy="name the data of the run, or start a new run with --run-dir",
+                shared=True,
+            )
+        return progress
 
     def _summary(
         self, name: str | None, global_batch_size: int, progress: Progress, metrics: Metrics | None

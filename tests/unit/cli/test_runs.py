@@ -181,7 +181,6 @@ def test_a_resumed_run_cannot_become_another(classifier, override, message):
         (["train", "nowhere.toml"], "nowhere.toml: no such job file"),
         (["train", "job.toml", "--set", "optimizer.rate=1"], "optimizer.rate: unknown key"),
         (["train", "job.toml", "--set", "data.train=nowhere"], "nowhere"),
-        (["train", "job.toml", "--resume", "--run-dir", "none"], "there is no run to resume"),
         (["train", "job.toml", "--run-dir", "/proc/none"], "the run folder cannot be written"),
         (["train", "job.toml", "--set", "parallel.dp=2"], "the grid does not fit the number of ranks"),
         (["train", "job.toml", "--set", "parallel.threads=99999"], "not a possible number of threads"),

@@ -127,6 +127,7 @@ def test_a_factory_is_found_beside_the_job_and_takes_keywords(factory_job):
         ("model.factory=nowhere:tiny", "model.factory: no such module. Found nowhere"),
         ("model.factory=own_model:huge", "model.factory: no such function. Found huge"),
         ("model.factory=own_model:wrong", "the factory returned no Layer. Found int"),
+        ("model.factory=os:system", "model.factory: no such function. Found system; expected a function in os"),
         ("model.factory=own_model", "model.factory: string should match pattern"),
         ("model.width=wide", "model.width: input should be a valid integer"),
     ],

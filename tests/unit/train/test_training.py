@@ -94,7 +94,7 @@ class StopAfter(nn.CrossEntropy):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR2])
-@pytest.mark.parametrize("step", [1, 4, 6, 11])
+@pytest.mark.parametrize("step", [1, 4, 6, 8, 11])
 def test_a_stopped_and_resumed_run_ends_with_the_same_bits(alone, images, tmp_path, step, number):
     folder = tmp_path / "stopped"
     settings = {"checkpoint": Checkpoint(signal="SIGUSR2")}
@@ -234,3 +234,95 @@ def test_regression_is_standardised_and_reported_in_its_own_unit(tmp_path, num_r
 def test_stochastic_mini_batch_and_batch_descent_are_batch_sizes(images, batch):
     summary = fit_images(make_trainer(SingleCommunicator()), images, epochs=1, global_batch_size=batch)
     assert summary["steps"] == -(-NUM_SAMPLES // batch)
+
+
+def test_a_signal_in_the_last_step_lets_the_run_end(alone, images, tmp_path):
+    summary = fit_images(make_trainer(SingleCommunicator(), loss=StopAfter(12 + 1)), images, tmp_path / "run")
+    assert summary["parameters_digest"] == alone[1]["parameters_digest"]
+    assert summary["epochs"] == 3
+
+
+@pytest.mark.parametrize("every", [None, 4])
+def test_an_epoch_that_a_checkpoint_ends_counts_when_resumed(alone, images, tmp_path, every):
+    folder = tmp_path / "stopped"
+    settings = {"checkpoint": Checkpoint(every=every)}
+    with pytest.raises(Stopped, match="after step 4"):
+        fit_images(make_trainer(SingleCommunicator(), loss=StopAfter(4 + 1)), images, folder, **settings)
+    resumed = fit_images(make_trainer(SingleCommunicator()), images, folder, resume=True, **settings)
+    for key in ("epochs", "train_loss", "test_loss", "parameters_digest"):
+        assert resumed[key] == alone[1][key]
+    assert [line["epoch"] for line in read_metrics(folder, "epoch")] == [1, 2, 3]
+
+
+def test_a_run_that_failed_before_its_first_step_can_be_started_again(images, tmp_path):
+    with h5py.File(images, "r+") as file:
+        label, file["y"][:] = file["y"][()], 77
+    with pytest.raises(InputError, match="outside the classes"):
+        fit_images(make_trainer(SingleCommunicator()), images, tmp_path / "run")
+    with h5py.File(images, "r+") as file:
+        file["y"][:] = label
+    assert fit_images(make_trainer(SingleCommunicator()), images, tmp_path / "run")["steps"] == 12
+
+
+def test_resuming_what_has_not_begun_begins_it(alone, images, tmp_path):
+    summary = fit_images(make_trainer(SingleCommunicator()), images, tmp_path / "new", resume=True)
+    assert summary["parameters_digest"] == alone[1]["parameters_digest"]
+
+
+def test_a_run_goes_on_with_moved_data_but_not_with_others(images, tmp_path):
+    folder = tmp_path / "run"
+    fit_images(make_trainer(SingleCommunicator()), images, folder, epochs=1)
+    moved = images.rename(tmp_path / "moved.h5")
+    assert fit_images(make_trainer(SingleCommunicator()), moved, folder, epochs=2, resume=True)["epochs"] == 2
+    others = write_images(tmp_path / "others.h5", num_samples=NUM_SAMPLES + 1)
+    with pytest.raises(InputError, match=r"others\.h5: the training data are not those that the run began with"):
+        fit_images(make_trainer(SingleCommunicator()), others, folder, epochs=3, resume=True)
+
+
+def test_ranks_that_see_different_data_are_named(images, tmp_path):
+    other = write_images(tmp_path / "other.h5", num_samples=NUM_SAMPLES + 1)
+
+    def run(comm):
+        with pytest.raises(InputError, match=r"ranks see different data.*on ranks \[1\] than on rank 0"):
+            fit_images(make_trainer(comm), other if comm.rank == 1 else images)
+
+    run_threads(3, run)
+
+
+def test_class_numbers_may_have_a_dimension_of_their_own(alone, images):
+    with h5py.File(images, "r+") as file:
+        labels = file["y"][()]
+        del file["y"]
+        file["y"] = labels[:, None]
+    summary = fit_images(make_trainer(SingleCommunicator()), images)
+    assert summary["parameters_digest"] == alone[1]["parameters_digest"]
+
+
+@pytest.mark.parametrize("dtype", [np.float16, ">f4", ">i2", np.uint8])
+def test_predictions_take_any_stored_number_type(images, dtype):
+    trainer = make_trainer(SingleCommunicator())
+    fit_images(trainer, images, epochs=1)
+    with h5py.File(images) as file:
+        x = file["x"][()]
+    np.testing.assert_array_equal(trainer.predict(x.astype(dtype)), trainer.predict(x))
+
+
+def test_wall_time_counts_without_a_run_folder_and_a_part_of_an_epoch_has_a_loss(images):
+    summary = fit_images(make_trainer(SingleCommunicator()), images, epochs=None, steps=2)
+    assert summary["wall_seconds"] > 0
+    assert summary["train_loss"] > 0
+
+
+def test_a_trainer_trains_once(images):
+    trainer = make_trainer(SingleCommunicator())
+    fit_images(trainer, images, epochs=1)
+    with pytest.raises(RuntimeError, match="make a new one"):
+        fit_images(trainer, images, epochs=1)
+
+
+def test_lost_metrics_do_not_spoil_what_follows(images, tmp_path):
+    folder = tmp_path / "run"
+    fit_images(make_trainer(SingleCommunicator()), images, folder, epochs=1)
+    (folder / "metrics.jsonl").unlink()
+    fit_images(make_trainer(SingleCommunicator()), images, folder, resume=True)
+    assert len(step_losses(folder)) == 8
