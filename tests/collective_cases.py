@@ -136,6 +136,14 @@ def split_makes_groups_that_do_not_mix(comm: Communicator) -> None:
         work.wait()
 
 
+def freed_group_leaves_the_others_alone(comm: Communicator) -> None:
+    part, other = comm.split(0), comm.split(0)
+    for _ in range(2):
+        part.free()
+    for group in (other, comm):
+        assert group.allgather_obj(comm.rank) == list(range(comm.size))
+
+
 def places_on_machines_are_consistent(comm: Communicator) -> None:
     places = comm.allgather_obj((comm.node, comm.node_rank, comm.node_size))
     assert {node for node, _, _ in places} == set(range(comm.num_nodes))
@@ -191,7 +199,7 @@ def ring_allreduce_sums_to_the_same_bits_everywhere(comm: Communicator) -> None:
         for size in lengths(comm.size):
             array = numbers(comm.rank, size, dtype)
             # Segments shorter than a chunk, so that several are under way.
-            Collective(comm, ring_allreduce(comm.size, size)[comm.rank], array, segment_bytes=64)()
+            Collective(comm, ring_allreduce(comm.size, size, comm.rank), array, segment_bytes=64)()
             terms = np.array([numbers(rank, size, dtype) for rank in range(comm.size)])
             # p - 1 additions in some order: each errs by half a unit of the last place of a partial sum.
             tolerance = (comm.size - 1) * np.finfo(dtype).eps / 2 * np.abs(terms).sum(axis=0, dtype=np.float64)
@@ -202,7 +210,7 @@ def ring_allreduce_sums_to_the_same_bits_everywhere(comm: Communicator) -> None:
 def ring_adds_chunk_k_from_rank_k_plus_1_to_rank_k(comm: Communicator) -> None:
     size = 10 * comm.size + 1
     array = numbers(comm.rank, size)
-    Collective(comm, ring_allreduce(comm.size, size)[comm.rank], array, segment_bytes=16)()
+    Collective(comm, ring_allreduce(comm.size, size, comm.rank), array, segment_bytes=16)()
     for index in range(comm.size):
         start, stop = share(size, index, comm.size)
         order = [(index + 1 + turn) % comm.size for turn in range(comm.size)]
@@ -216,17 +224,17 @@ def halves_of_the_ring_scatter_and_gather(comm: Communicator) -> None:
     for size in lengths(comm.size):
         array = np.arange(size, dtype=np.float64) + comm.rank
         start, stop = share(size, comm.rank, comm.size)
-        Collective(comm, ring_reduce_scatter(comm.size, size)[comm.rank], array)()
+        Collective(comm, ring_reduce_scatter(comm.size, size, comm.rank), array)()
         expected = comm.size * np.arange(size) + sum(range(comm.size))
         np.testing.assert_array_equal(array[start:stop], expected[start:stop])
         array[:start] = array[stop:] = np.nan
-        Collective(comm, ring_all_gather(comm.size, size)[comm.rank], array)()
+        Collective(comm, ring_all_gather(comm.size, size, comm.rank), array)()
         np.testing.assert_array_equal(array, expected)
 
 
 def collective_can_be_called_again(comm: Communicator) -> None:
     array = np.empty(100)
-    collective = Collective(comm, ring_allreduce(comm.size, 100)[comm.rank], array, segment_bytes=80)
+    collective = Collective(comm, ring_allreduce(comm.size, 100, comm.rank), array, segment_bytes=80)
     for turn in range(5):
         array[:] = comm.rank + turn
         collective()
@@ -236,7 +244,7 @@ def collective_can_be_called_again(comm: Communicator) -> None:
 def collectives_of_different_tags_overlap(comm: Communicator) -> None:
     arrays = [np.full(50 + tag, float(comm.rank + tag)) for tag in range(3)]
     collectives = [
-        Collective(comm, ring_allreduce(comm.size, array.size)[comm.rank], array, tag=tag, segment_bytes=40)
+        Collective(comm, ring_allreduce(comm.size, array.size, comm.rank), array, tag=tag, segment_bytes=40)
         for tag, array in enumerate(arrays)
     ]
     for collective in collectives:
@@ -251,7 +259,7 @@ def collectives_of_different_tags_overlap(comm: Communicator) -> None:
 
 
 def collective_refuses_other_arrays(comm: Communicator) -> None:
-    program = ring_allreduce(comm.size, 4)[comm.rank]
+    program = ring_allreduce(comm.size, 4, comm.rank)
     for array in (np.zeros((2, 2)), np.zeros(4, np.int64), np.zeros(8)[::2]):
         with pytest.raises(ValueError, match=r"flat float array|C-contiguous"):
             Collective(comm, program, array)
@@ -268,6 +276,7 @@ VERBS: list[Callable[[Communicator], None]] = [
     allreduce_keeps_integers_exact_and_nan_visible,
     objects_travel,
     split_makes_groups_that_do_not_mix,
+    freed_group_leaves_the_others_alone,
     places_on_machines_are_consistent,
     arrays_that_are_not_contiguous_are_refused,
     messages_of_another_size_are_noticed,

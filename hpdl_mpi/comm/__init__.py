@@ -2,7 +2,7 @@
 
 from hpdl_mpi.comm.collectives import ring_all_gather, ring_allreduce, ring_reduce_scatter
 from hpdl_mpi.comm.communicator import Communicator, Transfer, Work
-from hpdl_mpi.comm.execute import Collective
+from hpdl_mpi.comm.execute import Collective, compile_reduction
 from hpdl_mpi.comm.failure import abort_on_exception, agree
 from hpdl_mpi.comm.single import SingleCommunicator
 from hpdl_mpi.comm.threads import run_threads
@@ -16,6 +16,7 @@ __all__ = [
     "Work",
     "abort_on_exception",
     "agree",
+    "compile_reduction",
     "ring_all_gather",
     "ring_allreduce",
     "ring_reduce_scatter",

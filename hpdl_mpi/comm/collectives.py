@@ -1,4 +1,4 @@
-"""The collectives, each a function that returns every rank's program.
+"""The collectives, each a function that returns one rank's program.
 
 The ring is bandwidth-optimal: each rank sends 2 (p - 1) / p of the array, which is the least possible [1]_. Chunk k is
 summed on its way around the ring, from rank k + 1 to rank k, so its additions have one order, and everyone copies the
@@ -16,23 +16,22 @@ from hpdl_mpi.base.shares import share
 from hpdl_mpi.comm.schedule import Op, Program, Round, Step
 
 
-def ring_reduce_scatter(num_ranks: int, num_elements: int) -> list[Program]:
+def ring_reduce_scatter(num_ranks: int, num_elements: int, rank: int) -> Program:
     """Sum the arrays so that rank r ends with chunk r of the sum; the other chunks hold partial sums."""
-    return _ring(num_ranks, num_elements, Op.RECV_REDUCE, first_chunk=-1)
+    return _ring(num_ranks, num_elements, rank, Op.RECV_REDUCE, first_chunk=-1)
 
 
-def ring_all_gather(num_ranks: int, num_elements: int) -> list[Program]:
+def ring_all_gather(num_ranks: int, num_elements: int, rank: int) -> Program:
     """Copy chunk r of rank r to all others."""
-    return _ring(num_ranks, num_elements, Op.RECV, first_chunk=0)
+    return _ring(num_ranks, num_elements, rank, Op.RECV, first_chunk=0)
 
 
-def ring_allreduce(num_ranks: int, num_elements: int) -> list[Program]:
+def ring_allreduce(num_ranks: int, num_elements: int, rank: int) -> Program:
     """Sum the arrays so that every rank ends with the whole sum, the same bits everywhere."""
-    scatter, gather = ring_reduce_scatter(num_ranks, num_elements), ring_all_gather(num_ranks, num_elements)
-    return [first + second for first, second in zip(scatter, gather, strict=True)]
+    return ring_reduce_scatter(num_ranks, num_elements, rank) + ring_all_gather(num_ranks, num_elements, rank)
 
 
-def _ring(num_ranks: int, num_elements: int, receive: Op, first_chunk: int) -> list[Program]:
+def _ring(num_ranks: int, num_elements: int, rank: int, receive: Op, first_chunk: int) -> Program:
     """In each of p - 1 rounds, pass a chunk to the right and take the one before it from the left.
 
     Rank r begins with chunk r + `first_chunk`.
@@ -41,8 +40,8 @@ def _ring(num_ranks: int, num_elements: int, receive: Op, first_chunk: int) -> l
     def step(op: Op, index: int, peer: int) -> Step:
         return Step(op, *share(num_elements, index % num_ranks, num_ranks), peer % num_ranks)
 
-    def round_of(rank: int, turn: int) -> Round:
+    def round_of(turn: int) -> Round:
         sent = rank + first_chunk - turn
         return step(Op.SEND, sent, rank + 1), step(receive, sent - 1, rank - 1)
 
-    return [[round_of(rank, turn) for turn in range(num_ranks - 1)] for rank in range(num_ranks)]
+    return [round_of(turn) for turn in range(num_ranks - 1)]

@@ -111,6 +111,13 @@ class Communicator(ABC):
         """Return the group of the ranks that gave this colour, in the order of (key, rank). Collective."""
 
     @abstractmethod
+    def free(self) -> None:
+        """Give back what the group holds of the MPI library; nobody may use it any more. Collective.
+
+        All its work must be over. A further call does nothing.
+        """
+
+    @abstractmethod
     def abort(self, code: int) -> NoReturn:
         """End all ranks of the job at once, with this exit code where there are processes to end. Local."""
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import numpy as np
+from numpy.typing import DTypeLike
 
 from hpdl_mpi.base.memory import aligned
 from hpdl_mpi.comm.communicator import Communicator, Transfer, Work, check_array
@@ -19,6 +20,12 @@ SEGMENT_BYTES = 1 << 21
 
 WINDOW = 2
 """How many segments of one reduction may be on their way at once."""
+
+
+def compile_reduction(dtype: DTypeLike) -> None:
+    """Add arrays of this dtype once, so that no call of a `Collective` waits for the compiler. Local."""
+    array = np.zeros(1, dtype)
+    add(array, array, array)
 
 
 class Collective(Work):
@@ -63,8 +70,6 @@ class Collective(Work):
         staging = aligned(size, array.dtype)
         self._rounds = [_streams(comm, steps, array, staging, tag, length) for steps in order]
         self._position = len(self._rounds)
-        if size:
-            add(staging[:0], staging[:0], staging[:0])  # compiles it, so that the first call waits for no compiler
 
     def __call__(self) -> None:
         """Run the collective and block until this rank's part is over."""

@@ -49,8 +49,10 @@ class MpiCommunicator(Communicator):
         self._handle = handle
         self._departures = departures
         self.rank, self.size = handle.rank, handle.size
-        everyone = MPI.COMM_WORLD.Get_group()
-        self._world_ranks = MPI.Group.Translate_ranks(handle.Get_group(), None, everyone)
+        group, everyone = handle.Get_group(), MPI.COMM_WORLD.Get_group()
+        self._world_ranks = MPI.Group.Translate_ranks(group, None, everyone)
+        group.Free()
+        everyone.Free()
         node = handle.Split_type(MPI.COMM_TYPE_SHARED)
         self._place(handle.allgather(node.bcast(self.rank)))
         node.Free()
@@ -87,6 +89,10 @@ class MpiCommunicator(Communicator):
 
     def split(self, color: int, key: int = 0) -> MpiCommunicator:
         return MpiCommunicator(self._handle.Split(color, key), self._departures)
+
+    def free(self) -> None:
+        if self._handle != MPI.COMM_NULL:
+            self._handle.Free()
 
     def abort(self, code: int) -> NoReturn:
         sys.stdout.flush()

@@ -82,6 +82,9 @@ class ThreadCommunicator(Communicator):
             self._mailboxes, order.index(self.rank), [self._members[rank] for rank in order], context
         )
 
+    def free(self) -> None:
+        """Nothing to give back: what a group has in memory goes with it."""
+
     def abort(self, code: int) -> NoReturn:
         raise TrainingError(f"aborted the job with exit code {code}", where=f"rank {self._members[self.rank]}")
 

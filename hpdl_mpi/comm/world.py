@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib.metadata
 import os
 import sys
 import time
@@ -61,6 +62,9 @@ def _load_library() -> tuple[int, str | None]:
     """Start MPI; return the size of its world and the library's name, or (1, None) without a library."""
     # What failed is said by ourselves; the library's own words would only follow.
     os.environ.setdefault("MPIR_CVAR_SUPPRESS_ABORT_MESSAGE", "1")
+    if "SLURM_PROCID" in os.environ and _mpich_is_a_wheel():
+        # UCX announces itself in blocks of 4 kB, of which Slurm's PMI-2 reads 1 kB: now and then ranks do not meet.
+        os.environ.setdefault("MPIR_CVAR_CH4_NETMOD", "ofi")
     with warnings.catch_warnings():
         # On every rank of a mismatched launcher; `mismatch` says it once, with the remedy.
         warnings.filterwarnings("ignore", "suspicious MPI execution environment", RuntimeWarning)
@@ -70,6 +74,15 @@ def _load_library() -> tuple[int, str | None]:
             return 1, None
     name, version = MPI.get_vendor()
     return MPI.COMM_WORLD.size, f"{name} {'.'.join(map(str, version))}"
+
+
+def _mpich_is_a_wheel() -> bool:
+    """Return whether MPICH was installed by pip: it has both network modules, which a cluster's own may not."""
+    try:
+        importlib.metadata.distribution("mpich")
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True
 
 
 def launched(environ: Mapping[str, str]) -> tuple[str, int, int] | None:

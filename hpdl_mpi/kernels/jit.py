@@ -33,8 +33,8 @@ def cache_folder() -> Path:
 
     Its name hashes all files of `kernels/` and the versions of Python, Numba, llvmlite and NumPy, because Numba
     itself looks only at the file that holds a function, not at those it calls. ``HPDL_CACHE_DIR`` names another
-    parent than ``$XDG_CACHE_HOME/hpdl_mpi`` (``~/.cache/hpdl_mpi``). Where that parent cannot be written, a private
-    folder under the system's temporary folder serves.
+    parent than ``$XDG_CACHE_HOME/hpdl_mpi`` (``~/.cache/hpdl_mpi``). Where the folder cannot be made there, or
+    somebody else could write to it, a private one under the system's temporary folder serves.
     """
     digest = hashlib.sha256()
     for file in sorted(Path(__file__).parent.glob("*.py")):
@@ -44,50 +44,59 @@ def cache_folder() -> Path:
     name = f"kernels-{platform.node()}-{digest.hexdigest()[:16]}"
     base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     folder = Path(os.environ.get("HPDL_CACHE_DIR") or Path(base, "hpdl_mpi")) / name
+    if _make_private(folder):
+        return folder
+    temporary = Path(tempfile.gettempdir(), f"hpdl_mpi-{os.getuid()}")
+    if _make_private(temporary) and _make_private(temporary / name):
+        return temporary / name
+    return Path(tempfile.mkdtemp(prefix="hpdl_mpi-"))
+
+
+def _make_private(folder: Path) -> bool:
+    """Make a folder if need be, and return whether this user, and nobody else, can write there.
+
+    Numba unpickles what it finds in its cache, so that must not come from somebody else.
+    """
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if os.access(folder, os.W_OK):
-            return folder
+        status = folder.lstat()
     except OSError:
-        pass  # a home that cannot be written is common on compute nodes; the temporary folder serves as well
-    return _private_temporary_folder(name)
+        return False  # a home that cannot be written is common on compute nodes
+    return status.st_uid == os.getuid() and not status.st_mode & 0o022 and os.access(folder, os.W_OK)
 
 
-def _private_temporary_folder(name: str) -> Path:
-    """Return a folder that only this user can write: compiled code must not come from somebody else."""
-    parent = Path(tempfile.gettempdir(), f"hpdl_mpi-{os.getuid()}")
-    parent.mkdir(mode=0o700, exist_ok=True)
-    status = parent.lstat()
-    if status.st_uid != os.getuid() or status.st_mode & 0o077:
-        return Path(tempfile.mkdtemp(prefix="hpdl_mpi-"))
-    (parent / name).mkdir(mode=0o700, exist_ok=True)
-    return parent / name
-
-
-numba.config.CACHE_DIR = str(cache_folder())
-
-_OPTIONS: dict[str, Any] = {"nogil": True, "cache": True, "fastmath": FASTMATH, "error_model": "numpy"}
 _threads = 1
+
+
+def _compile(function: Callable, *, fastmath: set[str] | bool = FASTMATH, **options: Any) -> Any:
+    """Return Numba's dispatcher, whose cache lies in `cache_folder`."""
+    # Numba reads this when it decorates; functions of others keep their own folder.
+    others = numba.config.CACHE_DIR
+    numba.config.CACHE_DIR = str(cache_folder())
+    try:
+        return numba.njit(nogil=True, cache=True, error_model="numpy", fastmath=fastmath, **options)(function)
+    finally:
+        numba.config.CACHE_DIR = others
 
 
 def kernel(function: Callable) -> Any:
     """Compile a function for one thread; other kernels may call it."""
-    return numba.njit(**_OPTIONS)(function)
+    return _compile(function)
 
 
 def inline(function: Callable) -> Any:
     """Compile a small function that its callers absorb."""
-    return numba.njit(inline="always", **_OPTIONS)(function)
+    return _compile(function, inline="always")
 
 
 class ParallelKernel:
     """A kernel in two forms, `serial` and `parallel`; a call takes the one that the thread count asks for."""
 
-    def __init__(self, function: Callable) -> None:
+    def __init__(self, function: Callable, fastmath: set[str] | bool = FASTMATH) -> None:
         self.__doc__ = function.__doc__
         self.__name__ = function.__name__
-        self.serial = numba.njit(**_OPTIONS)(function)
-        self.parallel = numba.njit(parallel=True, **_OPTIONS)(_renamed(function))
+        self.serial = _compile(function, fastmath=fastmath)
+        self.parallel = _compile(_renamed(function), fastmath=fastmath, parallel=True)
 
     def __call__(self, *args: Any) -> Any:
         return self.serial(*args) if _threads == 1 else self.parallel(*args)
@@ -106,6 +115,14 @@ def _renamed(function: Callable) -> Callable:
 def parallel_kernel(function: Callable) -> ParallelKernel:
     """Compile a function that splits its work with `prange`; only Python calls it, never another kernel."""
     return ParallelKernel(function)
+
+
+def exact_parallel_kernel(function: Callable) -> ParallelKernel:
+    """Compile as `parallel_kernel`, but round every operation as it is written: both forms give the same bits.
+
+    Without fast-math no sum becomes a vector loop; a kernel that needs one adds up several sums side by side.
+    """
+    return ParallelKernel(function, fastmath=False)
 
 
 def use_threads(count: int) -> None:

@@ -3,7 +3,8 @@
 Every kernel takes ``chunks``, int64 (c, 2), the starts and stops of the runs of elements to update, and ``decays``,
 float64 (c,), what multiplies the decay of each run. `scale` multiplies the gradients first (the rest of the mean over
 the batch, and clipping). Gradients are zeroed in the same pass, ready for the next step's sums. Inner loops run over
-slices from 0: an index that could be negative would keep them from becoming vector loops.
+slices from 0: an index that could be negative would keep them from becoming vector loops. All round as written, so
+that replicas get the same bits from one thread as from several.
 """
 
 from __future__ import annotations
@@ -13,7 +14,12 @@ import math
 import numpy as np
 from numba import prange
 
-from hpdl_mpi.kernels.jit import inline, parallel_kernel
+from hpdl_mpi.kernels.jit import exact_parallel_kernel, inline
+
+
+@inline
+def _square(value):
+    return np.float64(value) * np.float64(value)
 
 
 @inline
@@ -21,19 +27,27 @@ def _sign(p, real):
     return real(p > 0) - real(p < 0)
 
 
-@parallel_kernel
+@exact_parallel_kernel
 def sum_squares(x, chunks, out):
     """out[c] = sum of x^2 over chunk c, in float64; `out` float64 (c,)."""
     for c in prange(len(chunks)):
         run = x[chunks[c, 0] : chunks[c, 1]]
-        total = 0.0
-        for i in range(run.size):
-            value = np.float64(run[i])
-            total += value * value
-        out[c] = total
+        n = run.size // 4
+        first, second, third, fourth = run[:n], run[n : 2 * n], run[2 * n : 3 * n], run[3 * n : 4 * n]
+        rest = run[4 * n :]
+        # four sums side by side: in one alone each addition would wait for the one before
+        a = b = d = e = 0.0
+        for i in range(n):
+            a += _square(first[i])
+            b += _square(second[i])
+            d += _square(third[i])
+            e += _square(fourth[i])
+        for i in range(rest.size):
+            a += _square(rest[i])
+        out[c] = (a + b) + (d + e)
 
 
-@parallel_kernel
+@exact_parallel_kernel
 def sgd(params, grads, chunks, decays, scale, lr, weight_decay, l1):
     """Gradient descent: p -= lr (g + weight_decay p + l1 sign(p))."""
     real = params.dtype.type
@@ -48,7 +62,7 @@ def sgd(params, grads, chunks, decays, scale, lr, weight_decay, l1):
             g[i] = zero
 
 
-@parallel_kernel
+@exact_parallel_kernel
 def momentum(params, grads, velocity, chunks, decays, scale, lr, weight_decay, l1, factor, nesterov):
     """Gradient descent with momentum: v = factor v + g, then p -= lr v, or lr (g + factor v) with `nesterov`.
 
@@ -70,7 +84,7 @@ def momentum(params, grads, velocity, chunks, decays, scale, lr, weight_decay, l
             g[i] = zero
 
 
-@parallel_kernel
+@exact_parallel_kernel
 def adam(params, grads, first, second, chunks, decays, scale, lr, weight_decay, decoupled, beta1, beta2, eps, time):
     """Adam (Kingma and Ba, 2015) at step `time` = 1, 2, ...; decoupled decay gives AdamW (Loshchilov, Hutter, 2019)."""
     real = params.dtype.type

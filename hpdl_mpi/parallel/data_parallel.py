@@ -79,7 +79,7 @@ class DataParallelStep:
 
     @staticmethod
     def _all_reduce(comm: Communicator, array: np.ndarray) -> Collective:
-        return Collective(comm, ring_allreduce(comm.size, array.size)[comm.rank], array)
+        return Collective(comm, ring_allreduce(comm.size, array.size, comm.rank), array)
 
     def __call__(
         self, batch: Batch, *, epoch: int, lr: float, flags: Callable[[], Sequence[bool]] = tuple

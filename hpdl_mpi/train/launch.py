@@ -8,8 +8,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from hpdl_mpi.comm import Communicator
-from hpdl_mpi.comm.execute import compile_reduction
+from hpdl_mpi.comm import Communicator, compile_reduction
 from hpdl_mpi.data import Batch
 from hpdl_mpi.kernels.threads import available_cores, set_threads
 from hpdl_mpi.nn import Loss

@@ -85,8 +85,6 @@ class SlurmCluster:
             **inherited,
             "PATH": path,
             "SLURM_CONF": str(self.folder / "slurm.conf"),
-            # See jobs/train.sbatch: Slurm reads 1024 bytes of a line, and UCX's addresses may need more.
-            "MPIR_CVAR_CH4_NETMOD": "ofi",
         }
 
     def __enter__(self) -> SlurmCluster:

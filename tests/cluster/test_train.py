@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -14,8 +13,6 @@ from tests.cluster.slurm import SlurmCluster
 
 pytestmark = pytest.mark.slurm
 
-HPDL = Path(sys.executable).with_name("hpdl")
-MPIRUN = Path(sys.executable).with_name("mpirun")
 JOB = "jobs/mlp_mnist.toml"
 SHORT = ("--set", "training.epochs=1", "--set", "model.hidden=[32]")
 # Long enough to be stopped in the middle: hundreds of steps follow the first line of metrics.jsonl.
@@ -47,7 +44,7 @@ def wait_for_first_step(slurm: SlurmCluster, job: str, run: Path) -> None:
 def uninterrupted(slurm: SlurmCluster, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run of LONG that nothing has disturbed."""
     run = tmp_path_factory.mktemp("uninterrupted") / "run"
-    result = slurm.run("srun", "--mpi=pmi2", *BOTH_NODES, HPDL, "train", JOB, *LONG, "--run-dir", run)
+    result = slurm.run("srun", "--mpi=pmi2", *BOTH_NODES, "hpdl", "train", JOB, *LONG, "--run-dir", run)
     assert result.returncode == 0, result.stderr
     return run
 
@@ -55,7 +52,7 @@ def uninterrupted(slurm: SlurmCluster, tmp_path_factory: pytest.TempPathFactory)
 def test_srun_trains_across_both_nodes(slurm: SlurmCluster, tmp_path: Path) -> None:
     run = tmp_path / "run"
     launch = ("srun", "--mpi=pmi2", "-N2", "-n4", "--overcommit")
-    result = slurm.run(*launch, HPDL, "train", JOB, *SHORT, "--run-dir", run)
+    result = slurm.run(*launch, "hpdl", "train", JOB, *SHORT, "--run-dir", run)
     assert result.returncode == 0, result.stderr
     assert "4 ranks on 2 nodes" in result.stdout
     assert summary(run)["world_size"] == 4
@@ -64,7 +61,7 @@ def test_srun_trains_across_both_nodes(slurm: SlurmCluster, tmp_path: Path) -> N
 def test_mpirun_in_a_batch_job_trains_across_both_nodes(slurm: SlurmCluster, tmp_path: Path) -> None:
     run, output = tmp_path / "run", tmp_path / "output"
     script = tmp_path / "script"
-    script.write_text(f"#!/bin/bash\n{MPIRUN} -n 2 {HPDL} train {JOB} {' '.join(SHORT)} --run-dir {run}\n")
+    script.write_text(f"#!/bin/bash\nmpirun -n 2 hpdl train {JOB} {' '.join(SHORT)} --run-dir {run}\n")
     job = slurm.submit(*BOTH_NODES, f"--output={output}", script)
     assert slurm.wait(job) == "COMPLETED", output.read_text()
     assert "2 ranks on 2 nodes" in output.read_text()
@@ -73,7 +70,7 @@ def test_mpirun_in_a_batch_job_trains_across_both_nodes(slurm: SlurmCluster, tmp
 
 def test_a_launcher_that_mpi_does_not_know_is_refused_once_with_the_remedy(slurm: SlurmCluster, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    result = slurm.run("srun", "--mpi=none", *BOTH_NODES, HPDL, "train", JOB, *SHORT, "--run-dir", run)
+    result = slurm.run("srun", "--mpi=none", *BOTH_NODES, "hpdl", "train", JOB, *SHORT, "--run-dir", run)
     assert result.returncode == 2, result.stderr
     printed = result.stdout + result.stderr
     assert printed.count("do not belong together") == 1

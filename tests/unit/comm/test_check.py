@@ -14,7 +14,7 @@ from hpdl_mpi.comm.check import ScheduleError, check_all_gather, check_allreduce
 from hpdl_mpi.comm.schedule import Op, Program, Round, Step
 from tests.collective_cases import lengths
 
-Generator = Callable[[int, int], list[Program]]
+Generator = Callable[[int, int, int], Program]
 Check = Callable[[list[Program], int], None]
 
 COLLECTIVES: list[tuple[Generator, Check]] = [
@@ -24,15 +24,19 @@ COLLECTIVES: list[tuple[Generator, Check]] = [
 ]
 
 
+def programs_of(generate: Generator, num_ranks: int, num_elements: int) -> list[Program]:
+    return [generate(num_ranks, num_elements, rank) for rank in range(num_ranks)]
+
+
 @pytest.mark.parametrize(("generate", "check"), COLLECTIVES, ids=lambda function: function.__name__)
 @pytest.mark.parametrize("num_ranks", range(1, 10))
 def test_collectives_are_right_for_every_world_and_length(generate: Generator, check: Check, num_ranks: int) -> None:
     for num_elements in [*lengths(num_ranks), 2**40]:
-        check(generate(num_ranks, num_elements), num_elements)
+        check(programs_of(generate, num_ranks, num_elements), num_elements)
 
 
 def test_ring_sends_no_more_than_it_must() -> None:
-    for program in ring_allreduce(5, 1000):
+    for program in programs_of(ring_allreduce, 5, 1000):
         assert sum(step.stop - step.start for steps in program for step in steps if step.op is Op.SEND) == 2 * 4 * 200
 
 
@@ -107,7 +111,7 @@ def test_damaged_collective_is_always_caught(
 ) -> None:
     generate, check = collective
     num_elements = data.draw(st.sampled_from([*lengths(num_ranks), 2**40]))
-    programs = generate(num_ranks, num_elements)
+    programs = programs_of(generate, num_ranks, num_elements)
     rank = data.draw(st.integers(0, num_ranks - 1))
     index = data.draw(st.integers(0, len(programs[rank]) - 1))
     number = data.draw(st.integers(0, len(programs[rank][index]) - 1))

@@ -7,6 +7,7 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
+import numba
 import numpy as np
 import pytest
 
@@ -20,6 +21,11 @@ def fresh() -> Iterator[None]:
     jit.cache_folder.cache_clear()
     yield
     jit.cache_folder.cache_clear()
+
+
+def sample(x):
+    """Return its argument; a function for decorators."""
+    return x
 
 
 pytestmark = pytest.mark.usefixtures("fresh")
@@ -69,6 +75,52 @@ def test_temporary_folder_that_others_can_write_is_not_trusted(tmp_path: Path, m
     folder = jit.cache_folder()
     assert trap not in (folder, *folder.parents)
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+
+
+@pytest.mark.parametrize("mode", [0o720, 0o702])
+def test_chosen_folder_that_others_can_write_is_not_used(
+    mode: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HPDL_CACHE_DIR", str(tmp_path / "chosen"))
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    chosen = jit.cache_folder()
+    chosen.chmod(mode)
+    jit.cache_folder.cache_clear()
+    assert jit.cache_folder() == tmp_path / f"hpdl_mpi-{os.getuid()}" / chosen.name
+    chosen.chmod(0o755)
+    jit.cache_folder.cache_clear()
+    assert jit.cache_folder() == chosen
+
+
+def test_chosen_folder_of_somebody_else_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HPDL_CACHE_DIR", str(tmp_path / "chosen"))
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    chosen = jit.cache_folder()
+    other = os.getuid() + 1
+    monkeypatch.setattr(os, "getuid", lambda: other)
+    jit.cache_folder.cache_clear()
+    folder = jit.cache_folder()
+    assert chosen not in (folder, *folder.parents)
+
+
+def test_link_is_not_followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HPDL_CACHE_DIR", str(tmp_path / "chosen"))
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    chosen = jit.cache_folder()
+    chosen.rename(tmp_path / "elsewhere")
+    chosen.symlink_to(tmp_path / "elsewhere")
+    jit.cache_folder.cache_clear()
+    assert jit.cache_folder() != chosen
+
+
+def test_only_our_functions_are_kept_in_our_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("numba.config.CACHE_DIR", str(tmp_path / "theirs"))
+    monkeypatch.setenv("HPDL_CACHE_DIR", str(tmp_path / "ours"))
+    ours = jit.parallel_kernel(sample)
+    theirs = numba.njit(cache=True)(sample)
+    for form in (ours.serial, ours.parallel):
+        assert Path(form.stats.cache_path).is_relative_to(jit.cache_folder())
+    assert Path(theirs.stats.cache_path).is_relative_to(tmp_path / "theirs")
 
 
 def test_allocations_are_one_block_for_each_array_argument() -> None:

@@ -1,0 +1,55 @@
+"""Optimizer kernels round alike in both forms; what they compute is tested with the optimizers."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from hpdl_mpi.kernels import update
+from hpdl_mpi.kernels.jit import ParallelKernel
+
+BOUNDS = np.array([[0, 4096], [4096, 4099], [4099, 4100], [4101, 9000], [9000, 9000], [9003, 20_000]])
+"""Chunks with and without a rest after vectors of any length, and with gaps."""
+
+DECAYS = np.array([1.0, 0.0, 1.0, 1.0, 1.0, 0.0])
+
+UPDATES: list[tuple[ParallelKernel, int, tuple]] = [
+    (update.sgd, 0, (0.1, 0.01, 0.02, 0.03)),
+    (update.momentum, 1, (0.1, 0.01, 0.02, 0.03, 0.9, False)),
+    (update.momentum, 1, (0.1, 0.01, 0.02, 0.03, 0.9, True)),
+    (update.adam, 2, (0.1, 0.01, 0.02, False, 0.9, 0.999, 1e-8, 3)),
+    (update.adam, 2, (0.1, 0.01, 0.02, True, 0.9, 0.999, 1e-8, 3)),
+]
+
+
+def numbers(count: int, dtype: str) -> list[np.ndarray]:
+    """Return arrays of positive numbers of many magnitudes: second moments are positive too."""
+    rng = np.random.default_rng(count)
+    return [np.exp(rng.normal(0.0, 3.0, BOUNDS.max())).astype(dtype) for _ in range(count)]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize(
+    ("kernel", "num_slots", "settings"), UPDATES, ids=["sgd", "momentum", "nesterov", "adam", "adamw"]
+)
+def test_update_gives_the_same_bits_from_one_thread_as_from_several(
+    kernel: ParallelKernel, num_slots: int, settings: tuple, dtype: str
+) -> None:
+    serial, parallel = numbers(2 + num_slots, dtype), numbers(2 + num_slots, dtype)
+    kernel.serial(*serial, BOUNDS, DECAYS, *settings)
+    kernel.parallel(*parallel, BOUNDS, DECAYS, *settings)
+    for one, other in zip(serial, parallel, strict=True):
+        assert one.tobytes() == other.tobytes()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_sum_of_squares_has_the_same_bits_from_one_thread_as_from_several(dtype: str) -> None:
+    (x,) = numbers(1, dtype)
+    serial, parallel = np.empty(len(BOUNDS)), np.empty(len(BOUNDS))
+    update.sum_squares.serial(x, BOUNDS, serial)
+    update.sum_squares.parallel(x, BOUNDS, parallel)
+    assert serial.tobytes() == parallel.tobytes()
+    for (start, stop), total in zip(BOUNDS, serial, strict=True):
+        # Of n positive terms, each rounded once and added in n - 1 steps: n half units of the last place at most.
+        expected = np.square(x[start:stop], dtype=np.longdouble).sum()
+        assert abs(total - expected) <= (stop - start) * np.finfo(np.float64).eps / 2 * expected
