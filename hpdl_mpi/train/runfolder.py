@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import io
 import json
 import os
@@ -30,6 +32,7 @@ class RunFolder:
         self.metrics = self.path / "metrics.jsonl"
         self.checkpoints = self.path / "checkpoints"
         self.summary = self.path / "summary.json"
+        self._lock: io.BufferedWriter | None = None
 
     @property
     def holds_run(self) -> bool:
@@ -42,7 +45,7 @@ class RunFolder:
         Raises
         ------
         InputError
-            It holds a run and `resume` is not set, or it cannot be written.
+            It holds a run and `resume` is not set, another run has it, or it cannot be written.
         """
         if self.holds_run and not resume:
             raise InputError(
@@ -61,6 +64,38 @@ class RunFolder:
                 found=error.strerror,
                 remedy="choose a folder of your own with --run-dir",
             ) from error
+        self._lock_out_others()
+
+    def _lock_out_others(self) -> None:
+        """Keep the folder until `release`, or the end of the process.
+
+        Raises
+        ------
+        InputError
+            Another run has it.
+        """
+        self._lock = open(self.path / ".lock", "wb")  # noqa: SIM115 - open as long as the folder is ours
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self.release()
+            raise InputError(
+                "another run writes to this folder at present",
+                where=self.path,
+                remedy="wait for its end, or choose another folder with --run-dir",
+            ) from None
+        except OSError as error:
+            if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):  # the file system has no locks
+                raise
+
+    def release(self) -> None:
+        """Let others have the folder; does nothing where it was not claimed."""
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return vars(self) | {"_lock": None}  # the lock stays with the rank that holds it
 
     def write_json(self, path: Path, value: dict[str, Any]) -> None:
         """Write one of the folder's JSON files, whole or not at all.

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import signal
 import threading
+import time
 from types import FrameType, TracebackType
 from typing import Any
 
 from hpdl_mpi.base.errors import HpdlError
+
+_ONE_SIGNAL_SECONDS = 1.0
 
 
 class Stopped(HpdlError):
@@ -23,7 +26,9 @@ class Stopped(HpdlError):
 
 
 class StopSignals:
-    """Notes Ctrl-C, SIGTERM and one more signal, instead of ending the process. A second Ctrl-C ends it at once.
+    """Notes Ctrl-C, SIGTERM and one more signal, instead of ending the process. The same once more ends it at once.
+
+    A launcher may hand on what the terminal has sent already, so what comes within a second counts as one.
 
     Parameters
     ----------
@@ -33,7 +38,7 @@ class StopSignals:
 
     def __init__(self, extra: str) -> None:
         self.numbers = (signal.SIGINT, signal.SIGTERM, signal.Signals[extra])
-        self._noted: set[int] = set()
+        self._noted: dict[int, float] = {}
         self._before: dict[int, Any] = {}
 
     def flags(self) -> tuple[bool, ...]:
@@ -53,6 +58,6 @@ class StopSignals:
             signal.signal(number, handler)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        self._noted.add(number)
-        if number == signal.SIGINT:
-            signal.signal(number, signal.default_int_handler)
+        if time.monotonic() - self._noted.setdefault(number, time.monotonic()) > _ONE_SIGNAL_SECONDS:
+            signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+            signal.raise_signal(number)

@@ -170,15 +170,17 @@ class Trainer:
         checkpoint = checkpoint or Checkpoint()
         source = Source(train, inputs, targets, transform or AS_STORED, target_transform or AS_STORED)
         folder = RunFolder(run_dir) if run_dir is not None else None
-        self._source, input_shape = agree(self.comm, lambda: self._check(source, validate, folder, resume))
-        dp = self.grid.axis("dp")
-        loader = self._loader(train, global_batch_size, shuffle)
-        tests = self._test_loader(validate, global_batch_size) if validate is not None else None
-        first_on_node(self.comm, lambda: self._build(input_shape, loader))
-        progress = self._restore(folder if resume else None, loader.dataset)
-        num_steps = steps or -(-loader.dataset.num_samples // global_batch_size) * (epochs or 0)
-        mine = folder if self.comm.rank == 0 else None
         with ExitStack() as stack:
+            if folder:
+                stack.callback(folder.release)
+            self._source, input_shape = agree(self.comm, lambda: self._check(source, validate, folder, resume))
+            dp = self.grid.axis("dp")
+            loader = self._loader(train, global_batch_size, shuffle)
+            tests = self._test_loader(validate, global_batch_size) if validate is not None else None
+            first_on_node(self.comm, lambda: self._build(input_shape, loader))
+            progress = self._restore(folder if resume else None, loader.dataset)
+            num_steps = steps or -(-loader.dataset.num_samples // global_batch_size) * (epochs or 0)
+            mine = folder if self.comm.rank == 0 else None
             for opened in filter(None, (loader, tests)):
                 stack.callback(opened.dataset.close)
             log = None

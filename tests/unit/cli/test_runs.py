@@ -92,7 +92,13 @@ def regressor(tmp_path_factory):
 
 def test_a_run_folder_holds_what_is_promised(classifier):
     run = classifier / "run"
-    assert sorted(path.name for path in run.iterdir()) == ["checkpoints", "job.json", "metrics.jsonl", "summary.json"]
+    assert sorted(path.name for path in run.iterdir()) == [
+        ".lock",
+        "checkpoints",
+        "job.json",
+        "metrics.jsonl",
+        "summary.json",
+    ]
     summary = json.loads((run / "summary.json").read_text())
     promised = {"model", "num_parameters", "world_size", "dp", "pp", "epochs", "steps", "global_batch_size"}
     promised |= {"train_loss", "test_loss", "test_accuracy", "test_rmse", "samples_per_second", "wall_seconds"}
