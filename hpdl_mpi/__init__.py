@@ -8,6 +8,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from hpdl_mpi.base.start import watch_start
+
 if TYPE_CHECKING:
     from hpdl_mpi import models, nn, optim
     from hpdl_mpi.data import Transform
@@ -18,6 +20,10 @@ __all__ = ["Parallel", "Trainer", "Transform", "__version__", "models", "nn", "o
 
 _MODULES = {"models", "nn", "optim"}
 _NAMES = {"Parallel": "hpdl_mpi.train", "Trainer": "hpdl_mpi.train", "Transform": "hpdl_mpi.data"}
+
+
+# Not `hpdl_mpi.comm`: it is loaded only if this process ends before it has started MPI.
+watch_start(lambda: importlib.import_module("hpdl_mpi.comm.world"))
 
 
 def __getattr__(name: str) -> Any:

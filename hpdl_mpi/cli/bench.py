@@ -51,7 +51,7 @@ def step(
 def _refuse_several_ranks() -> None:
     """Each would run the whole benchmark, and disturb the others."""
     from hpdl_mpi.base.errors import InputError
-    from hpdl_mpi.comm.world import launched
+    from hpdl_mpi.base.launcher import launched
 
     if (found := launched(os.environ)) and found[1] > 1:
         raise InputError(

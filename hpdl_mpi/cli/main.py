@@ -3,14 +3,35 @@
 from __future__ import annotations
 
 import sys
+from typing import Any, NoReturn
 
 import typer
+from typer.core import TyperGroup
 
-from hpdl_mpi.base.errors import HpdlError
+from hpdl_mpi.base.errors import FAILURE, HpdlError
+from hpdl_mpi.base.failure import exit_code, message
+from hpdl_mpi.base.output import drop_output, flush_output
 from hpdl_mpi.cli import bench, data, runs
+
+
+class _PastClick(BaseException):
+    """Carries an exception past Click, which would end the process in its own way, without the other ranks."""
+
+    def __init__(self, error: BaseException) -> None:
+        self.error = error
+
+
+class _Commands(TyperGroup):
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except (EOFError, OSError, KeyboardInterrupt) as error:
+            raise _PastClick(error) from error
+
 
 app = typer.Typer(
     name="hpdl",
+    cls=_Commands,
     help="Train deep networks on CPU clusters with MPI.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -36,9 +57,21 @@ def main() -> None:
     """Run the command line; an error of the user's ends it with a message and the error's exit code."""
     try:
         typer.main.get_command(app)()  # calling the app itself would put Typer's own exception hook in place
+    except _PastClick as carrier:
+        _end(carrier.error)
     except HpdlError as error:
-        if sys.excepthook is not sys.__excepthook__:
-            raise  # several ranks: the hook knows which of them speaks, and ends the others
-        sys.stdout.flush()
-        print(f"Error: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
+        _end(error)
+
+
+def _end(error: BaseException) -> NoReturn:
+    """Leave with what the user should read of an error."""
+    if sys.excepthook is not sys.__excepthook__:
+        raise error  # several ranks: the hook knows which of them speaks, and ends the others
+    if isinstance(error, BrokenPipeError):
+        drop_output()  # the reader has seen enough, as `head` does
+        sys.exit(FAILURE)
+    if not isinstance(error, (HpdlError, KeyboardInterrupt)):
+        raise error
+    flush_output()
+    print(message(error, None), file=sys.stderr)
+    sys.exit(exit_code(error))

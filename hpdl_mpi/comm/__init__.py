@@ -1,9 +1,9 @@
 """How ranks talk: communicators, and collectives as schedules. The only room that imports mpi4py."""
 
+from hpdl_mpi.comm.agree import agree
 from hpdl_mpi.comm.collectives import ring_all_gather, ring_allreduce, ring_reduce_scatter
 from hpdl_mpi.comm.communicator import Communicator, Transfer, Work
 from hpdl_mpi.comm.execute import Collective, compile_reduction
-from hpdl_mpi.comm.failure import abort_on_exception, agree
 from hpdl_mpi.comm.single import SingleCommunicator
 from hpdl_mpi.comm.threads import run_threads
 from hpdl_mpi.comm.world import world
@@ -14,7 +14,6 @@ __all__ = [
     "SingleCommunicator",
     "Transfer",
     "Work",
-    "abort_on_exception",
     "agree",
     "compile_reduction",
     "ring_all_gather",

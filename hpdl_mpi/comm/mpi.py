@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import atexit
 import os
-import sys
 import time
 import weakref
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import NoReturn
 
 import numpy as np
 from mpi4py import MPI
 
 from hpdl_mpi.base.errors import TrainingError
+from hpdl_mpi.base.output import flush_output
 from hpdl_mpi.comm.communicator import Communicator, Transfer, Work, as_bytes, check_gathered, check_message
 
 PATIENCE = 1.0
@@ -37,32 +38,39 @@ class MpiCommunicator(Communicator):
     ----------
     handle : MPI.Comm
         A communicator that nobody else uses.
-    departures : Departures
-        Tells who has left the job.
+    job : Job
+        What all groups of the job share.
 
     Notes
     -----
     A message of more than 2**31 - 1 bytes needs a library of MPI-4.
     """
 
-    def __init__(self, handle: MPI.Comm, departures: Departures) -> None:
+    def __init__(self, handle: MPI.Comm, job: Job) -> None:
         self._handle = handle
-        self._departures = departures
+        self._job = job
         self.rank, self.size = handle.rank, handle.size
         group, everyone = handle.Get_group(), MPI.COMM_WORLD.Get_group()
         self._world_ranks = MPI.Group.Translate_ranks(group, None, everyone)
         group.Free()
         everyone.Free()
-        node = handle.Split_type(MPI.COMM_TYPE_SHARED)
-        self._place(handle.allgather(node.bcast(self.rank)))
-        node.Free()
+        self._place([job.nodes[rank] for rank in self._world_ranks])
 
     @classmethod
     def world(cls) -> MpiCommunicator:
         """Return the group of all processes of the job, on a duplicate of MPI's own. Collective; call it once."""
-        departures = Departures(MPI.COMM_WORLD.Dup())
-        atexit.register(departures.leave)
-        return cls(MPI.COMM_WORLD.Dup(), departures)
+        # Nobody has had an occasion to leave yet, so waiting inside the library is safe here.
+        handle = MPI.COMM_WORLD.Dup()
+        node = handle.Split_type(MPI.COMM_TYPE_SHARED)
+        nodes = handle.allgather(node.bcast(handle.rank))
+        node.Free()
+        comm = cls(handle, Job(nodes, Departures(MPI.COMM_WORLD.Dup())))
+        atexit.register(comm.leave)
+        return comm
+
+    def leave(self) -> None:
+        """Say that this rank's program ends, and wait until all ranks of the job have. Collective, called at exit."""
+        self._job.departures.leave()
 
     def isend(self, array: np.ndarray, dest: int, tag: int = 0) -> Work:
         check_message(array, dest, self.size)
@@ -88,29 +96,40 @@ class MpiCommunicator(Communicator):
         self.wait_for(_Joint(self, self._handle.Ibarrier(), "barrier"))
 
     def split(self, color: int, key: int = 0) -> MpiCommunicator:
-        return MpiCommunicator(self._handle.Split(color, key), self._departures)
+        # The library's own wait would not notice a rank that has left.
+        self.barrier()
+        return MpiCommunicator(self._handle.Split(color, key), self._job)
 
     def free(self) -> None:
         if self._handle != MPI.COMM_NULL:
             self._handle.Free()
 
     def abort(self, code: int) -> NoReturn:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        # The launcher stops passing output on as soon as it hears of the abort.
-        time.sleep(_LAST_WORDS)
-        # The library would add a line of its own, which says less than ours.
-        silence = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(silence, 2)
-        MPI.COMM_WORLD.Abort(code)
+        abort(code)
 
     def wait_for(self, work: Work) -> None:
         start = time.monotonic()
         while not work.test():
             os.sched_yield()
             if time.monotonic() - start > PATIENCE:
-                self._departures.check(work, self._world_ranks)
+                self._job.departures.check(work, self._world_ranks)
                 time.sleep(_NAP)
+
+
+@dataclass(frozen=True)
+class Job:
+    """What all groups of a job share.
+
+    Parameters
+    ----------
+    nodes : sequence of int
+        A name of each rank's machine, in the order of MPI's world.
+    departures : Departures
+        Tells who has left the job.
+    """
+
+    nodes: Sequence[int]
+    departures: Departures
 
 
 class Departures:
@@ -128,6 +147,7 @@ class Departures:
     def __init__(self, handle: MPI.Intracomm) -> None:
         self._handle = handle
         self._process = os.getpid()
+        self._left = False
         self._noticed: dict[int, float] = {}
         self._nothing = np.empty(0, np.uint8)
 
@@ -150,9 +170,10 @@ class Departures:
                 )
 
     def leave(self) -> None:
-        """Tell the others, and wait until all have left: MPI may end then. Collective, called at exit."""
-        if os.getpid() != self._process or MPI.Is_finalized():
+        """Tell the others, and wait until all have left: MPI may end then. Collective, once."""
+        if self._left or os.getpid() != self._process or MPI.Is_finalized():
             return
+        self._left = True
         others = [rank for rank in range(self._handle.size) if rank != self._handle.rank]
         farewells = [self._handle.Isend(self._nothing, rank) for rank in others]
         while len(self._noticed) < len(others):
@@ -230,3 +251,14 @@ def _spec(array: np.ndarray) -> list:
 def _free(request: MPI.Prequest) -> None:
     if not MPI.Is_finalized():
         request.Free()
+
+
+def abort(code: int) -> NoReturn:
+    """End all processes of the job with this exit code. Local."""
+    flush_output()
+    # The launcher stops passing output on as soon as it hears of the abort.
+    time.sleep(_LAST_WORDS)
+    # The library would add a line of its own, which says less than ours.
+    silence = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(silence, 2)
+    MPI.COMM_WORLD.Abort(code)

@@ -9,21 +9,13 @@ import sys
 import time
 import warnings
 from collections.abc import Mapping
+from typing import NoReturn
 
 from hpdl_mpi.base.errors import BAD_INPUT, InputError
+from hpdl_mpi.base.failure import abort_on_exception
+from hpdl_mpi.base.launcher import launched, launcher_rank
 from hpdl_mpi.comm.communicator import Communicator
-from hpdl_mpi.comm.failure import abort_on_exception
 from hpdl_mpi.comm.single import SingleCommunicator
-
-LAUNCHERS = (
-    ("PMI_SIZE", "PMI_RANK"),
-    ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"),
-    ("MV2_COMM_WORLD_SIZE", "MV2_COMM_WORLD_RANK"),
-    ("MPI_LOCALNRANKS", "MPI_LOCALRANKID"),
-    ("SLURM_STEP_NUM_TASKS", "SLURM_PROCID"),
-)
-"""Variables in which launchers tell how many processes they started and which one this is. An ``mpirun`` inside a
-Slurm job starts its helpers through ``srun``, whose variables then count the helpers: so Slurm's come last."""
 
 _HEAD_START = 1.0
 
@@ -58,6 +50,32 @@ def world() -> Communicator:
     return comm
 
 
+def connect() -> None:
+    """Start MPI if there is a library, which waits until all ranks do so; nobody need ask for the `world` then."""
+    _load_library()
+
+
+def abort(code: int) -> NoReturn:
+    """End all ranks of the job with this exit code, whether or not this one has asked for the `world`. Local.
+
+    MPI is started if need be, which waits until all ranks start it.
+    """
+    if _load_library()[0] == 1:
+        raise SystemExit(code)
+    from hpdl_mpi.comm import mpi
+
+    mpi.abort(code)
+
+
+def leave() -> None:
+    """Take part in the job for a rank whose program ends without having asked for the `world`. Collective."""
+    size, library = _load_library()
+    if size > 1 and mismatch(os.environ, size, library) is None:
+        from hpdl_mpi.comm.mpi import MpiCommunicator
+
+        MpiCommunicator.world().leave()
+
+
 def _load_library() -> tuple[int, str | None]:
     """Start MPI; return the size of its world and the library's name, or (1, None) without a library."""
     # What failed is said by ourselves; the library's own words would only follow.
@@ -83,20 +101,6 @@ def _mpich_is_a_wheel() -> bool:
     except importlib.metadata.PackageNotFoundError:
         return False
     return True
-
-
-def launched(environ: Mapping[str, str]) -> tuple[str, int, int] | None:
-    """Return (variable, number of processes, number of this one) as the launcher tells, or None without a launcher."""
-    for size, rank in LAUNCHERS:
-        if size in environ and rank in environ:
-            return size, int(environ[size]), int(environ[rank])
-    return None
-
-
-def launcher_rank(environ: Mapping[str, str]) -> int:
-    """Return this process's number among those that the launcher started; 0 without a launcher."""
-    found = launched(environ)
-    return found[2] if found else 0
 
 
 def mismatch(environ: Mapping[str, str], world_size: int, library: str | None = None) -> InputError | None:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from hpdl_mpi.base.errors import InputError, TrainingError
-from hpdl_mpi.comm.failure import exit_code, message
+from hpdl_mpi.base.failure import exit_code, message
 
 ROOT = Path(__file__).parents[3]
 MPIRUN = os.environ.get("MPIRUN") or shutil.which("mpirun", path=Path(sys.executable).parent)
@@ -102,6 +102,90 @@ def test_rank_that_exits_while_others_wait_ends_the_job(code: int) -> None:
     done = run_ranks(f"if failing: sys.exit({code})")
     assert done.returncode != 0
     assert "rank 1 has ended its program; this rank still waited for it" in done.stderr
+
+
+@needs_mpirun
+def test_rank_that_exits_while_others_make_a_group_ends_the_job() -> None:
+    done = run_ranks("if failing: sys.exit(3)\ncomm.split(0)", num_ranks=3)
+    assert done.returncode != 0
+    assert "rank 1 has ended its program; this rank still waited for it" in done.stderr
+
+
+START = """
+import os, signal, subprocess, sys, threading, time
+import hpdl_mpi
+from hpdl_mpi.base.errors import InputError
+
+failing = os.environ["PMI_RANK"] == "1"
+{}
+from hpdl_mpi.comm import world
+world().barrier()
+"""
+
+
+def run_start(body: str) -> subprocess.CompletedProcess[str]:
+    """Run a script whose rank 1 fails in `body`, before any rank has started MPI."""
+    return run([*shlex.split(str(MPIRUN)), "-n", "2", sys.executable, "-c", START.format(body)])
+
+
+@needs_mpirun
+def test_exception_before_mpi_has_started_ends_the_job_with_one_traceback() -> None:
+    done = run_start("if failing: raise RuntimeError('one rank is broken')")
+    assert done.returncode == 1
+    assert done.stderr.startswith("[rank 1 of 2 on ")
+    assert done.stderr.rstrip().endswith("RuntimeError: one rank is broken")
+    assert done.stderr.count("Traceback") == 1
+
+
+@needs_mpirun
+def test_exception_before_mpi_has_started_ends_ranks_that_start_it_without_us() -> None:
+    done = run_start(
+        "from mpi4py import MPI\n"
+        "if failing: raise InputError('no such file')\n"
+        "MPI.COMM_WORLD.Recv(bytearray(1), source=1)"
+    )
+    assert done.returncode == 2
+    assert "Error: no such file." in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@needs_mpirun
+def test_exception_of_all_ranks_before_mpi_has_started_is_told_by_rank_0_alone() -> None:
+    done = run_start("raise RuntimeError('all ranks are broken')")
+    assert done.returncode == 1
+    assert done.stderr.count("Traceback") == 1
+    assert done.stderr.startswith("[rank 0 of 2 on ")
+
+
+@needs_mpirun
+@pytest.mark.parametrize("code", [0, 3])
+def test_rank_that_exits_before_mpi_has_started_ends_the_job(code: int) -> None:
+    done = run_start(f"if failing: sys.exit({code})")
+    assert done.returncode != 0
+    assert "rank 1 has ended its program; this rank still waited for it" in done.stderr
+
+
+@needs_mpirun
+def test_interrupt_before_mpi_has_started_ends_the_job() -> None:
+    done = run_start("if failing: os.kill(os.getpid(), signal.SIGINT)")
+    assert done.returncode == 130
+    assert "Traceback" not in done.stderr
+
+
+@needs_mpirun
+@pytest.mark.parametrize("code", [0, 3])
+def test_exit_of_all_ranks_without_mpi_is_the_job_s(code: int) -> None:
+    done = run_start(f"print('before', flush=True); sys.exit({code})")
+    assert (done.returncode, done.stdout.count("before"), done.stderr) == (code, 2, "")
+
+
+@needs_mpirun
+def test_process_that_a_rank_starts_is_not_taken_for_a_rank() -> None:
+    done = run_start(
+        "if failing: subprocess.run([sys.executable, '-c', 'import hpdl_mpi'], check=True)\n"
+        "if failing and os.fork() == 0: sys.exit()"
+    )
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 @needs_mpirun

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from hpdl_mpi.base.errors import InputError
-from hpdl_mpi.comm.world import launcher_rank, mismatch
+from hpdl_mpi.base.launcher import launcher_rank
+from hpdl_mpi.comm.world import mismatch
 
 
 @pytest.mark.parametrize(
