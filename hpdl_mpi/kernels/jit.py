@@ -13,6 +13,7 @@ import platform
 import sys
 import tempfile
 import types
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
@@ -22,6 +23,7 @@ from typing import Any
 import llvmlite
 import numba
 import numpy as np
+from numba.core.caching import FunctionCache
 
 FASTMATH = {"nsz", "arcp", "contract", "afn", "reassoc"}
 """LLVM's fast-math flags without `nnan` and `ninf`: a NaN must survive a kernel to be seen."""
@@ -65,18 +67,44 @@ def _make_private(folder: Path) -> bool:
     return status.st_uid == os.getuid() and not status.st_mode & 0o022 and os.access(folder, os.W_OK)
 
 
+class _Cache(FunctionCache):
+    """Numba's cache of one function; what fails there costs a compilation and not the run."""
+
+    def load_overload(self, sig: Any, target_context: Any) -> Any:
+        try:
+            found = super().load_overload(sig, target_context)
+        except Exception as error:  # noqa: BLE001  (damaged pickles raise anything)
+            self._warn("cannot be read, so it is compiled anew", error)
+            Path(self._cache_file._index_path).unlink(missing_ok=True)
+            return None
+        # Two processes that begin a cache at the same time may give two signatures one file.
+        return found if found is None or found.signature.args == tuple(sig) else None
+
+    def save_overload(self, sig: Any, data: Any) -> None:
+        try:
+            super().save_overload(sig, data)
+        except OSError as error:
+            self._warn("cannot be kept, so each process compiles it", error)
+
+    def _warn(self, what: str, error: Exception) -> None:
+        name = self._py_func.__name__
+        warnings.warn(f"{self.cache_path}: kernel {name} {what}: {error!r}", RuntimeWarning, stacklevel=2)
+
+
 _threads = 1
 
 
 def _compile(function: Callable, *, fastmath: set[str] | bool = FASTMATH, **options: Any) -> Any:
     """Return Numba's dispatcher, whose cache lies in `cache_folder`."""
-    # Numba reads this when it decorates; functions of others keep their own folder.
+    dispatcher = numba.njit(nogil=True, error_model="numpy", fastmath=fastmath, **options)(function)
+    # Numba reads this when it makes a cache; functions of others keep their own folder.
     others = numba.config.CACHE_DIR
     numba.config.CACHE_DIR = str(cache_folder())
     try:
-        return numba.njit(nogil=True, cache=True, error_model="numpy", fastmath=fastmath, **options)(function)
+        dispatcher._cache = _Cache(function)
     finally:
         numba.config.CACHE_DIR = others
+    return dispatcher
 
 
 def kernel(function: Callable) -> Any:

@@ -16,19 +16,23 @@ def available_cores() -> set[int]:
     return set(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
 
 
+def max_threads() -> int:
+    """Return the largest number of threads that kernels can use: this process's cores, or ``NUMBA_NUM_THREADS``."""
+    return numba.config.NUMBA_NUM_THREADS
+
+
 def set_threads(count: int) -> None:
     """Let this process compute on `count` threads.
 
     NumPy and SciPy each carry a BLAS of their own; both are held at one thread, because kernels call BLAS from
     within their own threads.
     """
-    most = numba.config.NUMBA_NUM_THREADS
-    if not 1 <= count <= most:
+    if not 1 <= count <= max_threads():
         raise InputError(
             "not a possible number of threads",
             where="parallel.threads",
             found=count,
-            expected=f"1 to {most}, the cores of this process",
+            expected=f"1 to {max_threads()}, the cores of this process or NUMBA_NUM_THREADS",
             remedy="ask the launcher for more cores per rank, or lower parallel.threads",
         )
     threadpoolctl.threadpool_limits(1, "blas")

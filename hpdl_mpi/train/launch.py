@@ -10,7 +10,7 @@ import numpy as np
 
 from hpdl_mpi.comm import Communicator, compile_reduction
 from hpdl_mpi.data import Batch
-from hpdl_mpi.kernels.threads import available_cores, set_threads
+from hpdl_mpi.kernels.threads import available_cores, max_threads, set_threads
 from hpdl_mpi.nn import Loss
 from hpdl_mpi.parallel import Replica
 
@@ -26,14 +26,15 @@ def start_threads(comm: Communicator, wanted: int | None, environ: Mapping[str, 
         All ranks of the job.
     wanted : int, optional
         By default the cores that the ranks of a node may use, shared among them, at most the CPUs per task of the Slurm
-        allocation; the least of all nodes.
+        allocation and what Numba was told (``NUMBA_NUM_THREADS``); the least of all nodes.
     environ : mapping
     """
     mine = available_cores()
     on_this_node = [cores for node, cores in comm.allgather_obj((comm.node, mine)) if node == comm.node]
     share = len(set().union(*on_this_node)) // comm.node_size
-    allocated = int(environ.get("SLURM_CPUS_PER_TASK", share))
-    possible = max(1, min(allocated, share, len(mine)))
+    allocated = environ.get("SLURM_CPUS_PER_TASK", "")
+    bounds = (share, len(mine), max_threads(), int(allocated) if allocated.isdecimal() else share)
+    possible = max(1, min(bounds))
     # One number for all: parts of a sum depend on it, and ranks must update alike.
     threads = wanted or min(comm.allgather_obj(possible))
     set_threads(threads)

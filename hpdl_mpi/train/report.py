@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import sys
 import time
-from typing import Any, Protocol
+from typing import IO, Any, Protocol, cast
 
 from hpdl_mpi import __version__
+from hpdl_mpi.base.output import Output, say
 from hpdl_mpi.data import Loader
 from hpdl_mpi.parallel import ProcessGrid, Replica
 from hpdl_mpi.train.metrics import Metrics
@@ -50,7 +51,7 @@ class Lines:
 
     def say(self, text: str) -> None:
         """Print a line."""
-        print(text, flush=True)
+        say(text)
         self._last = time.monotonic()
 
     def step(self, step: int, metrics: Metrics, samples_per_second: float) -> None:
@@ -75,13 +76,15 @@ class Bar:
             TextColumn("{task.fields[status]}"),
             TimeRemainingColumn(),
         )
-        self._progress = Progress(*columns, console=Console(force_terminal=True), refresh_per_second=4)
+        self._progress = Progress(
+            *columns, console=Console(file=cast(IO[str], Output()), force_terminal=True), refresh_per_second=4
+        )
         self._task = self._progress.add_task("", total=num_steps, completed=done, status="")
         self._progress.start()
 
     def say(self, text: str) -> None:
         """Print a line above the bar."""
-        self._progress.console.print(text, highlight=False)
+        self._progress.console.print(text, highlight=False, soft_wrap=True)
 
     def step(self, step: int, metrics: Metrics, samples_per_second: float) -> None:
         """Move the bar."""
@@ -100,7 +103,7 @@ def make_reporter(rank: int, num_steps: int, done: int) -> Reporter:
     """
     if rank != 0:
         return Silent()
-    wanted = os.environ.get("HPDL_PROGRESS", "bar" if sys.stdout.isatty() else "plain")
+    wanted = os.environ.get("HPDL_PROGRESS", "bar" if sys.stdout and sys.stdout.isatty() else "plain")
     return Bar(num_steps, done) if wanted == "bar" else Lines(num_steps)
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import resource
+import signal
 import stat
 from collections.abc import Iterator
 from pathlib import Path
@@ -121,6 +123,46 @@ def test_only_our_functions_are_kept_in_our_folder(tmp_path: Path, monkeypatch: 
     for form in (ours.serial, ours.parallel):
         assert Path(form.stats.cache_path).is_relative_to(jit.cache_folder())
     assert Path(theirs.stats.cache_path).is_relative_to(tmp_path / "theirs")
+
+
+@pytest.mark.parametrize("suffix", [".nbi", ".nbc"])
+def test_damaged_cache_is_compiled_anew(suffix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HPDL_CACHE_DIR", str(tmp_path))
+    assert jit.kernel(sample)(1) == 1
+    (damaged,) = jit.cache_folder().rglob(f"*{suffix}")
+    damaged.write_bytes(damaged.read_bytes()[:-40] if suffix == ".nbc" else b"rubbish")
+    with pytest.warns(RuntimeWarning, match="kernel sample cannot be read, so it is compiled anew"):
+        assert jit.kernel(sample)(1) == 1
+    again = jit.kernel(sample)
+    assert again(1) == 1
+    assert sum(again.stats.cache_hits.values()) == 1
+
+
+def test_cache_that_cannot_be_written_costs_a_compilation_and_a_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HPDL_CACHE_DIR", str(tmp_path))
+    twice = jit.kernel(sample)
+    # A root user may write everywhere, so a limit stands in for a full disk.
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, limits[1]))
+    try:
+        with pytest.warns(RuntimeWarning, match="kernel sample cannot be kept, so each process compiles it"):
+            assert twice(1) == 1
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert not [file for file in jit.cache_folder().rglob("*") if file.is_file()]
+
+
+def test_file_of_another_signature_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HPDL_CACHE_DIR", str(tmp_path))
+    both = jit.kernel(sample)
+    assert (both(1), both(2.5)) == (1, 2.5)
+    first, second = sorted(jit.cache_folder().rglob("*.nbc"))
+    first.write_bytes(second.read_bytes())
+    assert jit.kernel(sample)(3) == 3
 
 
 def test_allocations_are_one_block_for_each_array_argument() -> None:

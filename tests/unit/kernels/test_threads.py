@@ -45,7 +45,7 @@ def train(one: Replica, *, batch: int = BATCH) -> np.ndarray:
     return one.params.copy()
 
 
-@pytest.mark.skipif(numba.config.NUMBA_NUM_THREADS < 2, reason="Numba sees one core")
+@pytest.mark.skipif(numba.config.NUMBA_NUM_THREADS < 2, reason="Numba has one thread; NUMBA_NUM_THREADS=2 sets two")
 @pytest.mark.parametrize("batch", [1, BATCH])
 def test_two_threads_train_as_one_does(batch: int) -> None:
     """A batch of one, which cannot be shared, and one that cannot be shared evenly.
@@ -88,7 +88,7 @@ def test_impossible_number_of_threads_is_refused(count: int) -> None:
     most = numba.config.NUMBA_NUM_THREADS
     assert str(caught.value) == (
         f"parallel.threads: not a possible number of threads. Found {count}; expected 1 to {most}, the cores of this "
-        "process. Ask the launcher for more cores per rank, or lower parallel.threads."
+        "process or NUMBA_NUM_THREADS. Ask the launcher for more cores per rank, or lower parallel.threads."
     )
     assert thread_count() == 1
 

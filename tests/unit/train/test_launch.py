@@ -16,18 +16,29 @@ def chosen(monkeypatch):
     return counts
 
 
-def start(comm, monkeypatch, cores, wanted=None, **environ):
+def start(comm, monkeypatch, cores, wanted=None, most=64, **environ):
     monkeypatch.setattr(launch, "available_cores", lambda: set(range(cores)))
+    monkeypatch.setattr(launch, "max_threads", lambda: most)
     return launch.start_threads(comm, wanted, environ)
 
 
 @pytest.mark.parametrize(
     ("cores", "environ", "expected"),
-    [(8, {}, 8), (8, {"SLURM_CPUS_PER_TASK": "3"}, 3), (2, {"SLURM_CPUS_PER_TASK": "64"}, 2)],
+    [
+        (8, {}, 8),
+        (8, {"SLURM_CPUS_PER_TASK": "3"}, 3),
+        (2, {"SLURM_CPUS_PER_TASK": "64"}, 2),
+        (8, {"SLURM_CPUS_PER_TASK": ""}, 8),
+        (8, {"SLURM_CPUS_PER_TASK": "some"}, 8),
+    ],
 )
 def test_one_rank_takes_its_cores_or_its_allocation(monkeypatch, chosen, cores, environ, expected):
     assert start(SingleCommunicator(), monkeypatch, cores, **environ) == expected
     assert chosen == [expected]
+
+
+def test_what_numba_was_told_is_not_exceeded(monkeypatch, chosen):
+    assert start(SingleCommunicator(), monkeypatch, cores=8, most=1) == 1
 
 
 @pytest.mark.parametrize(
@@ -50,6 +61,7 @@ def test_bound_ranks_keep_the_cores_that_they_are_bound_to(monkeypatch, chosen):
         return launch.start_threads(comm, None, {})
 
     bound = {}
+    monkeypatch.setattr(launch, "max_threads", lambda: 2)
     monkeypatch.setattr(
         launch, "available_cores", lambda: bound.setdefault(len(bound), {2 * len(bound), 2 * len(bound) + 1})
     )
