@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 
 import pytest
@@ -12,12 +11,9 @@ from tests.cluster.slurm import SlurmCluster, missing_programs
 
 @pytest.fixture(scope="session")
 def slurm() -> Iterator[SlurmCluster]:
-    """A two-node Slurm cluster on this machine; HPDL_REQUIRE_SLURM=1 makes its absence a failure."""
+    """A two-node Slurm cluster on this machine."""
     if missing := missing_programs():
-        reason = f"Slurm is not installed: no {', '.join(missing)} (Debian: apt-get install slurm-wlm munge)"
-        if os.environ.get("HPDL_REQUIRE_SLURM") == "1":
-            pytest.fail(reason)
-        pytest.skip(reason)
+        pytest.skip(f"Slurm is not installed: no {', '.join(missing)} (Debian: apt-get install slurm-wlm munge)")
     with SlurmCluster() as cluster:
         yield cluster
 

@@ -27,6 +27,13 @@ def test_sends_that_block_until_received_do_not_deadlock_sendrecv(world: Communi
     assert (received == (world.rank - 1) % world.size).all()
 
 
+def test_freed_groups_make_room_for_more(world: Communicator) -> None:
+    # MPICH holds some 2000 at once.
+    for _ in range(2200):
+        world.split(0).free()
+    assert world.split(0).allgather_obj(world.rank) == list(range(world.size))
+
+
 def test_grid_has_one_communicator_per_axis(world: Communicator) -> None:
     grid = ProcessGrid(world, {"pp": 1, "dp": world.size})
     assert grid.axis("dp").allgather_obj(world.rank) == list(range(world.size))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 
 import pytest
@@ -28,6 +29,6 @@ def test_channels_last_runs():
     assert set(run("lenet", "torch-channels-last")["vs"]) == {"torch-channels-last"}
 
 
-@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs g++")
+@pytest.mark.skipif(shutil.which(os.environ.get("CXX", "g++")) is None, reason="torch.compile needs a C++ compiler")
 def test_compile_runs():
     assert set(run("mlp", "torch-compile")["vs"]) == {"torch-compile"}

@@ -160,10 +160,10 @@ def test_many_files_need_few_open_ones(write_file, tmp_path, monkeypatch) -> Non
 
 def test_files_are_opened_read_only_and_lazily_and_again_after_close(write_shards) -> None:
     folder, x, _ = write_shards([6])
-    (folder / "part-0.h5").chmod(0o400)
     dataset = Dataset.open(folder)
     assert not dataset._files._open
     read(dataset, [1])
+    assert [file.mode for file in dataset._files._open.values()] == ["r"]
     dataset.close()
     assert not dataset._files._open
     assert np.array_equal(read(dataset, [2])[0][0], x[2])

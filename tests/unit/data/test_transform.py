@@ -2,13 +2,14 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from hpdl_mpi.base.errors import InputError
 from hpdl_mpi.data.transform import Transform
 
 RNG = np.random.default_rng(0)
+TINY = float(np.finfo(np.float64).smallest_normal)
 
 
 def naive(transform: Transform, raw: np.ndarray) -> np.ndarray:
@@ -65,12 +66,18 @@ def test_a_large_mean_costs_no_digits() -> None:
     assert out[0, 0] == np.float32(1 / 3)
 
 
-def test_apply_accepts_no_samples() -> None:
-    Transform().apply(np.empty((0, 4), np.uint8), np.empty((0, 4), np.float32))
+@pytest.mark.parametrize(("transform", "shape"), CASES)
+def test_a_batch_without_samples_is_taken_and_writes_nothing(transform: Transform, shape: tuple[int, ...]) -> None:
+    memory = np.full((1, *transform.output_shape(shape)), 7.0, np.float32)
+    transform.apply(np.empty((0, *shape), np.uint8), memory[:0])
+    transform.inverse(memory[:0])
+    assert (memory == 7.0).all()
 
 
 @settings(max_examples=50, deadline=None)
 @given(st.floats(0.01, 100), st.floats(-1e3, 1e3), st.floats(0.01, 1e3), st.lists(st.floats(-1e6, 1e6), min_size=1))
+@example(scale=1.01, mean=0.0, std=18.0, values=[TINY, TINY / 2**52])
+@example(scale=0.01, mean=TINY / 2**52, std=1e3, values=[TINY / 2**52])
 def test_inverse_undoes_apply(scale: float, mean: float, std: float, values: list[float]) -> None:
     transform = Transform(scale=scale, mean=[mean], std=[std])
     raw = np.array(values)[:, None]
@@ -78,8 +85,12 @@ def test_inverse_undoes_apply(scale: float, mean: float, std: float, values: lis
     transform.apply(raw, out)
     transform.inverse(out)
     # Six roundings; those of the subtraction are relative to the larger of its terms.
-    bound = 8 * np.finfo(np.float64).eps * (np.abs(raw) + abs(mean) / scale)
-    assert np.all(np.abs(out - raw) <= bound)
+    rounding = 8 * np.finfo(np.float64).eps * (np.abs(raw) + abs(mean) / scale)
+    # What falls below the smallest normal number may be lost whole: the product with the scale, the difference, the
+    # quotient, the product with std, the sum, the result. The map back multiplies the third by std, and divides all
+    # but the last by the scale.
+    underflow = TINY * (1 + (4 + std) / scale)
+    assert np.all(np.abs(out - raw) <= rounding + underflow)
 
 
 def test_inverse_works_per_feature_in_place() -> None:

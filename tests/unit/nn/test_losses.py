@@ -176,11 +176,22 @@ def test_targets_that_do_not_fit_are_refused(
         loss.check(output_shape, target_shape, np.dtype(dtype))
 
 
-def test_targets_that_fit_are_taken() -> None:
-    CrossEntropy().check((10,), (), np.dtype(np.uint8))
-    CrossEntropy().check((3, 10), (3,), np.dtype(np.int64))
-    MeanSquaredError().check((1,), (), np.dtype(np.float32))
-    Huber().check((2, 3), (2, 3), np.dtype(np.float64))
+@pytest.mark.parametrize(
+    ("loss", "output_shape", "target_shape", "dtype", "weight"),
+    [
+        (CrossEntropy(), (10,), (), np.uint8, 4),
+        (CrossEntropy(), (3, 10), (3,), np.int64, 12),
+        (MeanSquaredError(), (1,), (), np.float32, 4),
+        (Huber(), (2, 3), (2, 3), np.float64, 4),
+    ],
+)
+def test_targets_that_fit_are_taken_and_counted(
+    loss: Loss, output_shape: tuple, target_shape: tuple, dtype: type, weight: int
+) -> None:
+    loss.check(output_shape, target_shape, np.dtype(dtype))
+    sums, gradient = evaluate(loss, np.zeros((4, *output_shape)), np.zeros((4, *target_shape), dtype))
+    assert sums.weight == weight
+    assert gradient.shape == (4, *output_shape)
 
 
 @pytest.mark.parametrize(
