@@ -6,6 +6,10 @@ without a traceback; any other exception is a bug of ours and keeps its tracebac
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
 BAD_INPUT = 2
 """Exit code for input that the user must mend: a job file, an option, a dataset, a checkpoint."""
 
@@ -61,12 +65,30 @@ class InputError(HpdlError, ValueError):
     exit_code = BAD_INPUT
 
 
+class BadSample(InputError):
+    """A sample that cannot be learnt from; `sample` is its number in the dataset, for those who know the files."""
+
+    def __init__(self, what: str, *, sample: int, **facts: Any) -> None:
+        super().__init__(what, **facts)
+        self.sample = sample
+
+
 class TrainingError(HpdlError, RuntimeError):
     """Training cannot go on: the loss is not finite, ranks have drifted apart, a peer has failed."""
 
 
 class StorageError(HpdlError, RuntimeError):
     """A file could not be written; what was saved before is intact."""
+
+
+@contextmanager
+def amended(before: str = "", after: str = "") -> Iterator[None]:
+    """Add to the message of an `InputError` from within: in front, whose the key is; at the end, what to do."""
+    try:
+        yield
+    except InputError as error:
+        error.args = (f"{before}{error}{after}",)
+        raise
 
 
 def _restore(kind: type[HpdlError], args: tuple, attributes: dict) -> HpdlError:

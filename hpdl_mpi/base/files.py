@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
+from typing import Any
+
+from hpdl_mpi.base.errors import InputError, StorageError
 
 
 def fsync(path: Path) -> None:
@@ -33,3 +37,28 @@ def write_whole(path: Path, data: bytes) -> None:
     finally:
         aside.unlink(missing_ok=True)
     fsync(path.parent)
+
+
+def write_file(path: Path, data: bytes) -> None:
+    """Write a file for the user, whole or not at all.
+
+    Raises
+    ------
+    StorageError
+        The disk is full or the folder cannot be written.
+    """
+    try:
+        write_whole(path, data)
+    except OSError as error:
+        raise StorageError("the file could not be written", where=path, found=error.strerror) from error
+
+
+def check_destination(path: Path) -> None:
+    """Raise an `InputError` if no file can be written there: found out before long work, not after."""
+    if path.is_dir() or not os.access(path.parent, os.W_OK):
+        raise InputError("cannot be written", where=path, expected="a file in a folder that exists and can be written")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a file of JSON as people read it; raises what `write_file` does."""
+    write_file(path, (json.dumps(value, indent=2) + "\n").encode())

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 from numpy.typing import DTypeLike
+
+from hpdl_mpi.base.errors import InputError
 
 ALIGNMENT = 64
 """Bytes: a cache line, and the width of the widest vector register."""
@@ -16,8 +20,17 @@ Allocator = Callable[[int], np.ndarray]
 
 
 def heap(nbytes: int) -> np.ndarray:
-    """Return `nbytes` zeroed bytes of the heap, shape (nbytes,), uint8, aligned to 64 bytes; the caller owns them."""
-    raw = np.zeros(nbytes + ALIGNMENT, np.uint8)
+    """Return `nbytes` zeroed bytes of the heap, shape (nbytes,), uint8, aligned to 64 bytes; the caller owns them.
+
+    Raises
+    ------
+    InputError
+        The system does not give them.
+    """
+    try:
+        raw = np.zeros(nbytes + ALIGNMENT, np.uint8)
+    except MemoryError:
+        raise _lacking("an array", nbytes) from None
     start = -raw.ctypes.data % ALIGNMENT
     return raw[start : start + nbytes]
 
@@ -27,3 +40,61 @@ def aligned(shape: int | tuple[int, ...], dtype: DTypeLike, allocate: Allocator 
     shape = (shape,) if isinstance(shape, int) else shape
     dtype = np.dtype(dtype)
     return allocate(math.prod(shape) * dtype.itemsize).view(dtype).reshape(shape)
+
+
+def require(nbytes: int, what: str) -> None:
+    """Raise an `InputError` if `nbytes` are more than `available`: the system may promise them, and end the job later.
+
+    Parameters
+    ----------
+    nbytes : int
+    what : str
+        For which they are, in the message.
+    """
+    left = available()
+    if nbytes > left:
+        raise _lacking(what, nbytes, found=f"{left:,} bytes")
+
+
+def available(root: Path = Path("/")) -> int:
+    """Return how many bytes this process may still fill, as far as the system under `root` tells.
+
+    That is what the machine has left, or the limit of the container or of the job (a cgroup of either version) if that
+    is lower.
+    """
+    return min(_bounds(root), default=sys.maxsize)
+
+
+def _bounds(root: Path) -> Iterator[int]:
+    for line in _lines(root / "proc/meminfo"):
+        if line.startswith("MemAvailable:"):
+            yield int(line.split()[1]) * 1024
+    for line in _lines(root / "proc/self/cgroup"):
+        _, controllers, group = line.split(":", 2)
+        if controllers in _LIMITS:
+            folder, name = _LIMITS[controllers]
+            inner = PurePosixPath(group.lstrip("/"))
+            for path in (inner, *inner.parents):  # a limit binds all groups inside
+                yield from map(int, filter(str.isdecimal, _lines(root / "sys/fs/cgroup" / folder / path / name)))
+
+
+_LIMITS = {"": ("", "memory.max"), "memory": ("memory", "memory.limit_in_bytes")}
+"""Folder and file of a cgroup's limit, by the controllers that its line names: version 2 names none."""
+
+
+def _lines(path: Path) -> list[str]:
+    """Return the lines of a file of the system's; none where there is no such file."""
+    try:
+        return path.read_text().splitlines()
+    except OSError:
+        return []
+
+
+def _lacking(what: str, nbytes: int, found: str | None = None) -> InputError:
+    return InputError(
+        f"not enough memory for {what}",
+        found=found,
+        expected=f"{nbytes:,} bytes",
+        remedy="make what needs it smaller (the model; the micro-batches, with training.accumulate), or start fewer "
+        "ranks on a node",
+    )

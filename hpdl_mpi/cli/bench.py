@@ -34,8 +34,8 @@ def step(
     """Time a full training step: forward, loss, backward, update."""
     from rich.console import Console
 
+    from hpdl_mpi.base.files import check_destination, write_json
     from hpdl_mpi.bench import bench_step
-    from hpdl_mpi.bench.result import check_destination, write_result
     from hpdl_mpi.bench.table import step_table
 
     _refuse_several_ranks()
@@ -45,7 +45,7 @@ def step(
     result = bench_step(model, batch, threads, vs, num_rounds=rounds, say=partial(typer.echo, err=True))
     Console().print(step_table(result))
     if json_file:
-        write_result(json_file, result)
+        write_json(json_file, result)
 
 
 def _refuse_several_ranks() -> None:

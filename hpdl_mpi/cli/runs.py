@@ -17,10 +17,13 @@ Run = Annotated[Path, typer.Argument(metavar="RUN", help="The run folder.", show
 def train(
     job: JobFile,
     overrides: Overrides = None,
-    run_dir: Annotated[Path | None, typer.Option(help="The run folder.", show_default="runs/<name>")] = None,
+    run_dir: Annotated[
+        str | None, typer.Option(metavar="DIR", help="The run folder.", show_default="runs/<name>")
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in the run folder.")] = False,
 ) -> None:
     """Train a job, alone or under mpirun or srun."""
+    from hpdl_mpi.base.output import say
     from hpdl_mpi.comm import world
     from hpdl_mpi.train import run_job
     from hpdl_mpi.train.report import describe_summary
@@ -28,31 +31,35 @@ def train(
     comm = world()
     summary = run_job(job, comm, overrides=overrides or [], run_dir=run_dir, resume=resume)
     if comm.rank == 0:
-        typer.echo(describe_summary(summary))
+        say(describe_summary(summary))
 
 
 def evaluate(
     run: Run,
     data: Annotated[str | None, typer.Option(help="What to evaluate on.", show_default="the job's test data")] = None,
     json_file: Annotated[
-        Path | None, typer.Option("--json", metavar="FILE", help="Write the metrics here too.")
+        Path | None, typer.Option("--json", metavar="FILE", dir_okay=False, help="Write the metrics here too.")
     ] = None,
 ) -> None:
     """Evaluate the latest checkpoint of a run."""
     from hpdl_mpi.base.errors import InputError
+    from hpdl_mpi.base.files import write_json
     from hpdl_mpi.comm import world
     from hpdl_mpi.train import open_run
 
     comm = world()
     trainer, job = open_run(run, comm)
-    path = data or job.data.test
+    path = job.data.test if data is None else data
     if path is None:
-        raise InputError("the job has no test data", where="data.test", remedy="name data with --data", shared=True)
+        raise InputError(
+            "the job of the run names no test data", where=run, remedy="name data with --data", shared=True
+        )
     metrics = trainer.evaluate(path)
     if comm.rank == 0:
         typer.echo(f"{path}: {metrics}")
         if json_file:
-            _write_json(json_file, {"data": str(path), "step": trainer.replica.step, **vars(metrics)})
+            values = {"data": str(path), "step": trainer.replica.step, **vars(metrics)}
+            write_json(json_file, values)
 
 
 def predict(
@@ -69,7 +76,7 @@ def predict(
     comm = world()
     trainer, job = open_run(run, comm)
     if comm.rank == 0:
-        count = predict_file(trainer, source, array or job.data.inputs, output)
+        count = predict_file(trainer, source, job.data.inputs if array is None else array, output)
         typer.echo(f"{count} predictions written to {output}")
 
 
@@ -82,10 +89,10 @@ def summary(
     from rich.console import Console
     from rich.table import Table
 
-    from hpdl_mpi.train import load_job
+    from hpdl_mpi.train.choices import read_job
     from hpdl_mpi.train.summary import summarize
 
-    found = summarize(load_job(job, overrides or []), ranks)
+    found = summarize(read_job(job, overrides or []), ranks)
     table = Table(
         "layer", "kind", "output shape", "parameters", "operations per sample", title=f"input {found.input_shape}"
     )
@@ -108,11 +115,3 @@ def summary(
 
 def _mib(nbytes: int) -> str:
     return f"{nbytes / 2**20:.1f} MiB"
-
-
-def _write_json(path: Path, values: dict) -> None:
-    import json
-
-    from hpdl_mpi.base.files import write_whole
-
-    write_whole(path, (json.dumps(values, indent=2) + "\n").encode())

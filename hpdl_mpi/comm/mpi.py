@@ -120,7 +120,7 @@ class MpiCommunicator(Communicator):
 class Job:
     """What all groups of a job share.
 
-    Parameters
+    Attributes
     ----------
     nodes : sequence of int
         A name of each rank's machine, in the order of MPI's world.

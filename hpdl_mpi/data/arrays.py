@@ -12,7 +12,7 @@ import numpy as np
 
 from hpdl_mpi.base.errors import InputError
 from hpdl_mpi.data.convert.npz import read_arrays
-from hpdl_mpi.data.hdf5 import describe, open_shard
+from hpdl_mpi.data.hdf5 import describe, no_such_array, open_shard
 
 
 @contextmanager
@@ -34,7 +34,7 @@ def open_array(path: str | os.PathLike[str], name: str) -> Iterator[h5py.Dataset
     elif path.suffix == ".npz":
         arrays = read_arrays(path)
         if name not in arrays:
-            raise InputError(f"no array {name!r}", where=path, found=", ".join(arrays) or "no arrays")
+            raise no_such_array(path, name, arrays)
         yield arrays[name]
     else:
         raise InputError("a file of unknown format", where=path, found=path.suffix, expected=".h5, .hdf5 or .npz")

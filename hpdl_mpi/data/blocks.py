@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 
@@ -87,6 +88,11 @@ class BlockReader:
             out_bytes,
         ):
             self._load(int(np.searchsorted(self.starts, ids[pending[0]], side="right")) - 1)
+
+    def place(self, sample_id: int) -> tuple[Path, int]:
+        """Return the file that holds a sample, and the sample's number in it."""
+        shard = int(np.searchsorted(self._shard_starts, sample_id, side="right")) - 1
+        return self._files.paths[shard], sample_id - int(self._shard_starts[shard])
 
     def _reserve(self, num_ids: int) -> None:
         """Make room for `num_ids` positions."""

@@ -6,13 +6,14 @@ import hashlib
 import os
 import threading
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
-from hpdl_mpi.base.errors import InputError
+from hpdl_mpi.base.errors import BadSample, InputError
 from hpdl_mpi.data.blocks import BlockReader
 from hpdl_mpi.data.hdf5 import ShardArray, ShardFiles, describe, stated_place
 from hpdl_mpi.data.sampler import Shuffle, epoch_order
@@ -148,6 +149,16 @@ class Dataset:
             raise IndexError(f"sample ids must lie in [0, {self.num_samples})")
         with self._lock:
             reader.read(ids, out)
+
+    @contextmanager
+    def naming_files(self) -> Iterator[None]:
+        """Put the file and the sample's number in it in front of a `BadSample` from within."""
+        try:
+            yield
+        except BadSample as error:
+            path, number = self._readers["targets"].place(error.sample)
+            error.args = (f"{path}: sample {number}: {error}",)
+            raise
 
     def order(self, seed: int, epoch: int, shuffle: Shuffle = "block") -> np.ndarray:
         """Return the ids of all samples, int64 (num_samples,), in the order of one epoch: see `sampler.epoch_order`."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,7 +75,11 @@ class ShardFiles:
 
 
 @contextmanager
-def reading(where: object, what: str = "cannot be read as HDF5") -> Iterator[None]:
+def reading(
+    where: object,
+    what: str = "cannot be read as HDF5",
+    remedy: str = "run `hpdl data verify` on the dataset, then copy or convert the damaged file again",
+) -> Iterator[None]:
     """Turn what h5py raises on a damaged file, which is almost anything, into an InputError."""
     try:
         yield
@@ -83,7 +87,6 @@ def reading(where: object, what: str = "cannot be read as HDF5") -> Iterator[Non
         raise
     except (OSError, RuntimeError, KeyError, TypeError, ValueError) as error:
         match = re.search(r"\((.*)\)\W*$", str(error), re.DOTALL)  # HDF5's own reason stands in brackets
-        remedy = "run `hpdl data verify` on the dataset, then copy or convert the damaged file again"
         raise InputError(what, where=where, found=match[1] if match else error, remedy=remedy) from error
 
 
@@ -124,12 +127,17 @@ def _check_array(file: h5py.File, dataset: h5py.Dataset, where: str) -> None:
         raise InputError("no samples", where=where, found=f"shape {dataset.shape}", expected="at least one sample")
     if dataset.dtype.kind not in "biuf" or dataset.dtype.itemsize > 8:
         raise InputError("cannot train on this type", where=where, found=dataset.dtype, expected="integers or floats")
-    if dataset.external or dataset.is_virtual or dataset.file.filename != file.filename:
+    if lies_elsewhere(file, dataset):
         remedy = "name those files with a glob, or copy the array into one file"
         raise InputError("is stored in other files", where=where, remedy=remedy)
     if _has_gaps(dataset):
         remedy = "write the file again: whatever wrote it did not finish"
         raise InputError("samples are absent, and HDF5 would read them as zeros", where=where, remedy=remedy)
+
+
+def lies_elsewhere(file: h5py.File, dataset: h5py.Dataset) -> bool:
+    """Tell whether an array that was found through `file` is stored, in part or whole, in other files."""
+    return bool(dataset.external) or dataset.is_virtual or dataset.file.filename != file.filename
 
 
 def _has_gaps(dataset: h5py.Dataset) -> bool:
@@ -145,13 +153,19 @@ def find_array(file: h5py.File, path: Path, name: str) -> h5py.Dataset:
     with reading(f"{path}: {name}"):
         found = file.get(name)
     if not isinstance(found, h5py.Dataset):
-        raise InputError(
-            f"no array {name!r}",
-            where=path,
-            found=", ".join(array_names(file, path)) or "no arrays",
-            remedy="set data.inputs and data.targets to the names of arrays in the file",
-        )
+        raise no_such_array(path, name, array_names(file, path))
     return found
+
+
+def no_such_array(path: Path, name: str, present: Iterable[str]) -> InputError:
+    """Return the error of a file that lacks an array, wherever the user has named it."""
+    return InputError(
+        f"no array {name!r}",
+        where=path,
+        found=", ".join(present) or "no arrays",
+        remedy="name one that is there: in a job with data.inputs and data.targets, on the command line with --inputs "
+        "and --targets, or --array",
+    )
 
 
 def array_names(file: h5py.File, path: Path) -> list[str]:

@@ -30,8 +30,10 @@ def find_shards(path: str | os.PathLike[str]) -> list[Path]:
     Raises
     ------
     InputError
-        Nothing is there, or shards of a folder are missing by their own names.
+        Nothing is there, the path is empty, or shards of a folder are missing by their own names.
     """
+    if not os.fspath(path):
+        raise InputError("no data are named", found="an empty path", expected="a folder of shards, a glob or a file")
     folder = Path(path).expanduser()
     if folder.is_dir():
         files = [f for f in folder.iterdir() if f.suffix in SUFFIXES and not f.name.startswith(".") and f.is_file()]

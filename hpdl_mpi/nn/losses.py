@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from hpdl_mpi.base.errors import InputError
+from hpdl_mpi.base.errors import BadSample, InputError
 from hpdl_mpi.kernels import regression, softmax
 from hpdl_mpi.nn.context import Context
 from hpdl_mpi.nn.layer import Shape
@@ -36,7 +36,10 @@ class Loss(abc.ABC):
 
     @abc.abstractmethod
     def _evaluate(self, outputs: np.ndarray, targets: np.ndarray, scale: float, doutputs: np.ndarray) -> LossSums:
-        """Return the sums; write `scale` times the gradient of the loss sum unless `doutputs` is empty."""
+        """Return the sums; write `scale` times the gradient of the loss sum unless `doutputs` is empty.
+
+        A `BadSample` names the place in the batch.
+        """
 
     def __call__(
         self, outputs: np.ndarray, targets: np.ndarray, scale: float, ctx: Context
@@ -59,7 +62,11 @@ class Loss(abc.ABC):
         """
         assert len(targets) == len(outputs), "every sample has a target"
         doutputs = ctx.take(outputs.shape, outputs.dtype) if ctx.batch.saving else None
-        sums = self._evaluate(outputs, targets, scale, outputs[:0] if doutputs is None else doutputs)
+        try:
+            sums = self._evaluate(outputs, targets, scale, outputs[:0] if doutputs is None else doutputs)
+        except BadSample as error:
+            error.sample = int(ctx.batch.sample_ids[error.sample])
+            raise
         return sums, doutputs
 
 
@@ -92,8 +99,9 @@ class CrossEntropy(Loss):
             outputs.reshape(-1, classes), flat, self.label_smoothing, scale, doutputs.reshape(-1, classes)
         )
         if bad >= 0:
-            raise InputError(
+            raise BadSample(
                 "a label is outside the classes",
+                sample=bad * len(targets) // flat.size,
                 where="data.targets",
                 found=int(flat[bad]),
                 expected=f"0 to {classes - 1}, since the model has {classes} outputs",

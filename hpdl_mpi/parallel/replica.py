@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from hpdl_mpi.base.errors import InputError
+from hpdl_mpi.base.memory import require
 from hpdl_mpi.nn import Context, Layer, Layout, Loss, LossSums, MicroBatch, Pool, Shape
 from hpdl_mpi.optim import Chunks, Optimizer
 
@@ -35,6 +36,11 @@ class Replica:
         The optimizer's state, like `params`.
     step : int
         Updates done.
+
+    Raises
+    ------
+    InputError
+        There is not enough memory for the flat arrays; found out before they are allocated.
     """
 
     def __init__(self, model: Layer, input_shape: Shape, optimizer: Optimizer, *, dtype: DTypeLike, seed: int) -> None:
@@ -44,6 +50,10 @@ class Replica:
         self.dtype = np.dtype(dtype)
         self.seed = seed
         self.layout = Layout(model)
+        require(
+            (2 + len(optimizer.slots)) * self.layout.size * self.dtype.itemsize,
+            "the model's parameters, gradients and optimizer state",
+        )
         self.params = self.layout.allocate(dtype)
         self.grads = self.layout.allocate(dtype)
         self.slots = {name: self.layout.allocate(dtype) for name in optimizer.slots}

@@ -10,7 +10,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +22,11 @@ import numpy as np
 from hpdl_mpi.base.errors import InputError, StorageError, TrainingError
 from hpdl_mpi.base.files import fsync, write_whole
 from hpdl_mpi.comm import Communicator
+from hpdl_mpi.data.hdf5 import lies_elsewhere, reading
+from hpdl_mpi.nn import Shape
 from hpdl_mpi.parallel import Replica
+from hpdl_mpi.train.manifest import DAMAGED, FORMAT, StoredFile, damaged, read_manifest, remedy
 
-FORMAT = 1
 _PREFIX = "step-"
 
 
@@ -36,7 +40,7 @@ def save(folder: Path, replica: Replica, progress: dict[str, Any], comm: Communi
     replica : Replica
         Equal on all ranks of `comm`, which is checked; rank 0 writes its own.
     progress : dict
-        What JSON can hold; `load` returns it.
+        What `Progress.to_dict` returns; `load` returns it again.
     comm : Communicator
     keep : int
 
@@ -97,56 +101,27 @@ def load(path: Path, replica: Replica) -> dict[str, Any]:
             remedy="put the run folder on a file system that all nodes see",
         )
     manifest = read_manifest(path)
-    places = {segment.name: segment for segment in replica.layout.segments}
-    _compare_shapes(path, manifest["parameters"], {name: list(place.shape) for name, place in places.items()})
-    arrays = {"params": replica.params} | {f"slot:{name}": array for name, array in replica.slots.items()}
-    filled = dict.fromkeys(((kind, name) for kind in arrays for name in places), 0)
+    shapes = {segment.name: segment.shape for segment in replica.layout.segments}
+    _compare_shapes(path, manifest["parameters"], shapes)
+    targets = {
+        (kind, segment.name): array[segment.start : segment.stop]
+        for kind, array in _arrays(replica).items()
+        for segment in replica.layout.segments
+    }
+    filled = dict.fromkeys(targets, 0)
     for entry in manifest["files"]:
-        with _open_checked(path / entry["name"], entry["sha256"]) as file:
-            for kind, name, start, stop in entry["slices"]:
-                if kind not in arrays:
-                    continue  # state of another optimizer: refused below if ours is then missing
-                place = places[name]
-                target = arrays[kind][place.start + start : place.start + stop]
-                source = file[f"{kind}/{name}/{start}"]
-                if source.shape != target.shape:
-                    raise _damaged(path / entry["name"], f"{kind} of {name} of shape {source.shape}")
-                target[:] = source[()]
-                filled[kind, name] += stop - start
+        _read_slices(path / entry["name"], entry, targets, filled)
     for (kind, name), count in filled.items():
-        if count != places[name].stop - places[name].start:
+        if count != targets[kind, name].size:
             raise InputError(
                 "the checkpoint lacks state that this run needs",
                 where=path,
                 found=f"{count} elements of {kind} for {name}",
-                expected=places[name].stop - places[name].start,
+                expected=targets[kind, name].size,
                 remedy="continue with the optimizer that the run began with",
             )
     replica.step = manifest["step"]
-    return manifest["progress"]
-
-
-def read_manifest(path: Path) -> dict[str, Any]:
-    """Return the manifest of a checkpoint.
-
-    Raises
-    ------
-    InputError
-        It is missing, damaged or of another format.
-    """
-    try:
-        manifest = json.loads((path / "manifest.json").read_bytes())
-    except (OSError, ValueError) as error:
-        raise _damaged(path / "manifest.json", error) from error
-    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-        raise InputError(
-            "a checkpoint of another format",
-            where=path,
-            found=manifest.get("format") if isinstance(manifest, dict) else type(manifest).__name__,
-            expected=FORMAT,
-            remedy="use the version of hpdl_mpi that wrote it",
-        )
-    return manifest
+    return manifest["progress"].to_dict()
 
 
 def checksum(replica: Replica) -> str:
@@ -196,16 +171,20 @@ def _write(final: Path, replica: Replica, progress: dict[str, Any]) -> None:
         shutil.rmtree(aside, ignore_errors=True)
 
 
+def _arrays(replica: Replica) -> dict[str, np.ndarray]:
+    """Return the flat arrays that a checkpoint holds, by their kinds."""
+    return {"params": replica.params} | {f"slot:{name}": array for name, array in replica.slots.items()}
+
+
 def _write_slices(path: Path, replica: Replica) -> list[tuple[str, str, int, int]]:
     """Write all segments of all flat arrays; return (kind, parameter name, first, last + 1 element) of each.
 
     HDF5 only lays the file out. We write the elements ourselves, straight from the flat arrays: where the disk is full
     that raises an error, while HDF5 can crash the process.
     """
-    arrays = {"params": replica.params} | {f"slot:{name}": array for name, array in replica.slots.items()}
     slices, places = [], []
     with h5py.File(path, "w") as file:
-        for kind, array in arrays.items():
+        for kind, array in _arrays(replica).items():
             for segment in replica.layout.segments:
                 part = array[segment.start : segment.stop]
                 dataset = _lay_out(file, f"{kind}/{segment.name}/0", part)
@@ -229,13 +208,29 @@ def _lay_out(file: h5py.File, name: str, array: np.ndarray) -> h5py.Dataset:
     return file.create_dataset(name, array.shape, array.dtype, dcpl=properties)
 
 
-def _open_checked(path: Path, sha256: str) -> h5py.File:
-    try:
-        if _sha256(path) != sha256:
-            raise _damaged(path, "another checksum than the manifest's")
-        return h5py.File(path, "r")
-    except OSError as error:
-        raise _damaged(path, error) from error
+def _read_slices(
+    path: Path, entry: StoredFile, targets: Mapping[tuple[str, str], np.ndarray], filled: dict[tuple[str, str], int]
+) -> None:
+    """Copy the slices of one file to their targets, and note in `filled` how many elements each of these has got."""
+    with reading(path, DAMAGED, remedy(path)):
+        if _sha256(path) != entry["sha256"]:
+            raise damaged(path, "another checksum than the manifest's")
+        with h5py.File(path, "r") as file:
+            for kind, name, start, stop in entry["slices"]:
+                if (kind, name) not in targets:
+                    continue  # state of another optimizer: `load` refuses it if ours is then missing
+                key, target = f"{kind}/{name}/{start}", targets[kind, name]
+                if not start == filled[kind, name] <= stop <= target.size:
+                    raise damaged(path, f"{kind} of {name} from {start} to {stop}")
+                source = file.get(key)
+                if (
+                    not isinstance(source, h5py.Dataset)
+                    or lies_elsewhere(file, source)
+                    or source.shape != (stop - start,)
+                ):
+                    raise damaged(path, f"no array {key} of {stop - start} elements")
+                source.read_direct(target[start:stop])
+                filled[kind, name] = stop
 
 
 def _sha256(path: Path) -> str:
@@ -243,7 +238,7 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _compare_shapes(path: Path, found: dict[str, list[int]], expected: dict[str, list[int]]) -> None:
+def _compare_shapes(path: Path, found: Mapping[str, Shape], expected: Mapping[str, Shape]) -> None:
     for name in sorted(found.keys() | expected.keys()):
         if found.get(name) != expected.get(name):
             raise InputError(
@@ -256,17 +251,6 @@ def _compare_shapes(path: Path, found: dict[str, list[int]], expected: dict[str,
 
 
 def _reason(error: BaseException) -> str:
-    """Return the operating system's words for a failed write, which HDF5 buries in a page of its own."""
-    for cause in (error, error.__context__):
-        if isinstance(cause, OSError) and cause.errno:
-            return os.strerror(cause.errno)
-    return str(error).splitlines()[0]
-
-
-def _damaged(path: Path, found: object) -> InputError:
-    return InputError(
-        "a damaged checkpoint",
-        where=path,
-        found=found,
-        remedy=f"remove the folder {path.parent} to continue from the checkpoint before it",
-    )
+    """Return the operating system's words for a failed write: HDF5 buries its number in a page of its own."""
+    number = re.search(r"errno =? ?(\d+)", str(error), re.IGNORECASE)
+    return os.strerror(int(number[1])) if number else str(error)

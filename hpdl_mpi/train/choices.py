@@ -1,4 +1,4 @@
-"""From names in a job to objects: models, losses, optimizers, schedules. A signature says which keys there are."""
+"""From what a job says to objects: models, losses, optimizers, transforms. A signature says which keys there are."""
 
 from __future__ import annotations
 
@@ -7,25 +7,52 @@ import inspect
 import json
 import sys
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 import pydantic
 
-from hpdl_mpi.base.errors import InputError
+from hpdl_mpi.base.errors import InputError, amended
+from hpdl_mpi.data import Transform
 from hpdl_mpi.models import MODELS
 from hpdl_mpi.nn import CrossEntropy, Huber, Layer, Loss, MeanSquaredError
 from hpdl_mpi.optim import OPTIMIZERS, SCHEDULES, Optimizer, Schedule
-from hpdl_mpi.train.job import Job, Model, Named, explain
+from hpdl_mpi.train.job import Job, Named, load_job, problems
 
 LOSSES: dict[str, type[Loss]] = {"cross_entropy": CrossEntropy, "huber": Huber, "mse": MeanSquaredError}
 
 T = TypeVar("T")
 
 
+def read_job(path: str | Path, overrides: Sequence[str] = ()) -> Job:
+    """Return the job of a file as `load_job` does, once all that it names can be made.
+
+    Raises
+    ------
+    InputError
+        What `load_job` raises, or a name or a keyword is unknown, or a keyword's value impossible.
+    """
+    job = load_job(path, overrides)
+    with amended(f"{path}: "):
+        make_transforms(job)
+        for make in (make_loss, make_optimizer, make_schedule, make_model):
+            make(job)
+    return job
+
+
+def make_transforms(job: Job) -> tuple[Transform, Transform]:
+    """Return the transforms of inputs and of targets that a job describes."""
+    with amended("data."):
+        inputs = Transform(**job.data.transform.model_dump())
+    with amended("data.target_"):  # a transform says "transform.", whatever it is for
+        targets = Transform(**job.data.target_transform.model_dump())
+    return inputs, targets
+
+
 def make_loss(job: Job) -> Loss:
     """Return the loss that a job names."""
-    return _make(LOSSES, job.training.loss, "training.loss")
+    return _make(LOSSES, job.training.loss, "training.loss", "training.loss.")
 
 
 def make_optimizer(job: Job) -> Optimizer:
@@ -38,13 +65,14 @@ def make_schedule(job: Job) -> Schedule:
     return _make(SCHEDULES, job.lr_schedule, "lr_schedule")
 
 
-def make_model(model: Model) -> Layer:
+def make_model(job: Job) -> Layer:
     """Return the model, not built yet, that a job names or whose factory it gives."""
+    model = job.model
     if model.name is not None:
         known: Callable[..., Layer] = _look_up(MODELS, model.name, "model")
-        return _call(known, model.keywords, "model")
+        return _call(known, model.keywords, "model", "model: ")
     assert model.factory is not None
-    layer = _call(_factory(model.factory, model.folder), model.keywords, "model")
+    layer = _call(_factory(model.factory, model.folder), model.keywords, "model", "model: ")
     if not isinstance(layer, Layer):
         raise InputError(
             "the factory returned no Layer",
@@ -55,8 +83,8 @@ def make_model(model: Model) -> Layer:
     return layer
 
 
-def _make(registry: Mapping[str, type[T]], named: Named, where: str) -> T:
-    return _call(_look_up(registry, named.name, where), named.keywords, where)
+def _make(registry: Mapping[str, type[T]], named: Named, where: str, before: str = "") -> T:
+    return _call(_look_up(registry, named.name, where), named.keywords, where, before)
 
 
 def _look_up(registry: Mapping[str, T], name: str, where: str) -> T:
@@ -67,8 +95,11 @@ def _look_up(registry: Mapping[str, T], name: str, where: str) -> T:
     return registry[name]
 
 
-def _call(function: Callable[..., T], keywords: dict[str, Any], where: str) -> T:
-    """Call a function with keywords checked against its signature: names, types, and what may not be missing."""
+def _call(function: Callable[..., T], keywords: dict[str, Any], where: str, before: str = "") -> T:
+    """Call a function with keywords checked against its signature: names, types, and what may not be missing.
+
+    Its own errors get `before` in front: what knows nothing of jobs names no more than its argument.
+    """
     hints = typing.get_type_hints(function.__init__ if inspect.isclass(function) else function)
     fields: dict[str, Any] = {}
     for name, parameter in inspect.signature(function).parameters.items():
@@ -79,8 +110,9 @@ def _call(function: Callable[..., T], keywords: dict[str, Any], where: str) -> T
     try:
         checked = arguments.model_validate_json(json.dumps(keywords))  # JSON: strict, yet a list makes a tuple
     except pydantic.ValidationError as error:
-        raise explain(error, "job", where) from None
-    return function(**{name: getattr(checked, name) for name in checked.model_fields_set})
+        raise InputError("; ".join(problems(error, where))) from None
+    with amended(before):
+        return function(**{name: getattr(checked, name) for name in checked.model_fields_set})
 
 
 def _factory(name: str, folder: str | None) -> Callable[..., Any]:

@@ -35,7 +35,7 @@ class Evaluator:
     def __call__(self) -> Metrics:
         """Return the metrics of all samples."""
         totals = np.zeros(len(LossSums._fields))
-        with closing(self._loader.epoch(0)) as batches:
+        with self._loader.dataset.naming_files(), closing(self._loader.epoch(0)) as batches:
             for batch in batches:
                 if len(batch.sample_ids):
                     totals += self._replica.evaluate(batch.inputs, batch.targets, batch.sample_ids, self._loss)

@@ -7,6 +7,7 @@ the types of its signature. So a constructor is the one place that says what can
 from __future__ import annotations
 
 import json
+import reprlib
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,6 +20,7 @@ from hpdl_mpi.base.errors import InputError
 from hpdl_mpi.data.transform import Layout
 
 Positive = Annotated[int, Field(ge=1)]
+Text = Annotated[str, Field(min_length=1)]
 Signal = Literal["SIGUSR1", "SIGUSR2", "SIGHUP", "SIGALRM"]
 
 
@@ -30,7 +32,7 @@ class Named(_Section):
     """A name and the keywords of what it names."""
 
     model_config = ConfigDict(extra="allow", frozen=True, strict=True, allow_inf_nan=False)
-    name: str
+    name: Text
 
     @property
     def keywords(self) -> dict[str, Any]:
@@ -42,9 +44,9 @@ class Model(_Section):
     """A reference model by name, or any function that returns a Layer as ``module:function``."""
 
     model_config = ConfigDict(extra="allow", frozen=True, strict=True, allow_inf_nan=False)
-    name: str | None = None
+    name: Text | None = None
     factory: str | None = Field(None, pattern=r"^[\w.]+:\w+$")
-    folder: str | None = None
+    folder: Text | None = None
     """Where the factory's module is looked up first: the job file's folder."""
 
     @property
@@ -72,10 +74,10 @@ class Transform(_Section):
 class Data(_Section):
     """Where the samples are and in which order they come."""
 
-    train: str
-    test: str | None = None
-    inputs: str = "x"
-    targets: str = "y"
+    train: Text
+    test: Text | None = None
+    inputs: Text = "x"
+    targets: Text = "y"
     shuffle: Literal["block", "global", "none"] = "block"
     transform: Transform = Transform()
     target_transform: Transform = Transform()
@@ -167,42 +169,39 @@ def load_job(path: str | Path, overrides: Sequence[str] = ()) -> Job:
     try:
         text = path.read_text()
         tree = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
+        if not isinstance(tree, dict):
+            raise ValueError(f"{type(tree).__name__} in place of sections and keys")
     except FileNotFoundError:
         raise InputError("no such job file", where=path, remedy="give the path of a job, such as jobs/x.toml") from None
     except (OSError, UnicodeDecodeError) as error:
         raise InputError("the job file cannot be read", where=path, found=error) from error
-    except ValueError as error:  # both decoders' errors
+    except (ValueError, RecursionError) as error:  # both decoders' errors
         raise InputError("not a valid job file", where=path, found=error) from error
     for override in overrides:
         _override(tree, override)
     if isinstance(tree.get("model"), dict) and "factory" in tree["model"]:
         tree["model"].setdefault("folder", str(path.resolve().parent))
-    return parse_job(tree, path)
-
-
-def parse_job(tree: dict[str, Any], source: object) -> Job:
-    """Return the job of a tree of keys and values; `source` opens the messages."""
     try:
         return Job.model_validate(tree)
     except pydantic.ValidationError as error:
-        raise explain(error, source) from None
+        raise InputError("; ".join(problems(error)), where=path) from None
 
 
-def explain(error: pydantic.ValidationError, source: object, prefix: str = "") -> InputError:
-    """Return one message for all that pydantic found, each with the path of its key."""
-    problems = []
+def problems(error: pydantic.ValidationError, section: str = "") -> list[str]:
+    """Return all that pydantic found in a section, each with the full path of its key."""
+    found = []
     for issue in error.errors():
-        key = ".".join([prefix] * bool(prefix) + [str(part) for part in issue["loc"]]) or "job"
+        key = ".".join(str(part) for part in (section, *issue["loc"]) if part != "")
         if issue["type"] == "extra_forbidden":
-            problems.append(f"{key}: unknown key")
+            what = "unknown key"
         elif issue["type"] == "missing":
-            problems.append(f"{key}: missing")
+            what = "missing"
         elif issue["type"] == "value_error":
-            problems.append(f"{key}: {issue['ctx']['error']}")
+            what = str(issue["ctx"]["error"])
         else:
-            message = issue["msg"][:1].lower() + issue["msg"][1:]
-            problems.append(f"{key}: {message}; found {issue['input']!r}")
-    return InputError("; ".join(problems), where=source)
+            what = f"{issue['msg'][:1].lower()}{issue['msg'][1:]}; found {reprlib.repr(issue['input'])}"
+        found.append(f"{key}: {what}" if key else what)
+    return found
 
 
 def _override(tree: dict[str, Any], override: str) -> None:

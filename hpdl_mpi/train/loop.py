@@ -77,7 +77,9 @@ class TrainingLoop:
         progress = self.progress
         self._wall_before = progress.wall_seconds
         self._evaluated: tuple[int, Metrics] | None = None
+        self.comm.barrier()  # the first step's time shall not hold the wait for ranks that started later
         self._take_lap()
+        self._epoch_began = progress.samples, progress.seconds
         while self.replica.step < self.num_steps:
             self._epoch()
         if progress.sums.weight:  # the run ends within an epoch
@@ -107,7 +109,8 @@ class TrainingLoop:
     def _step(self, batch: Batch) -> StepReport:
         number, progress = self.replica.step, self.progress
         lr = self.optimizer.lr * self.schedule.factor(number, self.num_steps)
-        report = self.step(batch, epoch=progress.epoch, lr=lr, flags=self.signals.flags)
+        with self.loader.dataset.naming_files():
+            report = self.step(batch, epoch=progress.epoch, lr=lr, flags=self.signals.flags)
         if not report.finite:
             self._refuse(report, number)
         seconds = self._take_lap()
@@ -137,10 +140,13 @@ class TrainingLoop:
         metrics = Metrics.of(progress.sums, self.loss.task, self.unit)
         progress.train_loss = metrics.loss
         progress.end_epoch()
+        samples, seconds = self._epoch_began
+        rate = (progress.samples - samples) / (progress.seconds - seconds)
+        self._epoch_began = progress.samples, progress.seconds
         if self.log:
-            self.log.write(kind="epoch", step=self.replica.step, epoch=progress.epoch, **asdict(metrics))
+            values = asdict(metrics) | {"samples_per_second": rate}
+            self.log.write(kind="epoch", step=self.replica.step, epoch=progress.epoch, **values)
         tested = "" if self.eval_every else self._evaluate()
-        rate = progress.samples / progress.seconds
         self.reporter.say(f"epoch {progress.epoch:3d}  {metrics}{tested}  {rate:.0f} samples/s")
         self._save()
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from hpdl_mpi.base.errors import InputError, StorageError
-from hpdl_mpi.base.files import write_whole
+from hpdl_mpi.base.errors import InputError
+from hpdl_mpi.base.files import write_file
 from hpdl_mpi.data.arrays import open_array
 from hpdl_mpi.train.trainer import Trainer
 
@@ -43,10 +43,7 @@ def predict_file(trainer: Trainer, source: str, array: str, output: Path) -> int
             raise InputError("no samples", where=source)
         parts = [trainer.predict(samples[start : start + _ROWS]) for start in range(0, len(samples), _ROWS)]
     columns = _columns(np.concatenate(parts), trainer.loss.task)
-    try:
-        write_whole(output, _csv(columns) if output.suffix == ".csv" else _npz(columns))
-    except OSError as error:
-        raise StorageError("predictions cannot be written", where=output, found=error.strerror) from error
+    write_file(output, _csv(columns) if output.suffix == ".csv" else _npz(columns))
     return len(columns["sample"])
 
 

@@ -8,13 +8,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from hpdl_mpi.base.errors import InputError
+from hpdl_mpi.base.errors import InputError, amended
 from hpdl_mpi.comm import Communicator, agree
-from hpdl_mpi.data import Transform
 from hpdl_mpi.train import checkpoint
-from hpdl_mpi.train.choices import make_loss, make_model, make_optimizer, make_schedule
-from hpdl_mpi.train.job import Job, Parallel, load_job
-from hpdl_mpi.train.job import Transform as TransformSection
+from hpdl_mpi.train.choices import make_loss, make_model, make_optimizer, make_schedule, make_transforms, read_job
+from hpdl_mpi.train.job import Job, Parallel
 from hpdl_mpi.train.runfolder import RunFolder, resumed_job
 from hpdl_mpi.train.source import PathLike, Source
 from hpdl_mpi.train.trainer import Trainer
@@ -49,7 +47,9 @@ def run_job(
         The job, its data or the run folder cannot be used; raised on every rank, before anything is allocated.
     """
     job, folder = agree(comm, lambda: _prepare(path, overrides, run_dir, resume))
-    trainer = make_trainer(job, comm)
+    with amended(f"{path}: "):
+        trainer = make_trainer(job, comm)
+    transform, target_transform = make_transforms(job)
     return trainer.fit(
         job.data.train,
         global_batch_size=job.training.global_batch_size,
@@ -58,8 +58,8 @@ def run_job(
         validate=job.data.test,
         inputs=job.data.inputs,
         targets=job.data.targets,
-        transform=_transform(job.data.transform),
-        target_transform=_transform(job.data.target_transform),
+        transform=transform,
+        target_transform=target_transform,
         shuffle=job.data.shuffle,
         eval_every=job.training.eval_every,
         checkpoint=job.checkpoint,
@@ -80,15 +80,17 @@ def open_run(run: PathLike, comm: Communicator) -> tuple[Trainer, Job]:
     """
     folder = RunFolder(run)
     job = agree(comm, folder.read_job)
-    trainer = make_trainer(job.model_copy(update={"parallel": Parallel(threads=None)}), comm)
-    trainer.load(agree(comm, lambda: _latest(folder)), make_source(job))
+    with amended(f"{folder.job}: "):
+        trainer = make_trainer(job.model_copy(update={"parallel": Parallel(threads=None)}), comm)
+        source = make_source(job)
+    trainer.load(agree(comm, lambda: _latest(folder)), source)
     return trainer, job
 
 
 def make_trainer(job: Job, comm: Communicator) -> Trainer:
     """Return the trainer that a job describes. Collective."""
     return Trainer(
-        make_model(job.model),
+        make_model(job),
         loss=make_loss(job),
         optimizer=make_optimizer(job),
         lr_schedule=make_schedule(job),
@@ -105,15 +107,14 @@ def _prepare(
     path: str | Path, overrides: Sequence[str], run_dir: PathLike | None, resume: bool
 ) -> tuple[Job, RunFolder]:
     """Read and check all that the job says, without touching data or allocating anything."""
-    job = load_job(path, overrides)
+    job = read_job(path, overrides)
     folder = RunFolder(run_dir if run_dir is not None else Path("runs", job.name))
     paths = {"train": os.path.abspath(job.data.train), "test": job.data.test and os.path.abspath(job.data.test)}
     job = job.model_copy(update={"data": job.data.model_copy(update=paths)})
     if resume and folder.job.exists():
-        job = resumed_job(job, folder.read_job())
-    for make in (make_loss, make_optimizer, make_schedule):
-        make(job)
-    make_model(job.model)
+        saved = folder.read_job()
+        with amended(f"{path}: "):
+            job = resumed_job(job, saved)
     return job, folder
 
 
@@ -128,12 +129,7 @@ def _resolved(job: Job, source: Source, trainer: Trainer) -> dict[str, Any]:
 
 def make_source(job: Job) -> Source:
     """Return where a job's training samples come from, and how they are prepared."""
-    data = job.data
-    return Source(data.train, data.inputs, data.targets, _transform(data.transform), _transform(data.target_transform))
-
-
-def _transform(section: TransformSection) -> Transform:
-    return Transform(**section.model_dump())
+    return Source(job.data.train, job.data.inputs, job.data.targets, *make_transforms(job))
 
 
 def _latest(folder: RunFolder) -> Path:

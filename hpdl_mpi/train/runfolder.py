@@ -7,14 +7,15 @@ import fcntl
 import io
 import json
 import os
+import socket
 import tempfile
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from hpdl_mpi.base.errors import InputError, StorageError
-from hpdl_mpi.base.files import write_whole
+from hpdl_mpi.base.errors import InputError, StorageError, amended
 from hpdl_mpi.train import checkpoint
-from hpdl_mpi.train.job import Job, load_job, parse_job
+from hpdl_mpi.train.job import Job, load_job
 
 
 class RunFolder:
@@ -24,14 +25,22 @@ class RunFolder:
     ----------
     path : path-like
         The folder; it need not exist.
+
+    Raises
+    ------
+    InputError
+        The path is empty.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
+        if not os.fspath(path):
+            raise InputError("the run folder has no name", where="--run-dir", found="an empty path")
         self.path = Path(path)
         self.job = self.path / "job.json"
         self.metrics = self.path / "metrics.jsonl"
         self.checkpoints = self.path / "checkpoints"
         self.summary = self.path / "summary.json"
+        self._lock_file = self.path / ".lock"
         self._lock: io.BufferedWriter | None = None
 
     @property
@@ -74,7 +83,7 @@ class RunFolder:
         InputError
             Another run has it.
         """
-        self._lock = open(self.path / ".lock", "wb")  # noqa: SIM115 - open as long as the folder is ours
+        self._lock = open(self._lock_file, "ab")  # noqa: SIM115 - open as long as the folder is ours
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -82,11 +91,23 @@ class RunFolder:
             raise InputError(
                 "another run writes to this folder at present",
                 where=self.path,
+                found=self.owner(),
                 remedy="wait for its end, or choose another folder with --run-dir",
             ) from None
         except OSError as error:
             if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):  # the file system has no locks
                 raise
+        self._lock.truncate(0)
+        self._lock.write(f"process {os.getpid()} on {socket.gethostname()} since {datetime.now()}".encode())
+        self._lock.flush()
+        os.fsync(self._lock.fileno())
+
+    def owner(self) -> str | None:
+        """Return which process has claimed the folder, as this rank sees it; None if it sees no claim."""
+        try:
+            return self._lock_file.read_text()
+        except OSError:
+            return None
 
     def release(self) -> None:
         """Let others have the folder; does nothing where it was not claimed."""
@@ -97,32 +118,20 @@ class RunFolder:
     def __getstate__(self) -> dict[str, Any]:
         return vars(self) | {"_lock": None}  # the lock stays with the rank that holds it
 
-    def write_json(self, path: Path, value: dict[str, Any]) -> None:
-        """Write one of the folder's JSON files, whole or not at all.
-
-        Raises
-        ------
-        StorageError
-            The disk is full or the folder cannot be written.
-        """
-        try:
-            write_whole(path, (json.dumps(value, indent=2) + "\n").encode())
-        except OSError as error:
-            raise StorageError("the file could not be written", where=path, found=error.strerror) from error
-
     def read_job(self) -> Job:
         """Return the resolved job of the run.
 
         Raises
         ------
         InputError
-            The folder holds no run, or one that a script made without a job.
+            The folder holds no run, or one that a script made without a job, or its job is damaged.
         """
         if not self.job.exists():
             raise InputError(
                 "the folder holds no run of a job", where=self.path, remedy="name a folder that hpdl train has written"
             )
-        return load_job(self.job)
+        with amended(after=" Remove it and continue the run from its own job file, with --resume."):
+            return load_job(self.job)
 
 
 class MetricsLog:
@@ -207,7 +216,7 @@ def resumed_job(job: Job, saved: Job) -> Job:
                 expected=expected,
                 remedy="start a new run with --run-dir",
             )
-    return parse_job(new, "job")
+    return Job.model_validate(new)
 
 
 def _get(tree: dict[str, Any], key: str) -> Any:

@@ -7,8 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from hpdl_mpi.base.errors import InputError
-from hpdl_mpi.comm import Communicator
+from hpdl_mpi.base.errors import InputError, amended
 from hpdl_mpi.data import Dataset, Transform, fitted
 from hpdl_mpi.nn import Layer, Loss, Shape
 
@@ -67,11 +66,15 @@ class Source:
         Raises
         ------
         InputError
-            The model or the loss cannot take the samples, their shape is not the expected one, or there are fewer than
-            ranks.
+            The transforms, the model or the loss cannot take the samples, their shape is not the expected one, or there
+            are fewer than ranks.
         """
         with self.open() as dataset:
-            shape = self.transform.output_shape(dataset.input_shape)
+            with amended("data."):
+                shape = self.transform.output_shape(dataset.input_shape)
+            if loss.task == "regression":
+                with amended("data.target_"):
+                    self.target_transform.output_shape(dataset.target_shape)
             if expected is None:
                 model.build(shape)
             elif shape != expected:
@@ -88,17 +91,3 @@ class Source:
                     remedy="start fewer ranks",
                 )
             return shape
-
-
-def agree_on_data(comm: Communicator, dataset: Dataset) -> None:
-    """Raise an InputError on all ranks unless they see the same data. Collective."""
-    found = comm.allgather_obj(dataset.fingerprint)
-    astray = [rank for rank, fingerprint in enumerate(found) if fingerprint != found[0]]
-    if astray:
-        raise InputError(
-            "ranks see different data",
-            where=dataset.path,
-            found=f"other shapes, types or counts on ranks {astray} than on rank 0",
-            remedy="put the data on a file system that all nodes see, or copy the same files to each node",
-            shared=True,
-        )

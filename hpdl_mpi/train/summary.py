@@ -67,7 +67,7 @@ def summarize(job: Job, num_ranks: int) -> Summary:
     source = make_source(job)
     with source.open() as dataset:
         input_shape = source.transform.output_shape(dataset.input_shape)
-    model, loss = make_model(job.model), make_loss(job)
+    model, loss = make_model(job), make_loss(job)
     replica = Replica(model, input_shape, make_optimizer(job), dtype=job.training.dtype, seed=job.seed)
     size = -(-job.training.global_batch_size // (num_ranks * job.training.accumulate))
     _learn_zeros(replica, loss, size)

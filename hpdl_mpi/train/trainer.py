@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from hpdl_mpi.base.errors import InputError
+from hpdl_mpi.base.files import write_json
 from hpdl_mpi.comm import Communicator, agree, world
 from hpdl_mpi.data import Dataset, Loader, Transform
 from hpdl_mpi.data.hdf5 import memory_dtype
@@ -20,6 +21,7 @@ from hpdl_mpi.optim import Constant, Optimizer, Schedule
 from hpdl_mpi.parallel import DataParallelStep, ProcessGrid, Replica
 from hpdl_mpi.parallel.grid import check_shape
 from hpdl_mpi.train import checkpoint as checkpoints
+from hpdl_mpi.train.alike import require_alike
 from hpdl_mpi.train.evaluation import Evaluator
 from hpdl_mpi.train.job import Checkpoint, Parallel
 from hpdl_mpi.train.launch import first_on_node, rehearse, start_threads
@@ -28,7 +30,7 @@ from hpdl_mpi.train.metrics import Metrics, Progress
 from hpdl_mpi.train.report import headline, make_reporter
 from hpdl_mpi.train.runfolder import MetricsLog, RunFolder
 from hpdl_mpi.train.signals import StopSignals
-from hpdl_mpi.train.source import AS_STORED, PathLike, Source, agree_on_data
+from hpdl_mpi.train.source import AS_STORED, PathLike, Source
 
 _TEST_SHARE = 32
 """Samples of an evaluation batch that each rank has at least."""
@@ -171,28 +173,21 @@ class Trainer:
         source = Source(train, inputs, targets, transform or AS_STORED, target_transform or AS_STORED)
         folder = RunFolder(run_dir) if run_dir is not None else None
         with ExitStack() as stack:
-            if folder:
-                stack.callback(folder.release)
-            self._source, input_shape = agree(self.comm, lambda: self._check(source, validate, folder, resume))
-            dp = self.grid.axis("dp")
+            signals = stack.enter_context(StopSignals(checkpoint.signal))
+            input_shape = self._claim(stack, source, validate, folder, resume)
             loader = self._loader(train, global_batch_size, shuffle)
             tests = self._test_loader(validate, global_batch_size) if validate is not None else None
+            for opened in filter(None, (loader, tests)):
+                stack.callback(opened.dataset.close)
             first_on_node(self.comm, lambda: self._build(input_shape, loader))
             progress = self._restore(folder if resume else None, loader.dataset)
             num_steps = steps or -(-loader.dataset.num_samples // global_batch_size) * (epochs or 0)
-            mine = folder if self.comm.rank == 0 else None
-            for opened in filter(None, (loader, tests)):
-                stack.callback(opened.dataset.close)
-            log = None
-            if mine:
-                if describe:
-                    mine.write_json(mine.job, describe(self._source))
-                log = MetricsLog(mine.metrics, progress.metrics_bytes)
-                stack.callback(log.close)
-            signals = stack.enter_context(StopSignals(checkpoint.signal))
+            self._refuse_shorter("steps" if steps else "epochs", num_steps)
+            log = self._begin_log(stack, folder, progress, describe)
             reporter = make_reporter(self.comm.rank, num_steps, self.replica.step)
             stack.callback(reporter.close)
             reporter.say(headline(self.grid, self.threads, self.replica, loader, num_steps))
+            dp, unit = self.grid.axis("dp"), self._source.unit
             loop = TrainingLoop(
                 comm=dp,
                 replica=self.replica,
@@ -208,7 +203,7 @@ class Trainer:
                     num_flags=len(signals.numbers),
                 ),
                 loader=loader,
-                evaluator=Evaluator(self.replica, self.loss, tests, dp, self._source.unit) if tests else None,
+                evaluator=Evaluator(self.replica, self.loss, tests, dp, unit) if tests else None,
                 num_steps=num_steps,
                 eval_every=eval_every,
                 checkpoints=checkpoint,
@@ -217,13 +212,12 @@ class Trainer:
                 log=log,
                 reporter=reporter,
                 signals=signals,
-                unit=self._source.unit,
+                unit=unit,
                 began=began,
             )
-            metrics = loop.run()
-            summary = self._summary(name, global_batch_size, progress, metrics)
-            if mine:
-                mine.write_json(mine.summary, summary)
+            summary = self._summary(name, global_batch_size, progress, loop.run())
+            if folder and self.comm.rank == 0:
+                write_json(folder.summary, summary)
         return summary
 
     def load(self, checkpoint: PathLike, source: Source) -> None:
@@ -273,29 +267,57 @@ class Trainer:
         shape = transform.output_shape(inputs.shape[1:])
         if shape != replica.input_shape:
             raise InputError("samples of another shape", where="inputs", found=shape, expected=replica.input_shape)
-        outputs = []
+        result = np.empty((len(inputs), *replica.model.output_shape(shape)), replica.dtype)
         for start in range(0, len(inputs), batch_size):
             raw = inputs[start : start + batch_size]
             raw = np.ascontiguousarray(raw, memory_dtype(raw.dtype))
             x = np.empty((len(raw), *shape), replica.dtype)
             transform.apply(raw, x)
-            outputs.append(replica.predict(x, np.arange(start, start + len(raw))))
-        result = np.concatenate(outputs)
+            result[start : start + batch_size] = replica.predict(x, np.arange(start, start + len(raw)))
         if self.loss.task == "regression":
             self._source.target_transform.inverse(result)
         return result
 
-    def _check(
-        self, source: Source, validate: PathLike | None, folder: RunFolder | None, resume: bool
-    ) -> tuple[Source, Shape]:
-        """Refuse what cannot work, on one rank; return the source with measured transforms, and the input's shape."""
-        num_ranks = self.grid.shape["dp"]
-        shape = source.check(self.model, self.loss, num_ranks)
-        if validate is not None:
-            source.at(validate).check(self.model, self.loss, num_ranks, shape)
+    def _claim(
+        self, stack: ExitStack, source: Source, validate: PathLike | None, folder: RunFolder | None, resume: bool
+    ) -> Shape:
+        """Refuse what cannot work, take the run folder and measure transforms; return the input's shape. Collective."""
+
+        def check() -> tuple[Source, Shape]:
+            num_ranks = self.grid.shape["dp"]
+            shape = source.check(self.model, self.loss, num_ranks)
+            if validate is not None:
+                source.at(validate).check(self.model, self.loss, num_ranks, shape)
+            if folder is not None:
+                folder.claim(resume=resume)
+            return source.measured(), shape
+
         if folder is not None:
-            folder.claim(resume=resume)
-        return source.measured(), shape
+            stack.callback(folder.release)
+        self._source, shape = agree(self.comm, check)
+        if folder is not None:
+            require_alike(
+                self.comm,
+                folder.owner(),
+                "ranks do not share the run folder",
+                where=folder.path,
+                remedy="put it on a file system that all nodes see, with --run-dir",
+            )
+        return shape
+
+    def _begin_log(
+        self,
+        stack: ExitStack,
+        folder: RunFolder | None,
+        progress: Progress,
+        describe: Callable[[Source], dict[str, Any]] | None,
+    ) -> MetricsLog | None:
+        """Write what the run is, and return the log of its metrics; rank 0 alone does, if there is a run folder."""
+        if folder is None or self.comm.rank != 0:
+            return None
+        if describe:
+            write_json(folder.job, describe(self._source))
+        return stack.enter_context(closing(MetricsLog(folder.metrics, progress.metrics_bytes)))
 
     def _loader(self, path: PathLike, batch_size: int, shuffle: Shuffle) -> Loader:
         classifies = self.loss.task == "classification"
@@ -319,16 +341,37 @@ class Trainer:
         """Make the replica, and run every kernel once if there is data to run them on."""
         self._replica = Replica(self.model, input_shape, self.optimizer, dtype=self._dtype, seed=self._seed)
         if loader is not None:
-            with closing(loader.epoch(0, limit=self.grid.shape["dp"])) as batches:
+            with loader.dataset.naming_files(), closing(loader.epoch(0, limit=self.grid.shape["dp"])) as batches:
                 rehearse(self._replica, next(batches), self.loss)
 
     def _restore(self, folder: RunFolder | None, train: Dataset) -> Progress:
         """Return where the run stands, after loading its latest checkpoint if there is one; the same on all ranks."""
-        agree_on_data(self.comm, train)
+        require_alike(
+            self.comm,
+            train.fingerprint,
+            "ranks see different data",
+            where=train.path,
+            remedy="put the data on a file system that all nodes see, or copy the same files to each node",
+        )
+        layout = [(segment.name, segment.shape) for segment in self.replica.layout.segments]
+        require_alike(
+            self.comm,
+            (layout, list(self.replica.slots), self.replica.dtype.str),
+            "ranks have built different models or optimizers",
+            where="model",
+            remedy="build the same on every rank, whatever its number",
+        )
         latest = agree(self.comm, lambda: checkpoints.latest(folder.checkpoints) if folder else None)
-        if latest is None:
+        progress = Progress.from_dict(checkpoints.load(latest, self.replica)) if latest else None
+        require_alike(
+            self.comm,
+            (self.replica.step, checkpoints.checksum(self.replica)),
+            "ranks begin with different parameters",
+            where=latest or "model",
+            remedy="give every rank the same seed, and the same run folder",
+        )
+        if progress is None:
             return Progress(fingerprint=train.fingerprint)
-        progress = Progress.from_dict(checkpoints.load(latest, self.replica))
         if progress.fingerprint != train.fingerprint:
             raise InputError(
                 "the training data are not those that the run began with",
@@ -339,6 +382,18 @@ class Trainer:
                 shared=True,
             )
         return progress
+
+    def _refuse_shorter(self, key: str, num_steps: int) -> None:
+        """Raise if the run has done more steps than it shall have: it would end as if it were done."""
+        if self.replica.step > num_steps:
+            raise InputError(
+                "the run has gone further than it shall",
+                where=f"training.{key}",
+                found=f"{num_steps} steps in all",
+                expected=f"at least {self.replica.step}, which are done",
+                remedy="let it end there or later, or start a new run with --run-dir",
+                shared=True,
+            )
 
     def _summary(
         self, name: str | None, global_batch_size: int, progress: Progress, metrics: Metrics | None

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from hpdl_mpi.base.files import write_whole
+from hpdl_mpi.base.errors import StorageError
+from hpdl_mpi.base.files import write_file, write_whole
 
 
 def test_content_is_replaced_and_nothing_is_left_beside_it(tmp_path: Path) -> None:
@@ -39,3 +40,9 @@ def test_failure_leaves_the_old_content_and_nothing_beside_it(
 def test_missing_folder_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         write_whole(tmp_path / "absent" / "summary.json", b"new")
+
+
+def test_a_file_that_cannot_be_written_is_named_with_the_reason(tmp_path: Path) -> None:
+    path = tmp_path / "nowhere" / "metrics.json"
+    with pytest.raises(StorageError, match=rf"{path}: the file could not be written\. Found No such file or directory"):
+        write_file(path, b"{}")

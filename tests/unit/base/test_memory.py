@@ -1,11 +1,15 @@
-"""Arrays that the package keeps are aligned and zero."""
+"""Arrays that the package keeps are aligned and zero; what does not fit into memory is refused before it is tried."""
 
 from __future__ import annotations
+
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from hpdl_mpi.base.memory import ALIGNMENT, aligned, heap
+from hpdl_mpi.base.errors import InputError
+from hpdl_mpi.base.memory import ALIGNMENT, aligned, available, heap, require
 
 
 @pytest.mark.parametrize("nbytes", [1, 63, 64, 65, 4096])
@@ -35,3 +39,62 @@ def test_memory_may_come_from_elsewhere() -> None:
     assert np.shares_memory(array, arena)
     assert arena[:24].any()
     assert not arena[24:].any()
+
+
+def test_memory_that_the_system_does_not_give_is_an_error_for_people() -> None:
+    # 2^60 bytes: more than a process of any 64-bit system can address
+    with pytest.raises(InputError, match=r"not enough memory for an array\. Expected 1,152,921,504,606,846,976 bytes"):
+        heap(2**60)
+
+
+MEMINFO = "MemTotal:  9000 kB\nMemFree:  100 kB\nMemAvailable:  8000 kB\n"
+UNLIMITED = str(2**63 - 4096)
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        ({}, sys.maxsize),
+        ({"proc/meminfo": MEMINFO}, 8000 * 1024),
+        ({"proc/meminfo": MEMINFO, "proc/self/cgroup": "0::/\n"}, 8000 * 1024),
+        ({"proc/meminfo": MEMINFO, "proc/self/cgroup": "0::/\n", "sys/fs/cgroup/memory.max": "5000\n"}, 5000),
+        (
+            {
+                "proc/meminfo": MEMINFO,
+                "proc/self/cgroup": "0::/slurm/job_7/step_0\n",
+                "sys/fs/cgroup/slurm/job_7/step_0/memory.max": "max\n",
+                "sys/fs/cgroup/slurm/job_7/memory.max": "6000\n",
+            },
+            6000,
+        ),
+        (
+            {
+                "proc/meminfo": MEMINFO,
+                "proc/self/cgroup": "5:cpu,cpuacct:/docker/1a\n4:memory:/docker/1a\n0::/\n",
+                "sys/fs/cgroup/memory/memory.limit_in_bytes": "7000\n",
+            },
+            7000,
+        ),
+        (
+            {
+                "proc/meminfo": MEMINFO,
+                "proc/self/cgroup": "4:memory:/\n",
+                "sys/fs/cgroup/memory/memory.limit_in_bytes": UNLIMITED,
+            },
+            8000 * 1024,
+        ),
+    ],
+    ids=["unknown", "machine", "no limit", "container", "job above its step", "cgroup 1", "unlimited cgroup 1"],
+)
+def test_the_least_bound_of_machine_and_cgroups_counts(tmp_path: Path, files: dict[str, str], expected: int) -> None:
+    for name, text in files.items():
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    assert available(tmp_path) == expected
+
+
+def test_what_is_required_is_compared_with_this_machine() -> None:
+    require(1, "a byte")
+    with pytest.raises(InputError, match=r"not enough memory for everything\. Found .* bytes; expected 1,152,9"):
+        require(2**60, "everything")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -174,6 +175,10 @@ def test_a_finished_run_resumed_does_nothing_but_say_so(classifier):
         ("seed=3", "seed: a run cannot change this when it goes on. Found 3; expected 0"),
         ("model.hidden=[9]", "model: a run cannot change this when it goes on"),
         ("training.global_batch_size=8", "training.global_batch_size: a run cannot change this"),
+        (
+            "training.epochs=1",
+            "training.epochs: the run has gone further than it shall. Found 4 steps in all; expected ",
+        ),
     ],
 )
 def test_a_resumed_run_cannot_become_another(classifier, override, message):
@@ -185,27 +190,81 @@ def test_a_resumed_run_cannot_become_another(classifier, override, message):
     ("arguments", "message"),
     [
         (["train", "nowhere.toml"], "nowhere.toml: no such job file"),
-        (["train", "job.toml", "--set", "optimizer.rate=1"], "optimizer.rate: unknown key"),
+        (["train", "job.toml", "--set", "optimizer.rate=1"], "job.toml: optimizer.rate: unknown key"),
+        (["train", "job.toml", "--set", "data.transform.layout=hw", "--run-dir", "hw"], "data.transform.layout: "),
+        (["train", "job.toml", "--set", "model.hidden=[1048576, 1048576]", "--run-dir", "huge"], "not enough memory"),
+        (["train", "job.toml", "--run-dir", ""], "--run-dir: the run folder has no name"),
         (["train", "job.toml", "--set", "data.train=nowhere"], "nowhere"),
         (["train", "job.toml", "--run-dir", "/proc/none"], "the run folder cannot be written"),
-        (["train", "job.toml", "--set", "parallel.dp=2"], "the grid does not fit the number of ranks"),
-        (["train", "job.toml", "--set", "parallel.threads=99999"], "not a possible number of threads"),
+        (["train", "job.toml", "--set", "parallel.dp=2"], "job.toml: parallel.pp x parallel.dp: the grid does not fit"),
+        (["train", "job.toml", "--set", "parallel.threads=99999"], "job.toml: parallel.threads: not a possible number"),
         (
             ["train", "job.toml", "--set", "model.name=lenet", "--set", "model.hidden=4", "--set", "data.inputs=y"],
             "images",
         ),
         (["eval", "nowhere"], "the folder holds no run"),
         (["eval", "run", "--data", "nowhere"], "nowhere"),
+        (["eval", "run", "--data", ""], "no data are named"),
         (["predict", "run", "--input", "nowhere.h5"], "nowhere.h5: no such file"),
         (["predict", "run", "--input", "images.h5", "--array", "z"], "no array 'z'. Found x, y"),
         (["predict", "run", "--input", "images.h5", "--array", "y"], "samples of another shape"),
         (["predict", "run", "--input", "images.h5", "--output", "out.txt"], "expected .csv or .npz"),
         (["summary", "nowhere.toml"], "no such job file"),
+        (["summary", "job.toml", "--set", "optimizer.lr=-1"], "job.toml: optimizer.lr: out of range"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
 def test_what_cannot_be_is_one_line_and_exit_code_two(classifier, arguments, message):
     assert message in refuse(*arguments, cwd=classifier)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["eval", "run", "--json", "nowhere/x.json"],
+        ["predict", "run", "--input", "images.h5", "--output", "nowhere/x.csv"],
+    ],
+    ids=["eval", "predict"],
+)
+def test_a_result_that_cannot_be_written_is_one_line_and_exit_code_one(classifier, arguments):
+    result = hpdl(*arguments, cwd=classifier)
+    assert result.returncode == 1
+    message = f"Error: {arguments[-1]}: the file could not be written. Found No such file or directory.\n"
+    assert result.stderr == message
+
+
+def test_a_folder_is_no_place_for_results(classifier):
+    result = hpdl("eval", "run", "--json", "", cwd=classifier)
+    assert result.returncode == 2
+    assert "--json" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_a_damaged_run_folder_is_one_line_and_its_remedies_help(classifier, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(classifier / "run", run)
+    latest = run / "checkpoints" / "step-0000000008"
+    (latest / "manifest.json").write_text("{}")
+    assert f"{latest}/manifest.json: a damaged checkpoint. Found format: missing. Remove" in refuse("eval", run)
+    (run / "job.json").write_text("[]")
+    resume = ["train", classifier / "job.toml", "--run-dir", run, "--resume"]
+    assert f"{run}/job.json: not a valid job file. Found list" in refuse(*resume)
+    (run / "job.json").unlink()
+    assert "a damaged checkpoint" in refuse(*resume)
+    shutil.rmtree(latest)
+    succeed(*resume)
+    summaries = [json.loads((folder / "summary.json").read_text()) for folder in (run, classifier / "run")]
+    assert summaries[0]["parameters_digest"] == summaries[1]["parameters_digest"]
+
+
+def test_verify_takes_other_names_of_arrays_and_says_so(tmp_path):
+    with h5py.File(tmp_path / "galaxies.h5", "w") as file:
+        file["images"], file["redshift"] = np.zeros((4, 3), np.float32), np.zeros(4, np.float32)
+    message = refuse("data", "verify", tmp_path / "galaxies.h5")
+    assert "no array 'x'. Found images, redshift" in message
+    assert "--inputs and --targets" in message
+    names = ["--inputs", "images", "--targets", "redshift"]
+    assert "sound, 4 samples" in succeed("data", "verify", tmp_path / "galaxies.h5", *names)
 
 
 def test_summary_counts_parameters_operations_and_memory():

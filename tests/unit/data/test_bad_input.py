@@ -11,6 +11,7 @@ import pytest
 
 from hpdl_mpi.base.errors import InputError
 from hpdl_mpi.data import Dataset
+from hpdl_mpi.data.arrays import open_array
 from hpdl_mpi.data.writer import Split, write_dataset
 
 
@@ -39,9 +40,28 @@ def test_nothing_there_is_said_plainly(tmp_path) -> None:
         Dataset.open(tmp_path)
 
 
+def test_an_empty_path_is_not_the_current_folder(write_shards, monkeypatch) -> None:
+    monkeypatch.chdir(write_shards([4])[0])
+    assert Dataset.open(".").num_samples == 4
+    with pytest.raises(InputError, match="no data are named"):
+        Dataset.open("")
+
+
+def test_an_npz_file_without_the_array_says_the_same_as_hdf5(tmp_path) -> None:
+    np.savez(tmp_path / "a.npz", images=np.zeros((2, 2)))
+    with (
+        pytest.raises(InputError, match=r"a\.npz: no array 'x'\. Found images\. Name one that is there.* or --array"),
+        open_array(tmp_path / "a.npz", "x"),
+    ):
+        pass
+
+
 def test_an_absent_array_lists_those_that_are_there(write_file) -> None:
     path = write_file("a.h5", {"images": np.zeros((2, 2)), "group/labels": np.zeros(2)})
-    with pytest.raises(InputError, match=r"a\.h5: no array 'x'. Found group/labels, images\. Set data\.inputs"):
+    remedy = (
+        r"Name one that is there: in a job with data\.inputs and .*, on the command line with --inputs and --targets"
+    )
+    with pytest.raises(InputError, match=rf"a\.h5: no array 'x'. Found group/labels, images\. {remedy}"):
         Dataset.open(path)
     with pytest.raises(InputError, match="no array 'group'"):
         Dataset.open(path, inputs="images", targets="group")

@@ -1,4 +1,4 @@
-"""A rank's replica of the model: what it refuses to read."""
+"""A rank's replica of the model: what it refuses to read, and to be."""
 
 from __future__ import annotations
 
@@ -26,3 +26,14 @@ def test_samples_that_kernels_would_misread_are_refused(replica: Replica, inputs
     with pytest.raises(InputError, match=r"inputs: the model cannot take these samples"):
         replica.predict(inputs, np.arange(4))
     assert replica.pool.bytes_live == 0
+
+
+def test_a_model_that_does_not_fit_into_memory_is_refused_before_any_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    def allocated(*_: object) -> None:
+        raise AssertionError("memory was asked for")
+
+    monkeypatch.setattr(nn.Layout, "allocate", allocated)
+    # (2^24 * 2^20 weights + 2^24 biases) * 4 bytes, four times: parameters, gradients and Adam's two slots
+    expected = f"expected {(2**44 + 2**24) * 16:,} bytes"
+    with pytest.raises(InputError, match=rf"the model's parameters, gradients and optimizer state\. .*{expected}"):
+        Replica(nn.Linear(2**24), (2**20,), optim.Adam(0.1), dtype=np.float32, seed=0)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 import resource
 import signal
 
@@ -13,10 +15,12 @@ import pytest
 from hpdl_mpi import nn, optim
 from hpdl_mpi.base.errors import InputError, StorageError, TrainingError
 from hpdl_mpi.comm import SingleCommunicator, run_threads
+from hpdl_mpi.nn import LossSums
 from hpdl_mpi.parallel import Replica
 from hpdl_mpi.train import checkpoint
+from hpdl_mpi.train.metrics import Progress
 
-PROGRESS = {"epoch": 3, "sums": [0.1, 2.0, 1.0]}
+PROGRESS = Progress(epoch=3, sums=LossSums(0.1, 2.0, 1.0), fingerprint="data").to_dict()
 
 
 def make_replica(width=4, optimizer=None, seed=0):
@@ -76,15 +80,16 @@ def test_a_crash_before_the_rename_leaves_the_earlier_checkpoint(tmp_path, monke
     assert [path.name for path in tmp_path.iterdir()] == ["step-0000000001"]
 
 
-def test_a_full_disk_is_reported_and_nothing_is_lost(tmp_path):
+@pytest.mark.parametrize("limit", [500_000, 100], ids=["we write", "HDF5 writes"])
+def test_a_full_disk_is_reported_and_nothing_is_lost(tmp_path, limit):
     earlier = make_replica(seed=1)
     save(tmp_path, 1, earlier)
     big = make_replica(width=100_000)  # 2.4 MB with its state
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (500_000, limits[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limits[1]))
     try:
-        with pytest.raises(StorageError, match=r"could not be written; earlier checkpoints are intact.*--resume"):
+        with pytest.raises(StorageError, match=r"earlier checkpoints are intact\. Found File too large\. .*--resume"):
             save(tmp_path, 2, big)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
@@ -110,12 +115,150 @@ def test_a_damaged_file_is_named(tmp_path, file, harm):
         load(latest)
 
 
+HDF5_FULL = """Disable slist on flush dest failure failed (file write failed: time = Sun Nov 22 20:50:19 2026
+, filename = 'rank-00000.h5', file descriptor = 3, errno = 28, error message = 'No space left on device', buf = 0x5)"""
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), RuntimeError(HDF5_FULL)], ids=type)
+def test_a_failed_write_is_told_in_the_words_of_the_system(tmp_path, monkeypatch, error):
+    monkeypatch.setattr(checkpoint, "_write_slices", lambda *_: (_ for _ in ()).throw(error))
+    with pytest.raises(StorageError, match=r"Found No space left on device\. Make room"):
+        save(tmp_path, 1)
+
+
+def rewrite_manifest(path, **changes):
+    file = path / "manifest.json"
+    manifest = {key: value for key, value in (json.loads(file.read_text()) | changes).items() if value is not None}
+    file.write_text(json.dumps(manifest))
+
+
+@pytest.mark.parametrize(
+    "text", ["[]", "{}", "null", "3", '{"format": "1"}', "[" * 10_000, b"\xff", "", '{"format": 1}']
+)
+def test_a_manifest_of_something_else_is_damaged(tmp_path, text):
+    path = save(tmp_path, 1)
+    (path / "manifest.json").write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(InputError, match=r"manifest\.json: a damaged checkpoint.* Remove the folder .*step-0000000001"):
+        load(path)
+
+
+FILE = {"name": "rank-00000.h5", "sha256": "", "slices": []}
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        *(
+            (key, None, f"{key}: missing")
+            for key in ("step", "dtype", "input_shape", "parameters", "files", "progress")
+        ),
+        ("step", "7", "step: input should be a valid integer; found '7'"),
+        ("step", -1, "step: input should be greater than or equal to 0"),
+        ("dtype", "object", "dtype: input should be 'float32' or 'float64'"),
+        ("input_shape", [0], r"input_shape\.0: input should be greater"),
+        ("input_shape", 3, "input_shape: input should be a valid array"),
+        ("parameters", [], "parameters: input should be an object"),
+        ("parameters", {"0.weight": "big"}, r"parameters\.0\.weight: input should be a valid array"),
+        ("files", {}, "files: input should be a valid array"),
+        ("files", [3], r"files\.0: input should be an object"),
+        ("files", [FILE | {"sha256": 3}], r"files\.0\.sha256: input should be a valid string"),
+        ("files", [FILE | {"slices": [["params", "0.weight"]]}], r"files\.0\.slices\.0\.2: missing"),
+        (
+            "files",
+            [FILE | {"slices": [["params", "0.weight", -1, 2]]}],
+            r"files\.0\.slices\.0\.2: input should be greater",
+        ),
+        *(
+            ("files", [FILE | {"name": name}], r"files\.0\.name: string should match pattern")
+            for name in ("../rank-00000.h5", "/etc/passwd", "..", "", "a/b.h5", "rank-00000.h5\n")
+        ),
+        ("progress", [], "progress: input should be an object"),
+        ("progress", {}, "progress: epoch is missing"),
+        ("progress", PROGRESS | {"epoch": "last"}, r"progress\.epoch: input should be a valid integer"),
+        ("progress", PROGRESS | {"sums": [1.0]}, r"progress\.sums\.1: missing"),
+    ],
+)
+def test_a_manifest_with_a_bad_field_is_damaged_and_the_field_is_named(tmp_path, key, value, message):
+    path = save(tmp_path, 1)
+    rewrite_manifest(path, **{key: value})
+    with pytest.raises(InputError, match=rf"manifest\.json: a damaged checkpoint\. Found {message}") as caught:
+        load(path)
+    assert caught.value.exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "start", "stop"),
+    [("2.bias", 0, 3), ("2.bias", 1, 2), ("2.bias", 2, 1), ("0.bias", 0, 2**60)],
+    ids=["beyond the end", "a gap", "backwards", "far too large"],
+)
+def test_slices_outside_their_parameter_are_refused(tmp_path, name, start, stop):
+    path = save(tmp_path, 1)
+    files = json.loads((path / "manifest.json").read_text())["files"]
+    for entry in files[0]["slices"]:
+        if entry[:2] == ["params", name]:
+            entry[2:] = [start, stop]
+    rewrite_manifest(path, files=files)
+    with pytest.raises(
+        InputError, match=rf"rank-00000\.h5: a damaged checkpoint\. Found params of {name} from {start}"
+    ):
+        load(path)
+
+
+def rewrite_files(path, files):
+    """Let the manifest say `files`, with the checksum that the first one has now."""
+    files[0]["sha256"] = hashlib.sha256((path / files[0]["name"]).read_bytes()).hexdigest()
+    rewrite_manifest(path, files=files)
+
+
+def test_the_same_slice_twice_does_not_stand_in_for_another(tmp_path):
+    path = save(tmp_path, 1)
+    with h5py.File(path / "rank-00000.h5", "a") as file:
+        half = file["params/0.weight/0"][:6]
+        del file["params/0.weight/0"]
+        file["params/0.weight/0"] = half
+    files = json.loads((path / "manifest.json").read_text())["files"]
+    place = files[0]["slices"].index(["params", "0.weight", 0, 12])
+    files[0]["slices"][place : place + 1] = [["params", "0.weight", 0, 6]] * 2
+    rewrite_files(path, files)
+    with pytest.raises(InputError, match=r"a damaged checkpoint\. Found params of 0\.weight from 0 to 6"):
+        load(path)
+
+
+@pytest.mark.parametrize("content", ["absent", "group", "longer", "texts", "external", "link", "virtual"])
+def test_a_file_whose_arrays_are_not_what_the_manifest_says_is_damaged(tmp_path, content):
+    secret = tmp_path / "secret.h5"
+    with h5py.File(secret, "w") as file:
+        file["x"] = np.zeros(4, np.float32)
+    path = save(tmp_path / "run", 1)
+    with h5py.File(path / "rank-00000.h5", "a") as file:
+        del file["params/0.bias/0"]
+        group = file["params/0.bias"]
+        if content == "group":
+            group.create_group("0")
+        elif content == "longer":
+            group.create_dataset("0", (2**50,), np.float32, chunks=(1024,))
+        elif content == "texts":
+            group["0"] = np.array([b"text"] * 4)
+        elif content == "external":
+            group.create_dataset("0", (4,), np.float32, external=[(os.fspath(secret), 0, 16)])
+        elif content == "link":
+            group["0"] = h5py.ExternalLink(os.fspath(secret), "x")
+        elif content == "virtual":
+            layout = h5py.VirtualLayout((4,), np.float32)
+            layout[:] = h5py.VirtualSource(os.fspath(secret), "x", (4,))
+            group.create_virtual_dataset("0", layout)
+    files = json.loads((path / "manifest.json").read_text())["files"]
+    rewrite_files(path, files)
+    with pytest.raises(InputError, match=r"rank-00000\.h5: a damaged checkpoint"):
+        load(path)
+
+
 @pytest.mark.parametrize(
     ("other", "message"),
     [
         (
             lambda: make_replica(width=5),
-            r"another model: they differ in 0\.bias\. Found shape \[4\]; expected shape \[5\]",
+            r"another model: they differ in 0\.bias\. Found shape \(4,\); expected shape \(5,\)",
         ),
         (lambda: Replica(nn.Linear(2), (3,), optim.Adam(), dtype=np.float32, seed=0), "no such parameter"),
         (lambda: make_replica(optimizer=optim.SGD(0.1, momentum=0.9)), "lacks state.*slot:velocity"),
@@ -129,8 +272,7 @@ def test_a_checkpoint_of_another_model_or_optimizer_is_refused(tmp_path, other, 
 
 def test_another_format_is_refused(tmp_path):
     path = save(tmp_path, 1)
-    manifest = json.loads((path / "manifest.json").read_text())
-    (path / "manifest.json").write_text(json.dumps(manifest | {"format": 999}))
+    rewrite_manifest(path, format=999, files="elsewhere")
     with pytest.raises(InputError, match=r"another format\. Found 999; expected 1"):
         load(path)
 
@@ -152,7 +294,7 @@ def test_slices_of_several_files_are_put_together(tmp_path):
         )
     rest = manifest["files"][0]
     rest["slices"] = [entry for entry in rest["slices"] if entry[1] != "0.weight"]
-    (path / "manifest.json").write_text(json.dumps(manifest | {"files": [rest, *parts]}))
+    rewrite_manifest(path, files=[rest, *parts])
     assert_equal(load(path, make_replica(seed=99, optimizer=optim.SGD(0.1)))[1], saved)
 
 

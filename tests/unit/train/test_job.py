@@ -9,23 +9,16 @@ import pytest
 from hpdl_mpi.base.errors import InputError
 from hpdl_mpi.nn import Layer
 from hpdl_mpi.train import load_job
-from hpdl_mpi.train.choices import make_loss, make_model, make_optimizer, make_schedule
+from hpdl_mpi.train.choices import make_model, read_job
 
 JOBS = sorted(Path("jobs").glob("*.toml"))
 LENET = Path("jobs/lenet_mnist.toml")
 
 
-def make_all(job):
-    """Make everything that a job names, and return its model."""
-    for make in (make_loss, make_optimizer, make_schedule):
-        make(job)
-    return make_model(job.model)
-
-
 @pytest.mark.parametrize("path", JOBS, ids=lambda path: path.stem)
 def test_every_job_of_the_repository_is_valid(path):
-    job = load_job(path)
-    assert isinstance(make_all(job), Layer)
+    job = read_job(path)
+    assert isinstance(make_model(job), Layer)
     assert path.stem == job.name.replace("-", "_")
 
 
@@ -50,19 +43,34 @@ BAD_KEYS = [
     ("optimizer.lr=nan", "optimizer.lr: input should be a finite number"),
     ("optimizer.momentum=1.5", "optimizer.momentum: out of range"),
     ("training.epoch=3", "training.epoch: unknown key"),
-    ("training.steps=3", "give either epochs or steps"),
-    ("training.epochs=none", "give either epochs or steps"),
+    ("training.steps=3", "training: give either epochs or steps"),
+    ("training.epochs=none", "training: give either epochs or steps"),
     ("training.global_batch_size=0", "training.global_batch_size: input should be greater than or equal to 1"),
     ("training.global_batch_size=1.5", "training.global_batch_size: input should be a valid integer"),
     ("training.loss=hinge", "training.loss.name: unknown name"),
+    (
+        "training.loss={name='cross_entropy', label_smoothing=2}",
+        "training.loss.label_smoothing: out of range. Found 2.0",
+    ),
+    ("training.loss={name='huber', delta='one'}", "training.loss.delta: input should be a valid number; found 'one'"),
+    ("training.loss={name='huber', delta=-1}", "training.loss.delta: out of range. Found -1.0"),
     ("training.dtype=float16", "training.dtype: input should be 'float32' or 'float64'"),
     ("training.clip_norm=0", "training.clip_norm: input should be greater than 0"),
     ("lr_schedule.warmup_steps=-1", "lr_schedule.warmup_steps: out of range"),
     ("lr_schedule.every=3", "lr_schedule.every: unknown key"),
     ("model.outputs='ten'", "model.outputs: input should be a valid integer"),
     ("model.width=3", "model.width: unknown key"),
-    ("model.name=none", "give either name or factory"),
+    ("model.name=none", "model: give either name or factory"),
+    ("model={name='mlp', dropout=2.0}", "model: layer Dropout: rate out of range. Found 2.0"),
+    ("model.name=", "model.name: string should have at least 1 character"),
+    ("optimizer.name=", "optimizer.name: string should have at least 1 character"),
+    ("data.train=", "data.train: string should have at least 1 character"),
+    ("data.test=", "data.test: string should have at least 1 character"),
+    ("data.inputs=", "data.inputs: string should have at least 1 character"),
+    ("data.targets=", "data.targets: string should have at least 1 character"),
     ("data.train=3", "data.train: input should be a valid string"),
+    ("data.transform.scale=0", "data.transform.scale: impossible scale. Found 0.0"),
+    ("data.target_transform.std=[0]", "data.target_transform.std: impossible std. Found (0.0,)"),
     ("data.transform.layout=nchw", "data.transform.layout: input should be 'hwc', 'hw' or 'chw'"),
     ("parallel.pp=2", "parallel.pp: this version trains with one pipeline stage"),
     ("parallel.threads=0", "parallel.threads: input should be greater than or equal to 1"),
@@ -70,21 +78,28 @@ BAD_KEYS = [
     ("checkpoint.signal=SIGKILL", "checkpoint.signal: input should be 'SIGUSR1'"),
     ("name='../elsewhere'", "name: string should match pattern"),
     ("seed=-1", "seed: input should be greater than or equal to 0"),
-    ("data.train.x=1", "--set: not a section"),
-    ("optimizer.lr", "--set: not an override"),
 ]
 
 
 @pytest.mark.parametrize(("override", "message"), BAD_KEYS, ids=[override for override, _ in BAD_KEYS])
-def test_a_bad_key_is_named_with_its_path(override, message):
+def test_a_bad_key_is_named_with_its_file_and_its_whole_path(override, message):
     with pytest.raises(InputError) as caught:
-        make_all(load_job(LENET, [override]))
-    assert message in str(caught.value)
+        read_job(LENET, [override])
+    assert str(caught.value).startswith(f"{LENET}: {message}")
     assert caught.value.exit_code == 2
 
 
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [("data.train.x=1", "--set: not a section"), ("optimizer.lr", "--set: not an override")],
+)
+def test_a_bad_override_is_quoted(override, message):
+    with pytest.raises(InputError, match=message):
+        load_job(LENET, [override])
+
+
 def test_all_bad_keys_are_named_at_once():
-    with pytest.raises(InputError, match=r"seed: .*; training\.epochs: "):
+    with pytest.raises(InputError, match=r"^jobs/lenet_mnist\.toml: seed: .*; training\.epochs: "):
         load_job(LENET, ["seed=-1", "training.epochs=0"])
 
 
@@ -95,6 +110,14 @@ def test_a_missing_file_and_broken_toml_are_named(tmp_path):
     broken.write_text("name = !")
     with pytest.raises(InputError, match=r"broken\.toml: not a valid job file\. Found .*line 1"):
         load_job(broken)
+
+
+@pytest.mark.parametrize("text", ["[]", "3", "{", "[" * 100_000], ids=["list", "number", "cut off", "deep"])
+def test_json_that_is_no_job_is_refused(tmp_path, text):
+    path = tmp_path / "job.json"
+    path.write_text(text)
+    with pytest.raises(InputError, match=r"job\.json: not a valid job file\. Found "):
+        load_job(path)
 
 
 FACTORY = """
@@ -116,7 +139,7 @@ def factory_job(tmp_path, monkeypatch):
 
 
 def test_a_factory_is_found_beside_the_job_and_takes_keywords(factory_job):
-    model = make_model(load_job(factory_job, ["model.width=7"]).model)
+    model = make_model(read_job(factory_job, ["model.width=7"]))
     model.build((2, 2, 1))
     assert model.output_shape((2, 2, 1)) == (7,)
 
@@ -126,7 +149,7 @@ def test_a_factory_is_found_beside_the_job_and_takes_keywords(factory_job):
     [
         ("model.factory=nowhere:tiny", "model.factory: no such module. Found nowhere"),
         ("model.factory=own_model:huge", "model.factory: no such function. Found huge"),
-        ("model.factory=own_model:wrong", "the factory returned no Layer. Found int"),
+        ("model.factory=own_model:wrong", "model.factory: the factory returned no Layer. Found int"),
         ("model.factory=os:system", "model.factory: no such function. Found system; expected a function in os"),
         ("model.factory=own_model", "model.factory: string should match pattern"),
         ("model.width=wide", "model.width: input should be a valid integer"),
@@ -134,5 +157,5 @@ def test_a_factory_is_found_beside_the_job_and_takes_keywords(factory_job):
 )
 def test_a_bad_factory_is_explained(factory_job, override, message):
     with pytest.raises(InputError) as caught:
-        make_model(load_job(factory_job, [override]).model)
-    assert message in str(caught.value)
+        read_job(factory_job, [override])
+    assert str(caught.value).startswith(f"{factory_job}: {message}")

@@ -16,6 +16,7 @@ from hpdl_mpi.data import Transform
 from hpdl_mpi.train import Checkpoint, Parallel, Trainer
 from hpdl_mpi.train.signals import Stopped
 from tests.training_cases import (
+    CLASSES,
     NUM_SAMPLES,
     fit_images,
     make_trainer,
@@ -120,6 +121,14 @@ def test_metrics_after_the_last_checkpoint_are_dropped_when_resumed(alone, image
     assert step_losses(folder) == step_losses(alone[0])
 
 
+def test_a_signal_before_the_first_step_stops_the_run_after_it(images, tmp_path):
+    trainer = make_trainer(SingleCommunicator())
+    build = trainer.model.build
+    trainer.model.build = lambda shape: (os.kill(os.getpid(), signal.SIGUSR1), build(shape))[1]
+    with pytest.raises(Stopped, match="stopped by SIGUSR1 after step 1"):
+        fit_images(trainer, images, tmp_path / "run")
+
+
 def test_handlers_of_signals_are_put_back(images):
     before = signal.getsignal(signal.SIGTERM)
     fit_images(make_trainer(SingleCommunicator()), images, epochs=1)
@@ -167,11 +176,20 @@ def test_a_loss_that_is_not_finite_ends_the_run_on_all_ranks_alike(images, tmp_p
     assert "Lower optimizer.lr" in messages[0]
 
 
-def test_a_label_outside_the_classes_is_named(images, tmp_path):
-    with h5py.File(images, "r+") as file:
-        file["y"][30] = 77
-    with pytest.raises(InputError, match=r"data\.targets: a label is outside the classes\. Found 77; expected 0 to 4"):
-        fit_images(make_trainer(SingleCommunicator()), images)
+@pytest.mark.parametrize("part", ["training", "evaluation", "first step"])
+def test_a_label_outside_the_classes_is_named_with_its_file_and_sample(images, tmp_path, part):
+    folder = tmp_path / "shards"
+    folder.mkdir()
+    for index in range(2):
+        write_images(folder / f"part-{index}.h5", seed=index)
+    with h5py.File(folder / "part-1.h5", "r+") as file:
+        file["y"][slice(None) if part == "first step" else 30] = 77
+    where = rf"part-1\.h5: sample {'[0-9]+' if part == 'first step' else '30'}"
+    train, test = (images, folder) if part == "evaluation" else (folder, images)
+    with pytest.raises(
+        InputError, match=rf"{where}: data\.targets: a label is outside the classes\. Found 77; expected"
+    ):
+        fit_images(make_trainer(SingleCommunicator(), accumulate=2), train, validate=test)
 
 
 def test_fewer_samples_than_ranks_are_refused(tmp_path):
@@ -283,10 +301,39 @@ def test_ranks_that_see_different_data_are_named(images, tmp_path):
     other = write_images(tmp_path / "other.h5", num_samples=NUM_SAMPLES + 1)
 
     def run(comm):
-        with pytest.raises(InputError, match=r"ranks see different data.*on ranks \[1\] than on rank 0"):
+        with pytest.raises(InputError, match=r"ranks see different data\. Found a difference of rank 1 to rank 0"):
             fit_images(make_trainer(comm), other if comm.rank == 1 else images)
 
     run_threads(3, run)
+
+
+def test_ranks_that_build_different_models_are_named(images):
+    def run(comm):
+        trainer = make_trainer(comm)
+        if comm.rank == 2:
+            trainer.model = nn.Sequential(nn.Flatten(), nn.Linear(CLASSES))
+        with pytest.raises(InputError, match=r"different models or optimizers\. Found a difference of rank 2 to"):
+            InputError, match=r"different models or optimizers\. Found a difference of rank 2 to rank 0"
+        ):
+            fit_images(trainer, images)
+
+    run_threads(3, run)
+
+
+def test_ranks_that_begin_with_different_parameters_are_named(images):
+    def run(comm):
+        with pytest.raises(InputError, match=r"different parameters\. Found a difference of rank 1, 2 to rank 0"):
+            fit_images(make_trainer(comm, seed=comm.rank), images)
+
+    run_threads(3, run)
+
+
+def test_a_run_folder_that_a_rank_does_not_share_is_refused(images, tmp_path):
+    def run(comm):
+        with pytest.raises(InputError, match=r"do not share the run folder\. Found a difference of rank 1 to rank 0"):
+            fit_images(make_trainer(comm), images, tmp_path / f"node-{comm.node}")
+
+    run_threads(3, run, nodes=[0, 1, 0])
 
 
 def test_class_numbers_may_have_a_dimension_of_their_own(alone, images):
@@ -305,6 +352,12 @@ def test_predictions_take_any_stored_number_type(images, dtype):
     with h5py.File(images) as file:
         x = file["x"][()]
     np.testing.assert_array_equal(trainer.predict(x.astype(dtype)), trainer.predict(x))
+
+
+def test_no_samples_have_no_predictions(images):
+    trainer = make_trainer(SingleCommunicator())
+    fit_images(trainer, images, epochs=1)
+    assert trainer.predict(np.empty((0, 6, 6, 1), np.uint8)).shape == (0, CLASSES)
 
 
 def test_wall_time_counts_without_a_run_folder_and_a_part_of_an_epoch_has_a_loss(images):

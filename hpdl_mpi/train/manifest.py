@@ -1,0 +1,91 @@
+"""The manifest of a checkpoint: what its files are, checked before anything of them is believed."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import pydantic
+from pydantic import Field
+from typing_extensions import TypedDict  # pydantic takes no other before Python 3.12
+
+from hpdl_mpi.base.errors import InputError
+from hpdl_mpi.train.job import Positive, problems
+from hpdl_mpi.train.metrics import Progress
+
+FORMAT = 1
+DAMAGED = "a damaged checkpoint"
+
+Count = Annotated[int, Field(ge=0)]
+
+
+class StoredFile(TypedDict):
+    """One file of a checkpoint, and its slices: kind, parameter, first and last + 1 element of each."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.-]*$")]  # in the checkpoint's folder, nowhere else
+    sha256: str
+    slices: list[tuple[str, str, Count, Count]]
+
+
+def _require_fields(progress: Any) -> Any:
+    """Refuse what leaves fields out: their defaults are those of a run that begins."""
+    missing = [field.name for field in fields(Progress) if isinstance(progress, dict) and field.name not in progress]
+    if missing:
+        raise ValueError(f"{missing[0]} is missing")
+    return progress
+
+
+class _Stated(TypedDict):
+    format: int
+
+
+class Manifest(_Stated):
+    """What a checkpoint says about itself. The slices of a parameter follow each other without gaps."""
+
+    step: Count
+    dtype: Literal["float32", "float64"]
+    input_shape: tuple[Positive, ...]
+    parameters: dict[str, tuple[Count, ...]]
+    files: list[StoredFile]
+    progress: Annotated[Progress, pydantic.BeforeValidator(_require_fields)]
+
+
+_STATED, _MANIFEST = pydantic.TypeAdapter(_Stated), pydantic.TypeAdapter(Manifest)
+
+
+def read_manifest(checkpoint: Path) -> Manifest:
+    """Return the manifest of a checkpoint.
+
+    Raises
+    ------
+    InputError
+        It is missing, damaged or of another format.
+    """
+    path = checkpoint / "manifest.json"
+    try:
+        data = path.read_bytes()
+        found = _STATED.validate_json(data, strict=True)["format"]
+        if found == FORMAT:
+            return _MANIFEST.validate_json(data, strict=True)
+    except OSError as error:
+        raise damaged(path, error.strerror) from error
+    except pydantic.ValidationError as error:
+        raise damaged(path, problems(error)[0]) from None
+    raise InputError(
+        "a checkpoint of another format",
+        where=checkpoint,
+        found=found,
+        expected=FORMAT,
+        remedy="use the version of hpdl_mpi that wrote it",
+    )
+
+
+def damaged(path: Path, found: object) -> InputError:
+    """Return the error of a damaged file of a checkpoint."""
+    return InputError(DAMAGED, where=path, found=found, remedy=remedy(path))
+
+
+def remedy(path: Path) -> str:
+    """Return what to do about a damaged file of a checkpoint."""
+    return f"remove the folder {path.parent} to continue from the checkpoint before it"
