@@ -13,7 +13,7 @@ import numpy as np
 from hpdl_mpi.base.errors import InputError
 from hpdl_mpi.base.files import write_json
 from hpdl_mpi.comm import Communicator, agree, world
-from hpdl_mpi.data import Dataset, Loader, Transform
+from hpdl_mpi.data import Loader, Transform
 from hpdl_mpi.data.hdf5 import memory_dtype
 from hpdl_mpi.data.sampler import Shuffle
 from hpdl_mpi.nn import Layer, Loss, Shape
@@ -21,13 +21,13 @@ from hpdl_mpi.optim import Constant, Optimizer, Schedule
 from hpdl_mpi.parallel import DataParallelStep, ProcessGrid, Replica
 from hpdl_mpi.parallel.grid import check_shape
 from hpdl_mpi.train import checkpoint as checkpoints
-from hpdl_mpi.train.alike import require_alike
 from hpdl_mpi.train.evaluation import Evaluator
 from hpdl_mpi.train.job import Checkpoint, Parallel
 from hpdl_mpi.train.launch import first_on_node, rehearse, start_threads
 from hpdl_mpi.train.loop import TrainingLoop
 from hpdl_mpi.train.metrics import Metrics, Progress
 from hpdl_mpi.train.report import headline, make_reporter
+from hpdl_mpi.train.restore import require_alike, restore
 from hpdl_mpi.train.runfolder import MetricsLog, RunFolder
 from hpdl_mpi.train.signals import StopSignals
 from hpdl_mpi.train.source import AS_STORED, PathLike, Source
@@ -180,7 +180,8 @@ class Trainer:
             for opened in filter(None, (loader, tests)):
                 stack.callback(opened.dataset.close)
             first_on_node(self.comm, lambda: self._build(input_shape, loader))
-            progress = self._restore(folder if resume else None, loader.dataset)
+            checkpointed = folder.checkpoints if folder and resume else None
+            progress = restore(self.comm, self.replica, loader.dataset, checkpointed)
             num_steps = steps or -(-loader.dataset.num_samples // global_batch_size) * (epochs or 0)
             self._refuse_shorter("steps" if steps else "epochs", num_steps)
             log = self._begin_log(stack, folder, progress, describe)
@@ -343,45 +344,6 @@ class Trainer:
         if loader is not None:
             with loader.dataset.naming_files(), closing(loader.epoch(0, limit=self.grid.shape["dp"])) as batches:
                 rehearse(self._replica, next(batches), self.loss)
-
-    def _restore(self, folder: RunFolder | None, train: Dataset) -> Progress:
-        """Return where the run stands, after loading its latest checkpoint if there is one; the same on all ranks."""
-        require_alike(
-            self.comm,
-            train.fingerprint,
-            "ranks see different data",
-            where=train.path,
-            remedy="put the data on a file system that all nodes see, or copy the same files to each node",
-        )
-        layout = [(segment.name, segment.shape) for segment in self.replica.layout.segments]
-        require_alike(
-            self.comm,
-            (layout, list(self.replica.slots), self.replica.dtype.str),
-            "ranks have built different models or optimizers",
-            where="model",
-            remedy="build the same on every rank, whatever its number",
-        )
-        latest = agree(self.comm, lambda: checkpoints.latest(folder.checkpoints) if folder else None)
-        progress = Progress.from_dict(checkpoints.load(latest, self.replica)) if latest else None
-        require_alike(
-            self.comm,
-            (self.replica.step, checkpoints.checksum(self.replica)),
-            "ranks begin with different parameters",
-            where=latest or "model",
-            remedy="give every rank the same seed, and the same run folder",
-        )
-        if progress is None:
-            return Progress(fingerprint=train.fingerprint)
-        if progress.fingerprint != train.fingerprint:
-            raise InputError(
-                "the training data are not those that the run began with",
-                where=train.path,
-                found=f"fingerprint {train.fingerprint}",
-                expected=progress.fingerprint,
-                remedy="name the data of the run, or start a new run with --run-dir",
-                shared=True,
-            )
-        return progress
 
     def _refuse_shorter(self, key: str, num_steps: int) -> None:
         """Raise if the run has done more steps than it shall have: it would end as if it were done."""
