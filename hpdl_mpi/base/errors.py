@@ -6,6 +6,7 @@ without a traceback; any other exception is a bug of ours and keeps its tracebac
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -79,6 +80,21 @@ class TrainingError(HpdlError, RuntimeError):
 
 class StorageError(HpdlError, RuntimeError):
     """A file could not be written; what was saved before is intact."""
+
+
+def require(key: str, value: Any, possible: bool, expected: str) -> None:
+    """Raise an `InputError` for a setting that cannot be; a number must be finite.
+
+    Parameters
+    ----------
+    key : str
+        Its name, as the user gives it.
+    value : object
+    possible : bool
+    expected : str
+    """
+    if not possible or (isinstance(value, float) and not math.isfinite(value)):
+        raise InputError("out of range", where=key, found=repr(value), expected=expected)
 
 
 @contextmanager

@@ -42,7 +42,7 @@ def aligned(shape: int | tuple[int, ...], dtype: DTypeLike, allocate: Allocator 
     return allocate(math.prod(shape) * dtype.itemsize).view(dtype).reshape(shape)
 
 
-def require(nbytes: int, what: str) -> None:
+def check_memory(nbytes: int, what: str) -> None:
     """Raise an `InputError` if `nbytes` are more than `available`: the system may promise them, and end the job later.
 
     Parameters

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from hpdl_mpi.base.errors import InputError
 from hpdl_mpi.kernels.update import sum_squares
 from hpdl_mpi.nn.layout import Layout
 
@@ -92,12 +91,6 @@ class Optimizer(abc.ABC):
         scale : float
             Multiplies the gradients before anything else.
         """
-
-
-def require(name: str, value: float, possible: bool, expected: str) -> None:
-    """Raise an `InputError` for a setting of an optimizer that cannot be."""
-    if not possible or not math.isfinite(value):
-        raise InputError("out of range", where=f"optimizer.{name}", found=value, expected=expected)
 
 
 def clip_factor(norm: float, limit: float | None) -> float:

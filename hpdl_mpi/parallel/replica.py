@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from hpdl_mpi.base.errors import InputError
-from hpdl_mpi.base.memory import require
+from hpdl_mpi.base.memory import check_memory
 from hpdl_mpi.nn import Context, Layer, Layout, Loss, LossSums, MicroBatch, Pool, Shape
 from hpdl_mpi.optim import Chunks, Optimizer
 
@@ -50,7 +50,7 @@ class Replica:
         self.dtype = np.dtype(dtype)
         self.seed = seed
         self.layout = Layout(model)
-        require(
+        check_memory(
             (2 + len(optimizer.slots)) * self.layout.size * self.dtype.itemsize,
             "the model's parameters, gradients and optimizer state",
         )

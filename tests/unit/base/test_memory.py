@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from hpdl_mpi.base.errors import InputError
-from hpdl_mpi.base.memory import ALIGNMENT, aligned, available, heap, require
+from hpdl_mpi.base.memory import ALIGNMENT, aligned, available, heap
 
 
 @pytest.mark.parametrize("nbytes", [1, 63, 64, 65, 4096])
@@ -95,6 +95,6 @@ def test_the_least_bound_of_machine_and_cgroups_counts(tmp_path: Path, files: di
 
 
 def test_what_is_required_is_compared_with_this_machine() -> None:
-    require(1, "a byte")
+    check_memory(1, "a byte")
     with pytest.raises(InputError, match=r"not enough memory for everything\. Found .* bytes; expected 1,152,9"):
-        require(2**60, "everything")
+        check_memory(2**60, "everything")
