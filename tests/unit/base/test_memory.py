@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from hpdl_mpi.base.errors import InputError
-from hpdl_mpi.base.memory import ALIGNMENT, aligned, available, heap
+from hpdl_mpi.base.memory import ALIGNMENT, aligned, available, check_memory, heap
 
 
 @pytest.mark.parametrize("nbytes", [1, 63, 64, 65, 4096])
