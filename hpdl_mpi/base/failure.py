@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import sys
 import threading
@@ -17,7 +18,11 @@ from hpdl_mpi.base.output import flush_output
 INTERRUPTED = 130
 """Exit code of a program that Ctrl-C has ended."""
 
-_HEAD_START = 0.75
+HEAD_START = 0.75
+"""Seconds that the other ranks leave to rank 0 to speak for all, where all fail alike."""
+
+_armed: list[Ranks] = []
+"""Those that `abort_on_exception` was last called with, if it was."""
 
 
 class Ranks(Protocol):
@@ -45,14 +50,18 @@ def abort_on_exception(ranks: Ranks, prepare: Callable[[], None] = lambda: None)
         What the other ranks need of this one before rank 0 can end them.
     """
 
+    process = os.getpid()
+
     def report(error: BaseException) -> None:
+        if os.getpid() != process:  # forked: no rank
+            sys.__excepthook__(type(error), error, error.__traceback__)
+            return
         shared = ranks.size == 1 or (isinstance(error, HpdlError) and error.shared)
         if shared and ranks.rank != 0:
             raise SystemExit(exit_code(error))
         if not shared and ranks.rank != 0:
-            # Where all ranks fail alike, rank 0 ends the others before they say the same.
             prepare()
-            time.sleep(_HEAD_START)
+            time.sleep(HEAD_START)
         flush_output()
         print(message(error, None if shared else ranks), file=sys.stderr, flush=True)
         if shared:
@@ -68,6 +77,12 @@ def abort_on_exception(ranks: Ranks, prepare: Callable[[], None] = lambda: None)
 
     sys.excepthook = on_main
     threading.excepthook = on_thread
+    _armed[:] = [ranks]
+
+
+def ends_other_ranks() -> bool:
+    """Tell whether an uncaught exception of this process will end other ranks than this one."""
+    return any(ranks.size > 1 for ranks in _armed)
 
 
 def exit_code(error: BaseException) -> int:

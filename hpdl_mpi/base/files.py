@@ -61,4 +61,4 @@ def check_destination(path: Path) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """Write a file of JSON as people read it; raises what `write_file` does."""
-    write_file(path, (json.dumps(value, indent=2) + "\n").encode())
+    write_file(path, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode())

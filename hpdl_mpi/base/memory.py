@@ -42,18 +42,22 @@ def aligned(shape: int | tuple[int, ...], dtype: DTypeLike, allocate: Allocator 
     return allocate(math.prod(shape) * dtype.itemsize).view(dtype).reshape(shape)
 
 
-def check_memory(nbytes: int, what: str) -> None:
-    """Raise an `InputError` if `nbytes` are more than `available`: the system may promise them, and end the job later.
+def check_memory(nbytes: int, what: str, processes: int = 1) -> None:
+    """Raise an `InputError` if more is wanted than is `available`: the system may promise it, and end the job later.
 
     Parameters
     ----------
     nbytes : int
     what : str
         For which they are, in the message.
+    processes : int
+        How many of this machine's processes will take as much, this one among them.
     """
     left = available()
-    if nbytes > left:
-        raise _lacking(what, nbytes, found=f"{left:,} bytes")
+    if nbytes * processes > left:
+        raise _lacking(
+            what if processes == 1 else f"{what}, of {processes} ranks", nbytes * processes, f"{left:,} bytes"
+        )
 
 
 def available(root: Path = Path("/")) -> int:

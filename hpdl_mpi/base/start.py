@@ -1,7 +1,10 @@
 """Who speaks for a process of a job that ends before it has started MPI.
 
 While MPI starts, each rank waits for all others, without end; few launchers notice that one of them will never come.
-So such a rank starts MPI after all, and ends the job or says good-bye as any other rank does.
+So such a rank starts MPI after all, and ends the job or says good-bye as any other rank does. The way there:
+``import hpdl_mpi`` calls `watch_start`, which puts an `Unjoined` in the place of the ranks. That one calls upon MPI
+through a `LateMpi`, the module ``hpdl_mpi.comm.world``, which it loads only when it is needed: loading it takes time,
+and this room knows no MPI. Once a rank has asked for its ``world()``, that one's communicator takes over.
 """
 
 from __future__ import annotations
@@ -19,8 +22,8 @@ _MARK = "HPDL_PROCESS"
 """Names the process that the launcher has started; what that one starts inherits the launcher's variables."""
 
 
-class Job(Protocol):
-    """What a process can do about its job before it has started MPI."""
+class LateMpi(Protocol):
+    """What a process that ends before it has started MPI still wants of it; a module with these functions will do."""
 
     def connect(self) -> None:
         """Start MPI, which waits until all ranks do so."""
@@ -40,10 +43,10 @@ class Unjoined:
     rank, size : int
         As the launcher tells.
     load : callable
-        Returns the job; it is loaded only if it is needed.
+        Returns MPI; called only if it is needed.
     """
 
-    def __init__(self, rank: int, size: int, load: Callable[[], Job]) -> None:
+    def __init__(self, rank: int, size: int, load: Callable[[], LateMpi]) -> None:
         self.rank, self.size = rank, size
         self._load = load
         self._process = os.getpid()
@@ -65,7 +68,7 @@ class Unjoined:
             self._load().leave()
 
 
-def watch_start(load: Callable[[], Job]) -> None:
+def watch_start(load: Callable[[], LateMpi]) -> None:
     """See to it that the other ranks hear of an end of this process before it has started MPI.
 
     It holds for processes that a launcher has started together with others; all else is left as it is.
@@ -73,7 +76,7 @@ def watch_start(load: Callable[[], Job]) -> None:
     Parameters
     ----------
     load : callable
-        Returns the job; it is loaded only if it is needed.
+        Returns MPI; called only if it is needed.
     """
     found = launched(os.environ)
     if found is None or found[1] < 2 or os.environ.setdefault(_MARK, str(os.getpid())) != str(os.getpid()):

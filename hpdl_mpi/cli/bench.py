@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from hpdl_mpi.cli.alone import require_one_rank
 
 app = typer.Typer(help="Measure, beside what others use today.", no_args_is_help=True)
 
@@ -32,13 +33,13 @@ def step(
     json_file: JsonFile = None,
 ) -> None:
     """Time a full training step: forward, loss, backward, update."""
+    require_one_rank("hpdl bench step")
     from rich.console import Console
 
     from hpdl_mpi.base.files import check_destination, write_json
     from hpdl_mpi.bench import bench_step
     from hpdl_mpi.bench.table import step_table
 
-    _refuse_several_ranks()
     if json_file:
         check_destination(json_file)
     # Lines, because whatever moves on the screen would take a core's time from the contenders.
@@ -46,17 +47,3 @@ def step(
     Console().print(step_table(result))
     if json_file:
         write_json(json_file, result)
-
-
-def _refuse_several_ranks() -> None:
-    """Each would run the whole benchmark, and disturb the others."""
-    from hpdl_mpi.base.errors import InputError
-    from hpdl_mpi.base.launcher import launched
-
-    if (found := launched(os.environ)) and found[1] > 1:
-        raise InputError(
-            "runs on one rank",
-            where="hpdl bench step",
-            found=f"{found[0]}={found[1]}",
-            remedy="start it without a launcher",
-        )

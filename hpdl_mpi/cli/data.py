@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from hpdl_mpi.cli.alone import require_one_rank
+
 if TYPE_CHECKING:
     from hpdl_mpi.data.info import FileSummary
     from hpdl_mpi.data.verify import ShardReport
@@ -36,6 +38,7 @@ def convert(
     ] = "error",
 ) -> None:
     """Convert IDX, NPZ or CSV into sharded HDF5."""
+    require_one_rank("hpdl data convert")
     from hpdl_mpi.data.convert import Options
     from hpdl_mpi.data.convert import convert as run
     from hpdl_mpi.data.info import summarize
@@ -60,6 +63,7 @@ def convert(
 @app.command()
 def info(path: DatasetPath) -> None:
     """Print shards, shapes, types, counts, chunks and compression; read no samples."""
+    require_one_rank("hpdl data info")
     from rich.console import Console
     from rich.table import Table
 
@@ -96,6 +100,7 @@ def verify(
     targets: Annotated[str, typer.Option(help="The array of targets.")] = "y",
 ) -> None:
     """Read everything and check it: checksums, gaps, finite numbers, labels, missing shards."""
+    require_one_rank("hpdl data verify")
     from hpdl_mpi.data.verify import verify as run
 
     for report in run(path, inputs, targets):

@@ -9,7 +9,7 @@ import typer
 from typer.core import TyperGroup
 
 from hpdl_mpi.base.errors import FAILURE, HpdlError
-from hpdl_mpi.base.failure import exit_code, message
+from hpdl_mpi.base.failure import ends_other_ranks, exit_code, message
 from hpdl_mpi.base.output import drop_output, flush_output
 from hpdl_mpi.cli import bench, data, runs
 
@@ -65,8 +65,8 @@ def main() -> None:
 
 def _end(error: BaseException) -> NoReturn:
     """Leave with what the user should read of an error."""
-    if sys.excepthook is not sys.__excepthook__:
-        raise error  # several ranks: the hook knows which of them speaks, and ends the others
+    if ends_other_ranks():
+        raise error  # the hook knows which of them speaks
     if isinstance(error, BrokenPipeError):
         drop_output()  # the reader has seen enough, as `head` does
         sys.exit(FAILURE)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from hpdl_mpi.cli.alone import require_one_rank
 
 JobFile = Annotated[Path, typer.Argument(metavar="JOB.toml", help="The job file.", show_default=False)]
 Overrides = Annotated[
@@ -24,13 +27,14 @@ def train(
 ) -> None:
     """Train a job, alone or under mpirun or srun."""
     from hpdl_mpi.base.output import say
-    from hpdl_mpi.comm import world
+    from hpdl_mpi.comm import agree, world
     from hpdl_mpi.train import run_job
-    from hpdl_mpi.train.report import describe_summary
+    from hpdl_mpi.train.report import describe_summary, progress_style
 
     comm = world()
+    style = agree(comm, progress_style)
     summary = run_job(job, comm, overrides=overrides or [], run_dir=run_dir, resume=resume)
-    if comm.rank == 0:
+    if comm.rank == 0 and style != "silent":
         say(describe_summary(summary))
 
 
@@ -43,11 +47,13 @@ def evaluate(
 ) -> None:
     """Evaluate the latest checkpoint of a run."""
     from hpdl_mpi.base.errors import InputError
-    from hpdl_mpi.base.files import write_json
-    from hpdl_mpi.comm import world
+    from hpdl_mpi.base.files import check_destination, write_json
+    from hpdl_mpi.comm import agree, world
     from hpdl_mpi.train import open_run
 
     comm = world()
+    if json_file:
+        agree(comm, partial(check_destination, json_file))
     trainer, job = open_run(run, comm)
     path = job.data.test if data is None else data
     if path is None:
@@ -69,11 +75,12 @@ def predict(
     array: Annotated[str | None, typer.Option(help="The array in the file.", show_default="the job's inputs")] = None,
 ) -> None:
     """Write the class and its probability, or the value, of each sample of a file."""
-    from hpdl_mpi.comm import world
+    from hpdl_mpi.comm import agree, world
     from hpdl_mpi.train import open_run
-    from hpdl_mpi.train.predict import predict_file
+    from hpdl_mpi.train.predict import check_output, predict_file
 
     comm = world()
+    agree(comm, partial(check_output, output))
     trainer, job = open_run(run, comm)
     if comm.rank == 0:
         count = predict_file(trainer, source, job.data.inputs if array is None else array, output)
@@ -86,6 +93,7 @@ def summary(
     ranks: Annotated[int, typer.Option(min=1, help="Data-parallel ranks that share a batch.")] = 1,
 ) -> None:
     """Show a job's model: layers, output shapes, parameters, operations and memory per rank."""
+    require_one_rank("hpdl summary")
     from rich.console import Console
     from rich.table import Table
 
@@ -101,13 +109,15 @@ def summary(
     parameters, operations = (sum(getattr(row, key) for row in found.rows) for key in ("num_parameters", "operations"))
     table.add_section()
     table.add_row("all", "", "", f"{parameters:,}", f"{operations:,}")
-    memory = found.memory
+    memory, reading = found.memory, found.reading
     console = Console()
     console.print(table)
     console.print(
         f"memory of a rank with micro-batches of {found.microbatch_size}: {_mib(memory.total)} = "
         f"parameters {_mib(memory.parameters)} + gradients {_mib(memory.gradients)} + "
-        f"optimizer {_mib(memory.optimizer)} + activations {_mib(memory.activations)}",
+        f"optimizer {_mib(memory.optimizer)} + activations {_mib(memory.activations)}\n"
+        f"besides, to read the training data: buffers {_mib(reading.buffers)}, and blocks of files up to "
+        f"{_mib(reading.cache)}; test data take theirs",
         highlight=False,
         soft_wrap=True,
     )

@@ -10,7 +10,10 @@ from typing import Any, Literal, NoReturn
 import numpy as np
 
 RESERVED_TAG = 32_767
-"""The largest tag that every MPI library has. The communicator's own messages bear it; callers use those below."""
+"""The largest tag that every MPI library has. The communicator's own messages bear it."""
+
+COLLECTIVE_TAG = RESERVED_TAG - 1
+"""What the messages of a `Collective` bear unless it is given another tag; callers use those below."""
 
 Reduction = Literal["sum", "max", "min"]
 
@@ -74,6 +77,9 @@ class Communicator(ABC):
         machines the group covers.
     node_rank, node_size : int
         This rank's number among the group's ranks on its machine, and how many those are.
+    shares_process : bool
+        Whether other ranks are threads of this process, with which this one shares what a process has once: its cores,
+        its number of threads.
     """
 
     rank: int
@@ -82,6 +88,7 @@ class Communicator(ABC):
     num_nodes: int
     node_rank: int
     node_size: int
+    shares_process: bool
 
     def _place(self, nodes: Sequence[int]) -> None:
         """Set the attributes on machines from any naming of each rank's machine."""

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from hpdl_mpi.base.memory import aligned
-from hpdl_mpi.comm.communicator import Communicator, Transfer, Work, check_array
+from hpdl_mpi.comm.communicator import COLLECTIVE_TAG, Communicator, Transfer, Work, check_array
 from hpdl_mpi.comm.schedule import Op, Program, Step
 from hpdl_mpi.kernels.elementwise import add
 
@@ -40,7 +40,8 @@ class Collective(Work):
     array : ndarray, 1-dimensional, float32 or float64
         What the collective works on, in place; the caller owns it and keeps it alive.
     tag : int, optional
-        Keeps apart collectives that are under way at the same time on one communicator.
+        Keeps apart collectives that are under way at the same time on one communicator. The default keeps one apart
+        from all other messages.
     segment_bytes : int, optional
         Where messages are cut; the same on all ranks.
 
@@ -56,7 +57,7 @@ class Collective(Work):
         program: Program,
         array: np.ndarray,
         *,
-        tag: int = 0,
+        tag: int = COLLECTIVE_TAG,
         segment_bytes: int = SEGMENT_BYTES,
     ) -> None:
         check_array(array, written=True)

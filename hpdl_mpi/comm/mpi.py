@@ -38,7 +38,7 @@ class MpiCommunicator(Communicator):
     ----------
     handle : MPI.Comm
         A communicator that nobody else uses.
-    job : Job
+    shared : Shared
         What all groups of the job share.
 
     Notes
@@ -46,31 +46,37 @@ class MpiCommunicator(Communicator):
     A message of more than 2**31 - 1 bytes needs a library of MPI-4.
     """
 
-    def __init__(self, handle: MPI.Comm, job: Job) -> None:
+    shares_process = False
+
+    def __init__(self, handle: MPI.Comm, shared: Shared) -> None:
         self._handle = handle
-        self._job = job
+        self._shared = shared
         self.rank, self.size = handle.rank, handle.size
         group, everyone = handle.Get_group(), MPI.COMM_WORLD.Get_group()
         self._world_ranks = MPI.Group.Translate_ranks(group, None, everyone)
         group.Free()
         everyone.Free()
-        self._place([job.nodes[rank] for rank in self._world_ranks])
+        self._place([shared.nodes[rank] for rank in self._world_ranks])
 
     @classmethod
     def world(cls) -> MpiCommunicator:
         """Return the group of all processes of the job, on a duplicate of MPI's own. Collective; call it once."""
-        # Nobody has had an occasion to leave yet, so waiting inside the library is safe here.
+        # Waiting inside the library is safe for ranks that leave MPI to us: one that ends early comes here at its exit
+        # (see `base.start`). Ranks that have imported mpi4py themselves are on their own until the world is made.
         handle = MPI.COMM_WORLD.Dup()
         node = handle.Split_type(MPI.COMM_TYPE_SHARED)
         nodes = handle.allgather(node.bcast(handle.rank))
         node.Free()
-        comm = cls(handle, Job(nodes, Departures(MPI.COMM_WORLD.Dup())))
+        comm = cls(handle, Shared(nodes, Departures(MPI.COMM_WORLD.Dup())))
         atexit.register(comm.leave)
+        # For a program that ends MPI itself: all that hangs on this communicator is let go of first.
+        farewell = MPI.Comm.Create_keyval(delete_fn=lambda *_: comm.leave())
+        MPI.COMM_SELF.Set_attr(farewell, None)
         return comm
 
     def leave(self) -> None:
         """Say that this rank's program ends, and wait until all ranks of the job have. Collective, called at exit."""
-        self._job.departures.leave()
+        self._shared.departures.leave()
 
     def isend(self, array: np.ndarray, dest: int, tag: int = 0) -> Work:
         check_message(array, dest, self.size)
@@ -98,7 +104,7 @@ class MpiCommunicator(Communicator):
     def split(self, color: int, key: int = 0) -> MpiCommunicator:
         # The library's own wait would not notice a rank that has left.
         self.barrier()
-        return MpiCommunicator(self._handle.Split(color, key), self._job)
+        return MpiCommunicator(self._handle.Split(color, key), self._shared)
 
     def free(self) -> None:
         if self._handle != MPI.COMM_NULL:
@@ -112,12 +118,12 @@ class MpiCommunicator(Communicator):
         while not work.test():
             os.sched_yield()
             if time.monotonic() - start > PATIENCE:
-                self._job.departures.check(work, self._world_ranks)
+                self._shared.departures.check(work, self._world_ranks)
                 time.sleep(_NAP)
 
 
 @dataclass(frozen=True)
-class Job:
+class Shared:
     """What all groups of a job share.
 
     Attributes
@@ -192,10 +198,7 @@ class _Message(Work):
         self._status = MPI.Status() if verb == "recv" else None
 
     def test(self) -> bool:
-        try:
-            over = self._request.Test(self._status)
-        except MPI.Exception as error:
-            raise TrainingError(f"the MPI library reports: {error.Get_error_string()}", where=self) from error
+        over = _test(self._request, self, self._status)
         if over and self._status is not None and self._status.Get_count(MPI.BYTE) != self._nbytes:
             found = f"a message of {self._status.Get_count(MPI.BYTE)} bytes"
             raise TrainingError("ranks disagree on a message", where=self, found=found, expected=self._nbytes)
@@ -233,7 +236,7 @@ class _Joint(Work):
         self._request, self._verb = request, verb
 
     def test(self) -> bool:
-        return self._request.Test()
+        return _test(self._request, self)
 
     @property
     def peers(self) -> Sequence[int]:
@@ -246,6 +249,14 @@ class _Joint(Work):
 def _spec(array: np.ndarray) -> list:
     """Describe the bytes of an array to mpi4py, whatever their dtype."""
     return [as_bytes(array), MPI.BYTE]
+
+
+def _test(request: MPI.Request, work: Work, status: MPI.Status | None = None) -> bool:
+    """Return whether the request of some work is over; explain what the library reports instead."""
+    try:
+        return request.Test(status)
+    except MPI.Exception as error:
+        raise TrainingError(f"the MPI library reports: {error.Get_error_string()}", where=work) from error
 
 
 def _free(request: MPI.Prequest) -> None:

@@ -1,4 +1,4 @@
-"""The one rank of a job that is a single process."""
+"""A rank on its own."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ from hpdl_mpi.comm.threads import ThreadCommunicator
 
 
 class SingleCommunicator(ThreadCommunicator):
-    """One rank on its own: every collective is over at once, and messages to itself wait in memory."""
+    """A group of one rank, without MPI: the world of a single process, or an axis of a grid that has one place.
+
+    Every collective is over at once, and messages to itself wait in memory. `abort` ends this process only.
+    """
 
     def __init__(self) -> None:
         super().__init__(Mailboxes(num_ranks=1), rank=0)

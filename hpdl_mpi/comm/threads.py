@@ -45,6 +45,7 @@ class ThreadCommunicator(Communicator):
         self._context = context
         self._num_splits = 0
         self.rank, self.size = rank, len(self._members)
+        self.shares_process = mailboxes.num_ranks > 1
         self._place([mailboxes.nodes[member] for member in self._members])
 
     def _box(self, source: int, dest: int, tag: int) -> Mailbox:

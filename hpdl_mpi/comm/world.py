@@ -12,12 +12,10 @@ from collections.abc import Mapping
 from typing import NoReturn
 
 from hpdl_mpi.base.errors import BAD_INPUT, InputError
-from hpdl_mpi.base.failure import abort_on_exception
+from hpdl_mpi.base.failure import HEAD_START, abort_on_exception
 from hpdl_mpi.base.launcher import launched, launcher_rank
 from hpdl_mpi.comm.communicator import Communicator
 from hpdl_mpi.comm.single import SingleCommunicator
-
-_HEAD_START = 1.0
 
 
 @functools.cache
@@ -33,11 +31,11 @@ def world() -> Communicator:
     InputError
         The launcher started several processes that the MPI library does not connect.
     """
-    size, library = _load_library()
-    if error := mismatch(os.environ, size, library):
+    size, library, reason = _load_library()
+    if error := mismatch(os.environ, size, library, reason):
         if launcher_rank(os.environ) != 0:
             # Rank 0 speaks for all; many launchers end the others as soon as one has failed.
-            time.sleep(_HEAD_START)
+            time.sleep(HEAD_START)
             sys.exit(BAD_INPUT)
         abort_on_exception(SingleCommunicator())
         raise error
@@ -50,16 +48,17 @@ def world() -> Communicator:
     return comm
 
 
+# `connect`, `abort` and `leave` make this module a `base.start.LateMpi`: they serve a process that ends without having
+# asked for the `world`.
+
+
 def connect() -> None:
-    """Start MPI if there is a library, which waits until all ranks do so; nobody need ask for the `world` then."""
+    """Start MPI if there is a library, which waits until all ranks do so."""
     _load_library()
 
 
 def abort(code: int) -> NoReturn:
-    """End all ranks of the job with this exit code, whether or not this one has asked for the `world`. Local.
-
-    MPI is started if need be, which waits until all ranks start it.
-    """
+    """End all ranks of the job with this exit code; starts MPI if need be, which waits until all ranks do so."""
     if _load_library()[0] == 1:
         raise SystemExit(code)
     from hpdl_mpi.comm import mpi
@@ -68,16 +67,16 @@ def abort(code: int) -> NoReturn:
 
 
 def leave() -> None:
-    """Take part in the job for a rank whose program ends without having asked for the `world`. Collective."""
-    size, library = _load_library()
+    """Say that this rank's program ends, in a `world` made for that, and wait until all ranks have. Collective."""
+    size, library, _ = _load_library()
     if size > 1 and mismatch(os.environ, size, library) is None:
         from hpdl_mpi.comm.mpi import MpiCommunicator
 
         MpiCommunicator.world().leave()
 
 
-def _load_library() -> tuple[int, str | None]:
-    """Start MPI; return the size of its world and the library's name, or (1, None) without a library."""
+def _load_library() -> tuple[int, str | None, str]:
+    """Start MPI; return the size of its world and the library's name, or 1, None and the reason why there is none."""
     # What failed is said by ourselves; the library's own words would only follow.
     os.environ.setdefault("MPIR_CVAR_SUPPRESS_ABORT_MESSAGE", "1")
     if "SLURM_PROCID" in os.environ and _mpich_is_a_wheel():
@@ -88,10 +87,10 @@ def _load_library() -> tuple[int, str | None]:
         warnings.filterwarnings("ignore", "suspicious MPI execution environment", RuntimeWarning)
         try:
             from mpi4py import MPI
-        except (ImportError, RuntimeError):  # mpi4py is absent, or finds no library
-            return 1, None
+        except (ImportError, RuntimeError) as error:  # mpi4py is absent, or no library can be loaded
+            return 1, None, "; ".join(str(error).splitlines())
     name, version = MPI.get_vendor()
-    return MPI.COMM_WORLD.size, f"{name} {'.'.join(map(str, version))}"
+    return MPI.COMM_WORLD.size, f"{name} {'.'.join(map(str, version))}", ""
 
 
 def _mpich_is_a_wheel() -> bool:
@@ -103,7 +102,9 @@ def _mpich_is_a_wheel() -> bool:
     return True
 
 
-def mismatch(environ: Mapping[str, str], world_size: int, library: str | None = None) -> InputError | None:
+def mismatch(
+    environ: Mapping[str, str], world_size: int, library: str | None = None, reason: str = ""
+) -> InputError | None:
     """Return the error to raise when the launcher started more processes than the MPI library connects, else None.
 
     Parameters
@@ -114,14 +115,18 @@ def mismatch(environ: Mapping[str, str], world_size: int, library: str | None = 
         The number of ranks that the MPI library sees; 1 without a library.
     library : str, optional
         The name of the MPI library that mpi4py has loaded.
+    reason : str
+        Why it has loaded none.
     """
     found = launched(environ)
     if found is None or found[1] <= world_size:
         return None
     variable, processes, _ = found
     if library is None:
+        seen = f"no MPI library: {reason}"
         remedy = "Load the cluster's MPI, or install the wheel: pip install mpich"
     else:
+        seen = library
         mpirun = os.path.join(sys.prefix, "bin", "mpirun")
         remedy = (
             f"Start the job with the mpirun of {library} (the wheel's is {mpirun}), or with srun --mpi=pmi2 or"
@@ -129,7 +134,7 @@ def mismatch(environ: Mapping[str, str], world_size: int, library: str | None = 
         )
     return InputError(
         "the launcher and the MPI library do not belong together",
-        found=f"a world of {world_size} in each process ({library or 'no MPI library'})",
+        found=f"a world of {world_size} in each process ({seen})",
         expected=f"{processes} ranks ({variable}={processes})",
         remedy=remedy,
     )

@@ -4,37 +4,53 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
-import h5py
 import numpy as np
 
 from hpdl_mpi.base.errors import InputError
 from hpdl_mpi.data.convert.npz import read_arrays
-from hpdl_mpi.data.hdf5 import describe, no_such_array, open_shard
+from hpdl_mpi.data.hdf5 import describe, no_such_array, open_shard, reading
 
 
-@contextmanager
-def open_array(path: str | os.PathLike[str], name: str) -> Iterator[h5py.Dataset | np.ndarray]:
-    """Yield the array `name` of an ``.h5`` or ``.npz`` file; slices of it are NumPy arrays. Local.
+def read_samples(path: str | os.PathLike[str], name: str, rows: int) -> Iterator[np.ndarray]:
+    """Yield the samples of the array `name` of an ``.h5`` or ``.npz`` file, at most `rows` at a time. Local.
 
     Raises
     ------
     InputError
         No such file or array, another format, damage, or an array that holds no samples of numbers.
     """
-    path = Path(path)
-    if not path.exists():
+    path = Path(os.path.expanduser(path))
+    if not os.path.exists(path):
         raise InputError("no such file", where=path)
     if path.suffix in (".h5", ".hdf5"):
-        with open_shard(path) as file:
-            describe(file, path, name)
-            yield file[name]
+        yield from _from_hdf5(path, name, rows)
     elif path.suffix == ".npz":
-        arrays = read_arrays(path)
-        if name not in arrays:
-            raise no_such_array(path, name, arrays)
-        yield arrays[name]
+        yield from _from_npz(path, name, rows)
     else:
         raise InputError("a file of unknown format", where=path, found=path.suffix, expected=".h5, .hdf5 or .npz")
+
+
+def _from_hdf5(path: Path, name: str, rows: int) -> Iterator[np.ndarray]:
+    with open_shard(path) as file:
+        count = describe(file, path, name).count
+        for start in range(0, count, rows):
+            stop = min(start + rows, count)
+            what = f"samples {start} to {stop - 1} of {name!r} cannot be read"
+            with reading(path, what, remedy="copy or write the file again"):
+                samples = file[name][start:stop]
+            yield samples
+
+
+def _from_npz(path: Path, name: str, rows: int) -> Iterator[np.ndarray]:
+    arrays = read_arrays(path)
+    if name not in arrays:
+        raise no_such_array(path, name, arrays)
+    array = arrays[name]
+    if array.size == 0 or array.ndim == 0:
+        raise InputError(
+            "no samples", where=f"{path}: {name}", found=f"shape {array.shape}", expected="at least one sample"
+        )
+    for start in range(0, len(array), rows):
+        yield array[start : start + rows]

@@ -61,6 +61,11 @@ class BlockReader:
         """Number of blocks of all shards together."""
         return len(self.starts) - 1
 
+    @property
+    def cache_bytes(self) -> int:
+        """Bytes of the cache once it is full."""
+        return self._cache.nbytes
+
     def read(self, ids: np.ndarray, out: np.ndarray) -> None:
         """Copy samples `ids`, int64 (n,) within range, into `out` (n, *shape) of this dtype, C-contiguous.
 

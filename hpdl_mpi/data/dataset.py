@@ -17,7 +17,7 @@ from hpdl_mpi.base.errors import BadSample, InputError
 from hpdl_mpi.data.blocks import BlockReader
 from hpdl_mpi.data.hdf5 import ShardArray, ShardFiles, describe, stated_place
 from hpdl_mpi.data.sampler import Shuffle, epoch_order
-from hpdl_mpi.data.shards import find_shards, refuse_missing
+from hpdl_mpi.data.shards import expanded, find_shards, refuse_missing
 
 CACHE_BYTES = 256 * 2**20
 """Default bound of the blocks kept in memory."""
@@ -117,9 +117,15 @@ class Dataset:
                 _check_agreement(paths, (inputs, targets), shards)
         finally:
             files.close()
-        if os.path.isdir(path):
-            refuse_missing(Path(path), places)
+        folder = expanded(path)
+        if folder.is_dir():
+            refuse_missing(folder, places)
         return cls(path, files, (inputs, targets), shards, cache_bytes)
+
+    @property
+    def cache_bytes(self) -> int:
+        """Bytes of the blocks kept in memory at most."""
+        return sum(reader.cache_bytes for reader in self._readers.values())
 
     def read(self, ids: np.ndarray, inputs_out: np.ndarray, targets_out: np.ndarray) -> None:
         """Copy samples into the caller's arrays; local, blocking, thread-safe.

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import DTypeLike
 
-from hpdl_mpi.base.errors import InputError
+from hpdl_mpi.base.errors import BadSample, InputError, require
 from hpdl_mpi.base.memory import aligned
 from hpdl_mpi.base.shares import share
 from hpdl_mpi.data.dataset import Dataset
-from hpdl_mpi.data.sampler import Shuffle
+from hpdl_mpi.data.sampler import SHUFFLES, Shuffle
 from hpdl_mpi.data.transform import Shape, Transform
 
 
@@ -54,6 +54,11 @@ class _Buffers:
         self.raw_inputs = aligned((rows, *data.input_shape), data.input_dtype)
         self.raw_targets = aligned((rows, *data.target_shape), data.target_dtype)
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all four."""
+        return sum(array.nbytes for array in vars(self).values())
+
 
 class Loader:
     """Iterates over the epochs of a dataset, one rank's share of each global batch at a time. Local to the rank.
@@ -88,7 +93,8 @@ class Loader:
     Raises
     ------
     InputError
-        Sizes below 1, fewer samples than ranks, or a transform that does not fit the samples.
+        Sizes below 1, a seed below 0, an unknown kind of shuffling, fewer samples than ranks, or a transform that does
+        not fit the samples.
     """
 
     def __init__(
@@ -105,8 +111,9 @@ class Loader:
         dtype: DTypeLike = np.float32,
         depth: int = 2,
     ) -> None:
-        if global_batch_size < 1:
-            raise InputError("too small", where="global_batch_size", found=global_batch_size, expected="at least 1")
+        require("global_batch_size", global_batch_size, _is_int(global_batch_size, 1), "an integer above 0")
+        require("seed", seed, _is_int(seed, 0), "an integer of at least 0")
+        require("shuffle", shuffle, shuffle in SHUFFLES, " or ".join(SHUFFLES))
         if dataset.num_samples < dp_size:
             raise InputError(
                 "fewer samples than ranks that share them",
@@ -128,6 +135,11 @@ class Loader:
         self.max_share = -(-min(global_batch_size, dataset.num_samples) // dp_size)
         self._buffers = [_Buffers(self) for _ in range(depth + 1)]
         self._in_use = threading.Lock()
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all buffers."""
+        return sum(buffers.nbytes for buffers in self._buffers)
 
     def _check_targets(self) -> Shape:
         """Return the shape of one target in a batch."""
@@ -225,6 +237,26 @@ class Loader:
         self.transform.apply(raw_inputs, inputs)
         if self.classes:
             np.copyto(targets, raw_targets.reshape(n), casting="unsafe")
+            if raw_targets.dtype == np.uint64 and n and targets.min() < 0:
+                self._refuse_huge_label(ids, raw_targets.reshape(n))
         else:
             self.target_transform.apply(raw_targets, targets)
         return Batch(inputs, targets, ids, global_ids.size, offset)
+
+    @staticmethod
+    def _refuse_huge_label(ids: np.ndarray, labels: np.ndarray) -> None:
+        """Raise for the largest label, uint64 (n,), which is no int64: it would pass for a negative one."""
+        largest = int(labels.argmax())
+        raise BadSample(
+            "a label is no class number",
+            sample=int(ids[largest]),
+            where="data.targets",
+            found=int(labels[largest]),
+            expected="at most 2^63 - 1",
+            remedy="mend the labels",
+        )
+
+
+def _is_int(value: object, least: int) -> bool:
+    """Tell whether a value is an integer, Python's or NumPy's, and not below `least`."""
+    return isinstance(value, int | np.integer) and bool(value >= least)

@@ -7,13 +7,15 @@ pace, and yet each batch mixes samples from all over the dataset.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 
+from hpdl_mpi.base.errors import require
 from hpdl_mpi.kernels.random import derive_key, sample_keys
 
 Shuffle = Literal["block", "global", "none"]
+SHUFFLES: tuple[Shuffle, ...] = get_args(Shuffle)
 
 
 def epoch_order(
@@ -42,7 +44,13 @@ def epoch_order(
     -------
     int64 (num_samples,)
         A permutation of ``range(num_samples)``; the caller owns it.
+
+    Raises
+    ------
+    InputError
+        `shuffle` is none of these.
     """
+    require("shuffle", shuffle, shuffle in SHUFFLES, " or ".join(SHUFFLES))
     if shuffle == "none":
         return np.arange(num_samples)
     sample_key = derive_key("samples", int(seed), int(epoch))

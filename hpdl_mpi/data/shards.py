@@ -32,9 +32,7 @@ def find_shards(path: str | os.PathLike[str]) -> list[Path]:
     InputError
         Nothing is there, the path is empty, or shards of a folder are missing by their own names.
     """
-    if not os.fspath(path):
-        raise InputError("no data are named", found="an empty path", expected="a folder of shards, a glob or a file")
-    folder = Path(path).expanduser()
+    folder = expanded(path)
     if folder.is_dir():
         files = [f for f in folder.iterdir() if f.suffix in SUFFIXES and not f.name.startswith(".") and f.is_file()]
         files.sort(key=natural_key)
@@ -48,6 +46,13 @@ def find_shards(path: str | os.PathLike[str]) -> list[Path]:
         remedy = "give a folder of shards, a glob or one .h5 file; `hpdl data convert` makes one from IDX, NPZ or CSV"
         raise InputError(what, where=path, remedy=remedy)
     return files
+
+
+def expanded(path: str | os.PathLike[str]) -> Path:
+    """Return the path of a dataset with ``~`` replaced by the home folder; raise InputError if it is empty."""
+    if not os.fspath(path):
+        raise InputError("no data are named", found="an empty path", expected="a folder of shards, a glob or a file")
+    return Path(os.path.expanduser(path))
 
 
 def natural_key(path: Path) -> list[tuple[int, str]]:

@@ -6,11 +6,11 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 
-from hpdl_mpi.base.errors import InputError
+from hpdl_mpi.base.errors import InputError, require
 from hpdl_mpi.kernels.cast import affine, affine_channels_last, affine_inverse
 
 Layout = Literal["hwc", "hw", "chw"]
@@ -38,7 +38,8 @@ class Transform:
     Raises
     ------
     InputError
-        A number that is not finite, a `std` not above zero, or `standardize` together with `mean` or `std`.
+        A number that is not finite, a `std` not above zero, no number at all, or `standardize` together with `mean` or
+        `std`.
     """
 
     scale: float = 1.0
@@ -48,28 +49,19 @@ class Transform:
     layout: Layout = "hwc"
 
     def __post_init__(self) -> None:
-        for name in ("mean", "std"):
-            value = getattr(self, name)
-            if value is not None and not isinstance(value, int | float):
-                object.__setattr__(self, name, tuple(float(v) for v in value))  # hashable, whatever came in
-        if self.layout not in ("hwc", "hw", "chw"):
-            raise InputError(
-                "unknown layout", where="transform.layout", found=repr(self.layout), expected="hwc, hw or chw"
-            )
-        if not math.isfinite(self.scale) or self.scale == 0:
-            raise InputError(
-                "impossible scale", where="transform.scale", found=self.scale, expected="a finite number, not 0"
-            )
-        if not np.all(np.isfinite(self.mean or 0.0)):
-            raise InputError("impossible mean", where="transform.mean", found=self.mean, expected="finite numbers")
-        if self.std is not None and not np.all((np.asarray(self.std) > 0) & np.isfinite(self.std)):
-            raise InputError(
-                "impossible std",
-                where="transform.std",
-                found=self.std,
-                expected="finite numbers above zero",
-                remedy="use 1 for a feature that does not vary",
-            )
+        # plain numbers and tuples, whatever came in: hashable, and JSON
+        object.__setattr__(self, "scale", float(self.scale))
+        require("transform.scale", self.scale, self.scale != 0, "a finite number, not 0")
+        for name, bound, expected in (
+            ("mean", -math.inf, "a finite number, or one per feature"),
+            ("std", 0.0, "a finite number above zero, or one per feature: 1 for one that does not vary"),
+        ):
+            if (value := getattr(self, name)) is not None:
+                numbers = np.asarray(value, np.float64)
+                possible = numbers.ndim < 2 and numbers.size > 0 and np.all(np.isfinite(numbers) & (numbers > bound))
+                require(f"transform.{name}", value, bool(possible), expected)
+                object.__setattr__(self, name, tuple(numbers.tolist()) if numbers.ndim else numbers.item())
+        require("transform.layout", self.layout, self.layout in get_args(Layout), "hwc, hw or chw")
         if self.standardize and not (self.mean is None and self.std is None):
             raise InputError(
                 "mean and std are measured when standardize is set",

@@ -8,8 +8,8 @@ from itertools import accumulate, pairwise
 import numpy as np
 
 from hpdl_mpi.kernels.elementwise import add, copy_columns
-from hpdl_mpi.nn.context import Context
-from hpdl_mpi.nn.layer import Layer, Shape, has_parameters, join
+from hpdl_mpi.nn.context import Context, join
+from hpdl_mpi.nn.layer import Layer, Shape, has_parameters
 
 
 class _Container(Layer):

@@ -21,14 +21,12 @@ class MicroBatch:
         Dropout drops and statistics run only when set.
     saving : bool
         Whether forward keeps what backward needs.
-    recompute : bool
-        A second forward with the same key, which touches no running statistics.
     sample_ids : int64 array, shape (n,)
         The samples' numbers in the dataset: randomness belongs to them, not to ranks or positions.
     seed, epoch : int
     """
 
-    __slots__ = ("epoch", "pool", "recompute", "sample_ids", "saving", "seed", "training")
+    __slots__ = ("epoch", "pool", "sample_ids", "saving", "seed", "training")
 
     def __init__(self, pool: Pool, seed: int = 0) -> None:
         self.pool = pool
@@ -36,7 +34,6 @@ class MicroBatch:
         self.epoch = 0
         self.training = False
         self.saving = False
-        self.recompute = False
         self.sample_ids: np.ndarray = np.zeros(0, np.int64)
 
     def begin(self, sample_ids: np.ndarray, *, epoch: int = 0, training: bool) -> None:
@@ -44,6 +41,11 @@ class MicroBatch:
         self.sample_ids = sample_ids
         self.epoch = epoch
         self.training = self.saving = training
+
+
+def join(path: str, name: str) -> str:
+    """Return the path of what is called `name` inside the layer at `path`."""
+    return f"{path}.{name}" if path else name
 
 
 class Context:
@@ -79,8 +81,7 @@ class Context:
     def child(self, name: str, *, needs_dx: bool = True, needs_backward: bool = True) -> Context:
         """Return the context of the layer `name` inside this one, the same at every call."""
         if name not in self._children:
-            path = f"{self.path}.{name}" if self.path else name
-            self._children[name] = Context(self.batch, path)
+            self._children[name] = Context(self.batch, join(self.path, name))
         child = self._children[name]
         child.needs_dx, child.needs_backward = needs_dx, needs_backward
         return child

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from hpdl_mpi.base.errors import InputError
-from hpdl_mpi.nn.context import Context
+from hpdl_mpi.nn.context import Context, join
 from hpdl_mpi.nn.init import Initializer
 
 Shape = tuple[int, ...]
@@ -113,6 +113,10 @@ class Layer(abc.ABC):
         """
         self.declared[name] = Parameter(name, shape, init, fans, decay)
 
+    def full_name(self, parameter: Parameter) -> str:
+        """Return a parameter's name in the whole model."""
+        return join(self.path, parameter.name)
+
     def refuse(self, what: str, *, found: object, expected: object, remedy: str | None = None) -> InputError:
         """Return the error of a layer that cannot be built as asked; it names the layer's place in the model."""
         kind = type(self).__name__
@@ -130,8 +134,3 @@ def walk(layer: Layer) -> Iterator[Layer]:
 def has_parameters(layer: Layer) -> bool:
     """Return whether a built layer, or one inside it, has anything to learn."""
     return any(inner.declared for inner in walk(layer))
-
-
-def join(path: str, name: str) -> str:
-    """Return the path of the layer `name` inside the layer at `path`."""
-    return f"{path}.{name}" if path else name

@@ -13,7 +13,7 @@ from numpy.typing import DTypeLike
 from hpdl_mpi.base.errors import InputError
 from hpdl_mpi.base.memory import Allocator, aligned, heap
 from hpdl_mpi.kernels.random import derive_key
-from hpdl_mpi.nn.layer import Layer, Parameter, Shape, join, walk
+from hpdl_mpi.nn.layer import Layer, Parameter, Shape, walk
 
 _ALIGNMENT = 32
 """Elements between starts of segments: 64 bytes even for 2-byte elements."""
@@ -64,7 +64,7 @@ class Layout:
         segments, end = [], 0
         for layer, parameter in reversed(list(_parameters(model))):
             stop = end + math.prod(parameter.shape)
-            segments.append(Segment(join(layer.path, parameter.name), end, stop, parameter))
+            segments.append(Segment(layer.full_name(parameter), end, stop, parameter))
             end = -(-stop // _ALIGNMENT) * _ALIGNMENT
         self.segments = tuple(segments)
         _refuse_shared(segments)
@@ -83,7 +83,7 @@ class Layout:
         """Give the model's layers their views of two flat arrays."""
         values, gradients = self.views(params), self.views(grads)
         for layer, parameter in _parameters(model):
-            name = join(layer.path, parameter.name)
+            name = layer.full_name(parameter)
             layer.params[parameter.name] = values[name]
             layer.grads[parameter.name] = gradients[name]
 

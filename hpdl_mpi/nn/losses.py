@@ -87,14 +87,16 @@ class CrossEntropy(Loss):
         self.label_smoothing = label_smoothing
 
     def check(self, output_shape: Shape, target_shape: Shape, target_dtype: np.dtype) -> None:
-        if target_dtype.kind not in "iu":
-            raise _mismatch("cross_entropy takes class numbers", target_dtype, "an integer dtype")
+        if target_dtype.kind not in "iub":
+            raise _mismatch("cross_entropy takes class numbers", target_dtype, "an integer or bool dtype")
         if target_shape != output_shape[:-1]:
             raise _mismatch("targets do not fit the model's outputs", target_shape, output_shape[:-1])
 
     def _evaluate(self, outputs: np.ndarray, targets: np.ndarray, scale: float, doutputs: np.ndarray) -> LossSums:
         classes = outputs.shape[-1]
         flat = targets.reshape(-1)
+        if flat.dtype == bool:
+            flat = flat.view(np.uint8)  # the kernel counts with them
         loss, correct, bad = softmax.cross_entropy(
             outputs.reshape(-1, classes), flat, self.label_smoothing, scale, doutputs.reshape(-1, classes)
         )
@@ -114,7 +116,7 @@ class _Regression(Loss):
     task = "regression"
 
     def check(self, output_shape: Shape, target_shape: Shape, target_dtype: np.dtype) -> None:
-        if math.prod(target_shape) != math.prod(output_shape):
+        if _without_last_one(target_shape) != _without_last_one(output_shape):
             raise _mismatch("targets do not fit the model's outputs", target_shape, output_shape)
 
     @abc.abstractmethod
@@ -152,6 +154,11 @@ class Huber(_Regression):
         self, outputs: np.ndarray, targets: np.ndarray, scale: float, doutputs: np.ndarray
     ) -> tuple[float, float]:
         return regression.huber(outputs, targets, self.delta, scale, doutputs)
+
+
+def _without_last_one(shape: Shape) -> Shape:
+    """Return a shape without a last dimension of 1: a column of values is as good as the values."""
+    return shape[:-1] if shape[-1:] == (1,) else shape
 
 
 def _mismatch(what: str, found: object, expected: object) -> InputError:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from hpdl_mpi.base.errors import require
 from hpdl_mpi.base.memory import aligned
 from hpdl_mpi.base.shares import share
 from hpdl_mpi.comm import Collective, Communicator, ring_allreduce
@@ -57,6 +58,11 @@ class DataParallelStep:
         Upper bound of the gradient's global norm.
     num_flags : int
         Flags that ranks can raise for all to see.
+
+    Raises
+    ------
+    InputError
+        `accumulate` or `clip_norm` is out of range.
     """
 
     def __init__(
@@ -69,6 +75,9 @@ class DataParallelStep:
         clip_norm: float | None = None,
         num_flags: int = 0,
     ) -> None:
+        possible = isinstance(accumulate, (int, np.integer)) and accumulate >= 1
+        require("training.accumulate", accumulate, possible, "an integer of at least 1")
+        require("training.clip_norm", clip_norm, clip_norm is None or clip_norm > 0, "a number above 0")
         self._replica = replica
         self._loss = loss
         self._accumulate = accumulate
@@ -96,13 +105,13 @@ class DataParallelStep:
             Returns the flags that this rank raises; asked after its gradients are done.
         """
         totals = self._totals
-        totals[:_SUMS] = 0.0
+        totals.fill(0.0)
         nominal = batch.global_size
         size = len(batch.sample_ids)
         for part in range(self._accumulate):
             start, stop = share(size, part, self._accumulate)
             if start < stop:
-                totals[:_SUMS] += self._replica.learn(
+                sums = self._replica.learn(
                     batch.inputs[start:stop],
                     batch.targets[start:stop],
                     batch.sample_ids[start:stop],
@@ -110,13 +119,17 @@ class DataParallelStep:
                     epoch=epoch,
                     scale=1.0 / nominal,
                 )
-        totals[_SUMS:] = flags()
+                for index, value in enumerate(sums):
+                    totals[index] += value
+        for index, flag in enumerate(flags(), _SUMS):
+            totals[index] = flag
         self._reduce_totals()
-        sums = LossSums(*(float(total) for total in totals[:_SUMS]))
-        report = StepReport(sums, tuple(int(vote) for vote in totals[_SUMS:]))
+        reduced = totals.tolist()
+        report = StepReport(LossSums(*reduced[:_SUMS]), tuple(int(vote) for vote in reduced[_SUMS:]))
         if report.finite:
             self._reduce_gradient()
-            self._update(nominal / sums.weight if sums.weight else 0.0, lr)
+            weight = report.sums.weight
+            self._update(nominal / weight if weight else 0.0, lr)
         return report
 
     def _update(self, scale: float, lr: float) -> None:

@@ -7,11 +7,14 @@ from collections.abc import Mapping
 import numpy as np
 
 from hpdl_mpi.base.errors import InputError
-from hpdl_mpi.comm.communicator import Communicator
+from hpdl_mpi.comm import Communicator, SingleCommunicator
 
 
 class ProcessGrid:
     """The ranks in a grid: ``ProcessGrid(comm, {"pp": 2, "dp": 2})``. Collective.
+
+    An MPI library holds some two thousand groups at once, so a grid makes none in vain: the group of an axis that
+    covers all ranks is `comm` itself, that of an axis of one rank needs no MPI.
 
     Parameters
     ----------
@@ -40,19 +43,37 @@ class ProcessGrid:
         ranks = np.arange(comm.size).reshape(tuple(axes.values()))
         place = np.argwhere(ranks == comm.rank)[0].tolist()
         self._coordinates = dict(zip(axes, place, strict=True))
-        self._axes = {}
+        self._axes: dict[str, Communicator] = {}
+        self._made: list[Communicator] = []
         for dim, name in enumerate(axes):
             # The ranks along an axis are called after the first of them.
             first = ranks[tuple(0 if other == dim else index for other, index in enumerate(place))]
-            self._axes[name] = comm.split(int(first), key=self._coordinates[name])
+            self._axes[name] = self._line(axes[name], int(first), self._coordinates[name])
+
+    def _line(self, size: int, color: int, key: int) -> Communicator:
+        if size == self.comm.size:
+            return self.comm
+        if size == 1:
+            return SingleCommunicator()
+        group = self.comm.split(color, key)
+        self._made.append(group)
+        return group
 
     def axis(self, name: str) -> Communicator:
-        """Return the group of the ranks that differ from this one in this coordinate only, in its order."""
+        """Return the group of the ranks that differ from this one in this coordinate only, in its order.
+
+        It belongs to the grid, or is the grid's own `comm`: leave its freeing to `free`.
+        """
         return self._axes[name]
 
     def coordinate(self, name: str) -> int:
         """Return this rank's place on an axis."""
         return self._coordinates[name]
+
+    def free(self) -> None:
+        """Give back the groups that the grid has made, not `comm`. Collective; see `Communicator.free`."""
+        for group in self._made:
+            group.free()
 
 
 def check_shape(axes: Mapping[str, int], world_size: int) -> None:

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import math
+import weakref
 
 import numpy as np
 from numpy.typing import DTypeLike
 
-from hpdl_mpi.base.errors import InputError
+from hpdl_mpi.base.errors import InputError, require
 from hpdl_mpi.base.memory import check_memory
 from hpdl_mpi.nn import Context, Layer, Layout, Loss, LossSums, MicroBatch, Pool, Shape
+from hpdl_mpi.nn.layer import walk
 from hpdl_mpi.optim import Chunks, Optimizer
+
+_DTYPES = (np.dtype(np.float32), np.dtype(np.float64))
+
+_owners: weakref.WeakKeyDictionary[Layer, weakref.ref[Replica]] = weakref.WeakKeyDictionary()
+"""Which replica has last given a layer its parameters; it may be gone."""
 
 
 class Replica:
@@ -19,7 +26,7 @@ class Replica:
     Parameters
     ----------
     model : Layer
-        Built and bound here; it belongs to one replica.
+        Built and bound here. Its layers with parameters belong to the replica for as long as that lives.
     input_shape : tuple of int
         Of one sample.
     optimizer : Optimizer
@@ -27,6 +34,9 @@ class Replica:
         float32 or float64, of parameters, gradients, optimizer slots and activations.
     seed : int
         Of the starting values and of all randomness in layers.
+    ranks_on_node : int
+        For how many replicas like this one the machine must have memory left: for those of all its ranks where one rank
+        looks before any is made; for none, 0, where another rank has looked.
 
     Attributes
     ----------
@@ -40,10 +50,23 @@ class Replica:
     Raises
     ------
     InputError
-        There is not enough memory for the flat arrays; found out before they are allocated.
+        There is not enough memory for the flat arrays, found out before they are allocated; a setting is out of range;
+        or another replica that is still alive holds a part of the model.
     """
 
-    def __init__(self, model: Layer, input_shape: Shape, optimizer: Optimizer, *, dtype: DTypeLike, seed: int) -> None:
+    def __init__(
+        self,
+        model: Layer,
+        input_shape: Shape,
+        optimizer: Optimizer,
+        *,
+        dtype: DTypeLike,
+        seed: int,
+        ranks_on_node: int = 1,
+    ) -> None:
+        require("training.dtype", dtype, dtype in _DTYPES, "float32 or float64")
+        require("seed", seed, isinstance(seed, (int, np.integer)) and seed >= 0, "an integer of at least 0")
+        _refuse_owned(model)
         model.build(input_shape)
         self.model = model
         self.input_shape = input_shape
@@ -53,17 +76,25 @@ class Replica:
         check_memory(
             (2 + len(optimizer.slots)) * self.layout.size * self.dtype.itemsize,
             "the model's parameters, gradients and optimizer state",
+            ranks_on_node,
         )
         self.params = self.layout.allocate(dtype)
         self.grads = self.layout.allocate(dtype)
         self.slots = {name: self.layout.allocate(dtype) for name in optimizer.slots}
         self.layout.bind(model, self.params, self.grads)
+        _owners.update({layer: weakref.ref(self) for layer in walk(model) if layer.declared})
         self.pool = Pool()
         self._optimizer = optimizer
         self._chunks = Chunks(self.layout)
         self._batch = MicroBatch(self.pool, seed)
         self._context = Context(self._batch)
         self.reset()
+
+    def release(self) -> None:
+        """Let go of the model: another replica may take it, and this one must not be used any more."""
+        for layer in walk(self.model):
+            if _owner(layer) is self:
+                del _owners[layer]
 
     def reset(self) -> None:
         """Go back to the start: initial parameters, everything else zero."""
@@ -135,3 +166,21 @@ class Replica:
             self.params, self.grads, tuple(self.slots.values()), self._chunks, step=self.step, lr=lr, scale=scale
         )
         self.step += 1
+
+
+def _owner(layer: Layer) -> Replica | None:
+    """Return the living replica that holds a layer's parameters."""
+    found = _owners.get(layer)
+    return found() if found else None
+
+
+def _refuse_owned(model: Layer) -> None:
+    """Raise if a living replica holds a part of the model, which would leave that one's parameters."""
+    for layer in walk(model):
+        if _owner(layer) is not None:
+            raise layer.refuse(
+                "another trainer holds it already",
+                found=None,
+                expected=None,
+                remedy="make the model anew for each trainer",
+            )

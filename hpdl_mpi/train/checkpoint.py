@@ -7,14 +7,13 @@ of a grid. The folder is written aside, forced to disk and renamed last; only th
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-import json
 import os
 import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import h5py
 import numpy as np
@@ -25,12 +24,13 @@ from hpdl_mpi.comm import Communicator
 from hpdl_mpi.data.hdf5 import lies_elsewhere, reading
 from hpdl_mpi.nn import Shape
 from hpdl_mpi.parallel import Replica
-from hpdl_mpi.train.manifest import DAMAGED, FORMAT, StoredFile, damaged, read_manifest, remedy
+from hpdl_mpi.train.manifest import DAMAGED, FORMAT, StoredFile, damaged, read_manifest, remedy, seal
+from hpdl_mpi.train.progress import Progress
 
 _PREFIX = "step-"
 
 
-def save(folder: Path, replica: Replica, progress: dict[str, Any], comm: Communicator, *, keep: int) -> Path:
+def save(folder: Path, replica: Replica, progress: Progress, comm: Communicator, *, keep: int) -> Path:
     """Write a checkpoint below `folder` and remove all but the `keep` latest. Collective over the data-parallel ranks.
 
     Parameters
@@ -39,8 +39,8 @@ def save(folder: Path, replica: Replica, progress: dict[str, Any], comm: Communi
         Of all checkpoints of a run, seen by all ranks.
     replica : Replica
         Equal on all ranks of `comm`, which is checked; rank 0 writes its own.
-    progress : dict
-        What `Progress.to_dict` returns; `load` returns it again.
+    progress : Progress
+        What `load` returns.
     comm : Communicator
     keep : int
 
@@ -52,20 +52,14 @@ def save(folder: Path, replica: Replica, progress: dict[str, Any], comm: Communi
         The folder cannot be written or the disk is full; earlier checkpoints are intact.
     """
     _compare_checksums(replica, comm)
-    if not replica.is_finite():
-        raise TrainingError(
-            f"parameters are not finite after step {replica.step}, so they are not saved",
-            where=folder,
-            remedy="lower optimizer.lr or set training.clip_norm, and continue from the last checkpoint with --resume",
-            shared=True,
-        )
+    require_finite(replica)
     final = folder / f"{_PREFIX}{replica.step:010d}"
     failure = None
     if comm.rank == 0:
         try:
             _write(final, replica, progress)
             for old in _all(folder)[:-keep]:
-                shutil.rmtree(old, ignore_errors=True)  # what is left is tried again after the next checkpoint
+                _remove(old)
         except (OSError, RuntimeError) as error:  # HDF5 reports a full disk as either
             failure = _reason(error)
     failure = comm.bcast_obj(failure)
@@ -80,14 +74,25 @@ def save(folder: Path, replica: Replica, progress: dict[str, Any], comm: Communi
     return final
 
 
+def require_finite(replica: Replica) -> None:
+    """Raise a TrainingError, alike on all ranks, unless all parameters are finite."""
+    if not replica.is_finite():
+        raise TrainingError(
+            f"parameters are not finite after step {replica.step}, so they are not saved",
+            where="training",
+            remedy="lower optimizer.lr or set training.clip_norm, and continue from the last checkpoint with --resume",
+            shared=True,
+        )
+
+
 def latest(folder: Path) -> Path | None:
     """Return the latest whole checkpoint below a folder, if there is one."""
     found = _all(folder)
     return found[-1] if found else None
 
 
-def load(path: Path, replica: Replica) -> dict[str, Any]:
-    """Fill a replica from a checkpoint and return its `progress`. Local: every rank reads for itself.
+def load(path: Path, replica: Replica) -> Progress:
+    """Fill a replica from a checkpoint and return where its run stood. Local: every rank reads for itself.
 
     Raises
     ------
@@ -121,7 +126,7 @@ def load(path: Path, replica: Replica) -> dict[str, Any]:
                 remedy="continue with the optimizer that the run began with",
             )
     replica.step = manifest["step"]
-    return manifest["progress"].to_dict()
+    return manifest["progress"]
 
 
 def checksum(replica: Replica) -> str:
@@ -146,7 +151,21 @@ def _compare_checksums(replica: Replica, comm: Communicator) -> None:
         )
 
 
-def _write(final: Path, replica: Replica, progress: dict[str, Any]) -> None:
+def _remove(checkpoint: Path) -> None:
+    """Remove a checkpoint, first of all what makes it whole; what is left does no harm."""
+    with contextlib.suppress(OSError):  # it is tried again after the next checkpoint
+        (checkpoint / "manifest.json").unlink()
+        shutil.rmtree(checkpoint)
+
+
+def sweep(folder: Path) -> None:
+    """Remove what a killed process has left below a folder of checkpoints: nobody else may be writing there."""
+    for part in (*folder.glob(f".{_PREFIX}*.part"), *folder.glob(f"{_PREFIX}*")):
+        if not (part / "manifest.json").exists() or part.name.startswith("."):
+            shutil.rmtree(part, ignore_errors=True)
+
+
+def _write(final: Path, replica: Replica, progress: Progress) -> None:
     if (final / "manifest.json").exists():
         return  # this step is saved already, and its state is the same
     aside = final.with_name(f".{final.name}.part")
@@ -162,9 +181,10 @@ def _write(final: Path, replica: Replica, progress: dict[str, Any]) -> None:
             "input_shape": replica.input_shape,
             "parameters": {segment.name: segment.shape for segment in replica.layout.segments},
             "files": [{"name": name, "sha256": _sha256(aside / name), "slices": slices}],
-            "progress": progress,
+            "progress": progress.to_dict(),
         }
-        write_whole(aside / "manifest.json", json.dumps(manifest).encode())
+        write_whole(aside / "manifest.json", seal(manifest))
+        shutil.rmtree(final, ignore_errors=True)  # what is left of one that was removed
         os.rename(aside, final)
         fsync(final.parent)
     finally:

@@ -7,9 +7,11 @@ import inspect
 import json
 import sys
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, TypeVar
+from types import SimpleNamespace
+from typing import Any, Literal, TypeVar
 
 import pydantic
 
@@ -72,7 +74,8 @@ def make_model(job: Job) -> Layer:
         known: Callable[..., Layer] = _look_up(MODELS, model.name, "model")
         return _call(known, model.keywords, "model", "model: ")
     assert model.factory is not None
-    layer = _call(_factory(model.factory, model.folder), model.keywords, "model", "model: ")
+    with _importable(model.folder):
+        layer = _call(_factory(model.factory, model.folder), model.keywords, "model", "model: ")
     if not isinstance(layer, Layer):
         raise InputError(
             "the factory returned no Layer",
@@ -100,27 +103,53 @@ def _call(function: Callable[..., T], keywords: dict[str, Any], where: str, befo
 
     Its own errors get `before` in front: what knows nothing of jobs names no more than its argument.
     """
-    hints = typing.get_type_hints(function.__init__ if inspect.isclass(function) else function)
+    names = getattr(inspect.unwrap(function.__init__ if inspect.isclass(function) else function), "__globals__", {})
     fields: dict[str, Any] = {}
+    extra: Literal["allow", "forbid"] = "forbid"
     for name, parameter in inspect.signature(function).parameters.items():
-        default = ... if parameter.default is inspect.Parameter.empty else parameter.default
-        fields[name] = (hints.get(name, Any), default)
-    config = pydantic.ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, arbitrary_types_allowed=True)
+        if parameter.kind is inspect.Parameter.VAR_KEYWORD:
+            extra = "allow"
+        elif parameter.kind is not inspect.Parameter.VAR_POSITIONAL:
+            default = ... if parameter.default is inspect.Parameter.empty else parameter.default
+            fields[name] = (_type(parameter, names), default)
+    config = pydantic.ConfigDict(extra=extra, strict=True, allow_inf_nan=False, arbitrary_types_allowed=True)
     arguments = pydantic.create_model("Arguments", __config__=config, **fields)
     try:
         checked = arguments.model_validate_json(json.dumps(keywords))  # JSON: strict, yet a list makes a tuple
     except pydantic.ValidationError as error:
         raise InputError("; ".join(problems(error, where))) from None
     with amended(before):
-        return function(**{name: getattr(checked, name) for name in checked.model_fields_set})
+        return function(**{name: value for name, value in checked if name in checked.model_fields_set})
+
+
+def _type(parameter: inspect.Parameter, names: dict[str, Any]) -> Any:
+    """Return the type of a parameter; anything will do if it has none, or one that exists for type checkers alone."""
+    if parameter.annotation is inspect.Parameter.empty:
+        return Any
+    try:
+        return typing.get_type_hints(SimpleNamespace(__annotations__={"it": parameter.annotation}), names)["it"]
+    except (AttributeError, NameError, SyntaxError, TypeError):
+        return Any
+
+
+@contextmanager
+def _importable(folder: str | None) -> Iterator[None]:
+    """Let modules be found in a folder first; not for longer, lest its files stand in for what is imported later."""
+    if folder is None:
+        yield
+        return
+    sys.path.insert(0, folder)
+    try:
+        yield
+    finally:
+        with suppress(ValueError):  # the job's own code may have changed the path
+            sys.path.remove(folder)
 
 
 def _factory(name: str, folder: str | None) -> Callable[..., Any]:
-    """Return the function ``module:function``; its module is looked up in `folder` first."""
+    """Return the function ``module:function``; `folder` is where its module is looked up first."""
     module_name, function_name = name.split(":")
-    before = sys.path[:]
     try:
-        sys.path[:0] = [folder] if folder else []
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         if error.name != module_name.split(".")[0]:
@@ -131,8 +160,6 @@ def _factory(name: str, folder: str | None) -> Callable[..., Any]:
             found=module_name,
             expected=f"a module in {folder} or on Python's path",
         ) from None
-    finally:
-        sys.path[:] = before  # files beside a job must not stand in for modules that are imported later
     function = getattr(module, function_name, None)
     # A job may come from somebody else: it may call what its module defines, not whatever Python can import.
     if not callable(function) or function.__module__ != module_name:

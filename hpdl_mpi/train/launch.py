@@ -8,6 +8,7 @@ from typing import TypeVar
 
 import numpy as np
 
+from hpdl_mpi.base.errors import require
 from hpdl_mpi.comm import Communicator, compile_reduction
 from hpdl_mpi.data import Batch
 from hpdl_mpi.kernels.threads import available_cores, max_threads, set_threads
@@ -26,9 +27,19 @@ def start_threads(comm: Communicator, wanted: int | None, environ: Mapping[str, 
         All ranks of the job.
     wanted : int, optional
         By default the cores that the ranks of a node may use, shared among them, at most the CPUs per task of the Slurm
-        allocation and what Numba was told (``NUMBA_NUM_THREADS``); the least of all nodes.
+        allocation and what Numba was told (``NUMBA_NUM_THREADS``); the least of all nodes. Ranks that share a process
+        take one each: Numba's own threads serve one caller at a time.
     environ : mapping
+
+    Raises
+    ------
+    InputError
+        More threads than there can be.
     """
+    if comm.shares_process:
+        expected = "1, since the ranks are threads of one process"
+        require("parallel.threads", wanted, wanted is None or wanted == 1, expected)
+        wanted = 1
     mine = available_cores()
     on_this_node = [cores for node, cores in comm.allgather_obj((comm.node, mine)) if node == comm.node]
     share = len(set().union(*on_this_node)) // comm.node_size
@@ -51,6 +62,12 @@ def first_on_node(comm: Communicator, function: Callable[[], Result]) -> Result:
     return result
 
 
+def rehearse_evaluation(replica: Replica, batch: Batch, loss: Loss) -> None:
+    """Run every kernel of an evaluation step once, so that no rank but a node's first waits for the compiler."""
+    if len(batch.sample_ids):
+        replica.evaluate(batch.inputs, batch.targets, batch.sample_ids, loss)
+
+
 def rehearse(replica: Replica, batch: Batch, loss: Loss) -> None:
     """Run every kernel of a training and of an evaluation step once, and go back to the start.
 
@@ -60,7 +77,7 @@ def rehearse(replica: Replica, batch: Batch, loss: Loss) -> None:
     replica.learn(*arrays, epoch=0, scale=1.0)
     replica.gradient_norm()
     replica.update(lr=0.0, scale=1.0)
-    replica.evaluate(*arrays)
+    rehearse_evaluation(replica, batch, loss)
     for dtype in (np.float64, replica.dtype):  # of the loss and of the gradients
         compile_reduction(dtype)
     replica.reset()

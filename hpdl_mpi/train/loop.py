@@ -16,7 +16,8 @@ from hpdl_mpi.parallel import DataParallelStep, Replica, StepReport
 from hpdl_mpi.train import checkpoint
 from hpdl_mpi.train.evaluation import Evaluator
 from hpdl_mpi.train.job import Checkpoint
-from hpdl_mpi.train.metrics import Metrics, Progress
+from hpdl_mpi.train.metrics import Metrics
+from hpdl_mpi.train.progress import Progress
 from hpdl_mpi.train.report import Reporter
 from hpdl_mpi.train.runfolder import MetricsLog, RunFolder
 from hpdl_mpi.train.signals import Stopped, StopSignals
@@ -82,29 +83,33 @@ class TrainingLoop:
         self._epoch_began = progress.samples, progress.seconds
         while self.replica.step < self.num_steps:
             self._epoch()
-        if progress.sums.weight:  # the run ends within an epoch
-            progress.train_loss = Metrics.of(progress.sums, self.loss.task).loss
-        self._save()
         self._evaluate()
         self._note_wall_seconds()
-        return self._evaluated[1] if self._evaluated else None
+        metrics = self._evaluated[1] if self._evaluated else None
+        self._check_end(metrics)
+        return metrics
 
     def _epoch(self) -> None:
         """Go on to the end of the present epoch, or of the run."""
         with closing(self.loader.epoch(self.progress.epoch, self.progress.offset)) as batches:
             for batch in batches:
                 report = self._step(batch)
-                # What is saved at the end of an epoch stands at the start of the next one.
-                if self.progress.offset == self.loader.dataset.num_samples:
-                    self._end_epoch()
-                if _due(self.replica.step, self.eval_every):
-                    self._evaluate()
-                if self.replica.step == self.num_steps:
+                step = self.replica.step
+                ended = self.progress.offset == self.loader.dataset.num_samples
+                last, stopping = step == self.num_steps, any(report.votes)
+                line = self._end_epoch() if ended else ""
+                if last and self.progress.sums.weight:  # the run ends within an epoch
+                    self.progress.train_loss = Metrics.of(self.progress.sums, self.loss.task).loss
+                # Before the evaluation, which may fail or take long; an epoch's end stands at the start of the next.
+                saved = self._save() if ended or last or stopping or _due(step, self.checkpoints.every) else None
+                asked = ended if self.eval_every is None else _due(step, self.eval_every)
+                tested = self._evaluate() if asked or last else ""
+                if ended or tested:
+                    self.reporter.say((line or f"step {step}") + tested)
+                if last:
                     break
-                if any(report.votes):
-                    self._stop(report)
-                if _due(self.replica.step, self.checkpoints.every):
-                    self._save()
+                if stopping:
+                    raise self._stopped(report, saved)
 
     def _step(self, batch: Batch) -> StepReport:
         number, progress = self.replica.step, self.progress
@@ -135,7 +140,20 @@ class TrainingLoop:
             shared=True,
         )
 
-    def _end_epoch(self) -> None:
+    def _check_end(self, metrics: Metrics | None) -> None:
+        """Raise a TrainingError if what the run has reached is no number."""
+        if metrics is not None and not metrics.finite:
+            raise TrainingError(
+                f"the test {metrics}",
+                where="training",
+                expected="finite numbers",
+                remedy="look for bad values in the test data with `hpdl data verify`; what was saved is intact",
+                shared=True,
+            )
+        checkpoint.require_finite(self.replica)
+
+    def _end_epoch(self) -> str:
+        """Note that the epoch is over, and return what there is to say about it."""
         progress = self.progress
         metrics = Metrics.of(progress.sums, self.loss.task, self.unit)
         progress.train_loss = metrics.loss
@@ -146,9 +164,7 @@ class TrainingLoop:
         if self.log:
             values = asdict(metrics) | {"samples_per_second": rate}
             self.log.write(kind="epoch", step=self.replica.step, epoch=progress.epoch, **values)
-        tested = "" if self.eval_every else self._evaluate()
-        self.reporter.say(f"epoch {progress.epoch:3d}  {metrics}{tested}  {rate:.0f} samples/s")
-        self._save()
+        return f"epoch {progress.epoch:3d}  {metrics}  {rate:.0f} samples/s"
 
     def _evaluate(self) -> str:
         """Evaluate unless this step's parameters have been, and return what there is to say about it."""
@@ -159,8 +175,6 @@ class TrainingLoop:
             self._evaluated = self.replica.step, metrics
             if self.log:
                 self.log.write(kind="test", step=self.replica.step, epoch=self.progress.epoch, **asdict(metrics))
-            if self.eval_every:
-                self.reporter.say(f"step {self.replica.step}  test {metrics}")
             self._take_lap()
         return f"  test {self._evaluated[1]}"
 
@@ -171,14 +185,15 @@ class TrainingLoop:
         self._note_wall_seconds()
         if self.log:
             self.progress.metrics_bytes = self.log.flush()
-        state = self.progress.to_dict()
-        path = checkpoint.save(self.folder.checkpoints, self.replica, state, self.comm, keep=self.checkpoints.keep)
+        path = checkpoint.save(
+            self.folder.checkpoints, self.replica, self.progress, self.comm, keep=self.checkpoints.keep
+        )
         self._take_lap()
         return path
 
-    def _stop(self, report: StepReport) -> None:
+    def _stopped(self, report: StepReport, saved: Path | None) -> Stopped:
         number = next(number for number, votes in zip(self.signals.numbers, report.votes, strict=True) if votes)
-        raise Stopped(number, self.replica.step, self._save())
+        return Stopped(number, self.replica.step, saved)
 
     def _note_wall_seconds(self) -> None:
         self.progress.wall_seconds = self._wall_before + time.perf_counter() - self.began

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -12,7 +14,7 @@ from typing_extensions import TypedDict  # pydantic takes no other before Python
 
 from hpdl_mpi.base.errors import InputError
 from hpdl_mpi.train.job import Positive, problems
-from hpdl_mpi.train.metrics import Progress
+from hpdl_mpi.train.progress import Progress
 
 FORMAT = 1
 DAMAGED = "a damaged checkpoint"
@@ -67,6 +69,8 @@ def read_manifest(checkpoint: Path) -> Manifest:
         data = path.read_bytes()
         found = _STATED.validate_json(data, strict=True)["format"]
         if found == FORMAT:
+            if not _is_sealed(json.loads(data)):
+                raise damaged(path, "another checksum than its own")
             return _MANIFEST.validate_json(data, strict=True)
     except OSError as error:
         raise damaged(path, error.strerror) from error
@@ -79,6 +83,19 @@ def read_manifest(checkpoint: Path) -> Manifest:
         expected=FORMAT,
         remedy="use the version of hpdl_mpi that wrote it",
     )
+
+
+def seal(manifest: dict[str, Any]) -> bytes:
+    """Return the bytes of a manifest's file: it also holds a checksum of all the rest."""
+    return json.dumps(manifest | {"sha256": _digest(manifest)}, allow_nan=False).encode()
+
+
+def _is_sealed(manifest: dict[str, Any]) -> bool:
+    return manifest.pop("sha256", None) == _digest(manifest)
+
+
+def _digest(manifest: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
 
 
 def damaged(path: Path, found: object) -> InputError:

@@ -1,10 +1,9 @@
-"""Sums over samples become the numbers that people read; where a run stands, as data that a checkpoint keeps."""
+"""Sums over samples become the numbers that people read."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
 from hpdl_mpi.nn import LossSums
 
@@ -37,66 +36,12 @@ class Metrics:
             rmse=None if classifies or unit is None else unit * math.sqrt(sums.score / weight),
         )
 
+    @property
+    def finite(self) -> bool:
+        """Whether all of them are numbers."""
+        return all(math.isfinite(value) for value in (self.loss, self.accuracy, self.rmse) if value is not None)
+
     def __str__(self) -> str:
         accuracy = "" if self.accuracy is None else f"  accuracy {self.accuracy:.4f}"
         rmse = "" if self.rmse is None else f"  rmse {self.rmse:.6g}"
         return f"loss {self.loss:.4f}{accuracy}{rmse}"
-
-
-@dataclass
-class Progress:
-    """Where a run stands: what it has done, and what it must remember to go on exactly.
-
-    Attributes
-    ----------
-    epoch : int
-        Epochs done.
-    offset : int
-        Samples of the present epoch that are done.
-    samples : int
-        Samples learnt from in the whole run.
-    seconds : float
-        Spent in training steps, over all parts of the run.
-    wall_seconds : float
-        Spent in all, start-up and evaluations included, over all parts.
-    sums : LossSums
-        Of the present epoch so far.
-    train_loss : float or None
-        Mean of the last whole epoch.
-    metrics_bytes : int
-        Length of ``metrics.jsonl`` at this point.
-    fingerprint : str
-        Of the training data.
-    """
-
-    epoch: int = 0
-    offset: int = 0
-    samples: int = 0
-    seconds: float = 0.0
-    wall_seconds: float = 0.0
-    sums: LossSums = field(default=LossSums(0.0, 0.0, 0.0))
-    train_loss: float | None = None
-    metrics_bytes: int = 0
-    fingerprint: str = ""
-
-    def count(self, sums: LossSums, num_samples: int, seconds: float) -> None:
-        """Note one more step."""
-        self.offset += num_samples
-        self.samples += num_samples
-        self.seconds += seconds
-        self.sums = LossSums(*(total + term for total, term in zip(self.sums, sums, strict=True)))
-
-    def end_epoch(self) -> None:
-        """Note that the epoch is over."""
-        self.epoch += 1
-        self.offset = 0
-        self.sums = LossSums(0.0, 0.0, 0.0)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return all fields as plain values."""
-        return asdict(self) | {"sums": list(self.sums)}
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> Progress:
-        """Return what `to_dict` described."""
-        return cls(**(values | {"sums": LossSums(*values["sums"])}))

@@ -8,11 +8,18 @@ from pathlib import Path
 import numpy as np
 
 from hpdl_mpi.base.errors import InputError
-from hpdl_mpi.base.files import write_file
-from hpdl_mpi.data.arrays import open_array
+from hpdl_mpi.base.files import check_destination, write_file
+from hpdl_mpi.data.arrays import read_samples
 from hpdl_mpi.train.trainer import Trainer
 
 _ROWS = 4096
+
+
+def check_output(output: Path) -> None:
+    """Raise an `InputError` if predictions cannot be written to this file: found out before the work, not after."""
+    if output.suffix not in (".csv", ".npz"):
+        raise InputError("a file of unknown format", where="--output", found=output.suffix, expected=".csv or .npz")
+    check_destination(output)
 
 
 def predict_file(trainer: Trainer, source: str, array: str, output: Path) -> int:
@@ -27,7 +34,8 @@ def predict_file(trainer: Trainer, source: str, array: str, output: Path) -> int
     array : str
         The array in it; stored as the training inputs are.
     output : Path
-        ``.csv`` or ``.npz``: columns `sample`, and `class` and `probability` (the largest softmax), or `value`.
+        A file that `check_output` has found possible: columns `sample`, and `class` and `probability` (the largest
+        softmax), or `value`.
 
     Raises
     ------
@@ -36,13 +44,8 @@ def predict_file(trainer: Trainer, source: str, array: str, output: Path) -> int
     StorageError
         `output` cannot be written.
     """
-    if output.suffix not in (".csv", ".npz"):
-        raise InputError("a file of unknown format", where="--output", found=output.suffix, expected=".csv or .npz")
-    with open_array(source, array) as samples:
-        if len(samples) == 0:
-            raise InputError("no samples", where=source)
-        parts = [trainer.predict(samples[start : start + _ROWS]) for start in range(0, len(samples), _ROWS)]
-    columns = _columns(np.concatenate(parts), trainer.loss.task)
+    outputs = np.concatenate([trainer.predict(samples) for samples in read_samples(source, array, _ROWS)])
+    columns = _columns(outputs, trainer.loss.task)
     write_file(output, _csv(columns) if output.suffix == ".csv" else _npz(columns))
     return len(columns["sample"])
 
@@ -61,8 +64,9 @@ def _columns(outputs: np.ndarray, task: str) -> dict[str, np.ndarray]:
 
 
 def _csv(columns: dict[str, np.ndarray]) -> bytes:
-    lines = [",".join(columns)]
-    lines += [",".join(f"{value:.9g}" for value in row) for row in zip(*columns.values(), strict=True)]
+    # as text, a number of NumPy's has the fewest digits that give the same number of its type again
+    texts = [column.astype(str).tolist() for column in columns.values()]
+    lines = [",".join(row) for row in [tuple(columns), *zip(*texts, strict=True)]]
     return ("\n".join(lines) + "\n").encode()
 
 

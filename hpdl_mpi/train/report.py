@@ -8,6 +8,7 @@ import time
 from typing import IO, Any, Protocol, cast
 
 from hpdl_mpi import __version__
+from hpdl_mpi.base.errors import require
 from hpdl_mpi.base.output import Output, say
 from hpdl_mpi.data import Loader
 from hpdl_mpi.parallel import ProcessGrid, Replica
@@ -96,15 +97,26 @@ class Bar:
 
 
 def make_reporter(rank: int, num_steps: int, done: int) -> Reporter:
-    """Return what shows a run on this rank.
-
-    ``HPDL_PROGRESS=bar`` asks for the bar where output passes through a launcher on its way to the terminal, and
-    ``HPDL_PROGRESS=plain`` for lines.
-    """
-    if rank != 0:
+    """Return what shows a run on this rank: rank 0 alone shows it, in its `progress_style`."""
+    style = progress_style() if rank == 0 else "silent"
+    if style == "silent":
         return Silent()
-    wanted = os.environ.get("HPDL_PROGRESS", "bar" if sys.stdout and sys.stdout.isatty() else "plain")
-    return Bar(num_steps, done) if wanted == "bar" else Lines(num_steps)
+    return Bar(num_steps, done) if style == "bar" else Lines(num_steps)
+
+
+def progress_style() -> str:
+    """Return how a run is shown: "bar", "plain" or "silent", as ``HPDL_PROGRESS`` says; by default as output allows.
+
+    A launcher on the way to the terminal hides it, so that a bar must be asked for.
+
+    Raises
+    ------
+    InputError
+        ``HPDL_PROGRESS`` says something else.
+    """
+    style = os.environ.get("HPDL_PROGRESS") or ("bar" if sys.stdout and sys.stdout.isatty() else "plain")
+    require("HPDL_PROGRESS", style, style in ("bar", "plain", "silent"), "bar, plain or silent")
+    return style
 
 
 def headline(grid: ProcessGrid, threads: int, replica: Replica, loader: Loader, num_steps: int) -> str:

@@ -10,7 +10,8 @@ from hpdl_mpi.comm import Communicator, agree
 from hpdl_mpi.data import Dataset
 from hpdl_mpi.parallel import Replica
 from hpdl_mpi.train import checkpoint
-from hpdl_mpi.train.metrics import Progress
+from hpdl_mpi.train.manifest import DAMAGED, remedy
+from hpdl_mpi.train.progress import Progress, Recipe
 
 
 def require_alike(comm: Communicator, value: Any, what: str, *, where: object, remedy: str) -> None:
@@ -34,7 +35,31 @@ def require_alike(comm: Communicator, value: Any, what: str, *, where: object, r
         raise InputError(what, where=where, found=f"a difference of rank {ranks} to rank 0", remedy=remedy, shared=True)
 
 
-def restore(comm: Communicator, replica: Replica, train: Dataset, folder: Path | None) -> Progress:
+def require_same_call(comm: Communicator, settings: dict[str, Any]) -> None:
+    """Raise an InputError on all ranks unless they train with the same settings. Collective.
+
+    Ranks that differ would wait for each other in different places, for ever.
+    """
+    everyone = comm.allgather_obj(settings)
+    for rank, theirs in enumerate(everyone):
+        for key, value in theirs.items():
+            if value != everyone[0][key]:
+                raise InputError(
+                    "ranks train in different ways",
+                    where=f"fit: {key}",
+                    found=f"{value} on rank {rank}",
+                    expected=f"{everyone[0][key]}, as on rank 0",
+                    remedy="call fit alike on every rank; rank 0 alone will write the run folder",
+                    shared=True,
+                )
+
+
+def plain_values(part: object) -> dict[str, Any]:
+    """Return the settings among the attributes of a loss, an optimizer or a schedule."""
+    return {key: value for key, value in vars(part).items() if isinstance(value, bool | int | float | str | tuple)}
+
+
+def restore(comm: Communicator, replica: Replica, train: Dataset, recipe: Recipe, folder: Path | None) -> Progress:
     """Fill the replica from the latest checkpoint, if there is one, and return where the run stands. Collective.
 
     Parameters
@@ -45,13 +70,16 @@ def restore(comm: Communicator, replica: Replica, train: Dataset, folder: Path |
         At its start.
     train : Dataset
         The training data.
+    recipe : Recipe
+        Of the run as it shall be.
     folder : Path or None
         Of the checkpoints; None to begin anew.
 
     Raises
     ------
     InputError
-        Ranks see different data or have built different models, or the checkpoint is damaged or of other data.
+        Ranks see different data or have built different models, or the checkpoint is damaged, or of other data or
+        another recipe.
     """
     require_alike(
         comm,
@@ -68,9 +96,7 @@ def restore(comm: Communicator, replica: Replica, train: Dataset, folder: Path |
         remedy="build the same on every rank, whatever its number",
     )
     latest = agree(comm, lambda: checkpoint.latest(folder) if folder else None)
-    progress = (
-        Progress.from_dict(checkpoint.load(latest, replica)) if latest else Progress(fingerprint=train.fingerprint)
-    )
+    progress = checkpoint.load(latest, replica) if latest else Progress(recipe, train.fingerprint)
     require_alike(
         comm,
         (replica.step, checkpoint.checksum(replica)),
@@ -78,6 +104,7 @@ def restore(comm: Communicator, replica: Replica, train: Dataset, folder: Path |
         where=latest or "model",
         remedy="give every rank the same seed, and the same run folder",
     )
+    recipe.refuse_changes(progress.recipe)
     if progress.fingerprint != train.fingerprint:
         raise InputError(
             "the training data are not those that the run began with",
@@ -87,4 +114,21 @@ def restore(comm: Communicator, replica: Replica, train: Dataset, folder: Path |
             remedy="name the data of the run, or start a new run with --run-dir",
             shared=True,
         )
+    if latest:
+        _check_place(progress, replica.step, train.num_samples, latest)
     return progress
+
+
+def _check_place(progress: Progress, step: int, num_samples: int, path: Path) -> None:
+    """Raise an InputError, alike on all ranks, unless the place in the data belongs to the step."""
+    batch = progress.recipe.global_batch_size
+    expected = progress.epoch * -(-num_samples // batch) + -(-progress.offset // batch)
+    if progress.offset >= num_samples or step != expected:
+        raise InputError(
+            DAMAGED,
+            where=path,
+            found=f"step {step} at sample {progress.offset} of epoch {progress.epoch}",
+            expected=f"step {expected}, at a sample below {num_samples}",
+            remedy=remedy(path / "manifest.json"),
+            shared=True,
+        )

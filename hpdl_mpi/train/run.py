@@ -13,6 +13,7 @@ from hpdl_mpi.comm import Communicator, agree
 from hpdl_mpi.train import checkpoint
 from hpdl_mpi.train.choices import make_loss, make_model, make_optimizer, make_schedule, make_transforms, read_job
 from hpdl_mpi.train.job import Job, Parallel
+from hpdl_mpi.train.launch import first_on_node
 from hpdl_mpi.train.runfolder import RunFolder, resumed_job
 from hpdl_mpi.train.source import PathLike, Source
 from hpdl_mpi.train.trainer import Trainer
@@ -46,7 +47,7 @@ def run_job(
     InputError
         The job, its data or the run folder cannot be used; raised on every rank, before anything is allocated.
     """
-    job, folder = agree(comm, lambda: _prepare(path, overrides, run_dir, resume))
+    job, folder = agree(comm, lambda: _prepare(path, overrides, run_dir, resume, comm.size))
     with amended(f"{path}: "):
         trainer = make_trainer(job, comm)
     transform, target_transform = make_transforms(job)
@@ -82,8 +83,8 @@ def open_run(run: PathLike, comm: Communicator) -> tuple[Trainer, Job]:
     job = agree(comm, folder.read_job)
     with amended(f"{folder.job}: "):
         trainer = make_trainer(job.model_copy(update={"parallel": Parallel(threads=None)}), comm)
-        source = make_source(job)
-    trainer.load(agree(comm, lambda: _latest(folder)), source)
+    latest = agree(comm, lambda: _latest(folder))
+    first_on_node(comm, lambda: trainer.load(latest))
     return trainer, job
 
 
@@ -104,18 +105,22 @@ def make_trainer(job: Job, comm: Communicator) -> Trainer:
 
 
 def _prepare(
-    path: str | Path, overrides: Sequence[str], run_dir: PathLike | None, resume: bool
+    path: str | Path, overrides: Sequence[str], run_dir: PathLike | None, resume: bool, num_ranks: int
 ) -> tuple[Job, RunFolder]:
     """Read and check all that the job says, without touching data or allocating anything."""
     job = read_job(path, overrides)
     folder = RunFolder(run_dir if run_dir is not None else Path("runs", job.name))
-    paths = {"train": os.path.abspath(job.data.train), "test": job.data.test and os.path.abspath(job.data.test)}
+    paths = {"train": _absolute(job.data.train), "test": job.data.test and _absolute(job.data.test)}
     job = job.model_copy(update={"data": job.data.model_copy(update=paths)})
     if resume and folder.job.exists():
         saved = folder.read_job()
         with amended(f"{path}: "):
-            job = resumed_job(job, saved)
+            job = resumed_job(job, saved, num_ranks)
     return job, folder
+
+
+def _absolute(path: str) -> str:
+    return os.path.abspath(os.path.expanduser(path))
 
 
 def _resolved(job: Job, source: Source, trainer: Trainer) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import errno
 import fcntl
 import io
 import json
+import math
 import os
 import socket
 import tempfile
@@ -67,13 +68,17 @@ class RunFolder:
             with tempfile.TemporaryFile(dir=self.path):
                 pass
         except OSError as error:
-            raise InputError(
-                "the run folder cannot be written",
-                where=self.path,
-                found=error.strerror,
-                remedy="choose a folder of your own with --run-dir",
-            ) from error
+            raise self._unwritable(error) from error
         self._lock_out_others()
+        checkpoint.sweep(self.checkpoints)
+
+    def _unwritable(self, error: OSError) -> InputError:
+        return InputError(
+            "the run folder cannot be written",
+            where=error.filename or self.path,
+            found=error.strerror,
+            remedy="choose a folder of your own with --run-dir",
+        )
 
     def _lock_out_others(self) -> None:
         """Keep the folder until `release`, or the end of the process.
@@ -83,7 +88,10 @@ class RunFolder:
         InputError
             Another run has it.
         """
-        self._lock = open(self._lock_file, "ab")  # noqa: SIM115 - open as long as the folder is ours
+        try:
+            self._lock = open(self._lock_file, "ab")  # noqa: SIM115 - open as long as the folder is ours
+        except OSError as error:
+            raise self._unwritable(error) from error
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -141,20 +149,30 @@ class MetricsLog:
     ----------
     path : Path
     start : int
-        Bytes to keep: a resumed run drops what came after its checkpoint.
+        Bytes to keep of the file.
+    step : int
+        What follows is kept too as far as it was written up to this step: a resumed run drops what came after its
+        checkpoint, but not the evaluation of what the checkpoint holds.
     """
 
-    def __init__(self, path: Path, start: int = 0) -> None:
+    def __init__(self, path: Path, start: int = 0, step: int = 0) -> None:
         self._path = path
         try:
-            self._file: io.BufferedWriter = open(path, "ab")  # noqa: SIM115 - lives as long as the run
-            self._file.truncate(min(start, os.fstat(self._file.fileno()).st_size))
+            self._file: io.BufferedRandom = open(path, "a+b")  # noqa: SIM115 - lives as long as the run
+            self._file.seek(min(start, os.fstat(self._file.fileno()).st_size))
+            keep = self._file.tell()
+            for line in self._file:
+                if not _is_of(line, step):
+                    break
+                keep += len(line)
+            self._file.truncate(keep)
         except OSError as error:
             raise StorageError("metrics cannot be written", where=path, found=error.strerror) from error
 
     def write(self, **values: Any) -> None:
-        """Add a line; `flush` brings it to the disk."""
-        self._do(lambda: self._file.write((json.dumps(values) + "\n").encode()))
+        """Add a line; `flush` brings it to the disk. JSON knows no NaN: such numbers are null."""
+        plain = {key: value if _is_plain(value) else None for key, value in values.items()}
+        self._do(lambda: self._file.write((json.dumps(plain) + "\n").encode()))
 
     def flush(self) -> int:
         """Bring what is pending to the disk and return the length of the file in bytes."""
@@ -175,24 +193,31 @@ class MetricsLog:
             ) from error
 
 
-FIXED = (
-    "seed",
-    "model",
-    "data.inputs",
-    "data.targets",
-    "data.shuffle",
-    "data.transform",
-    "data.target_transform",
-    "training.global_batch_size",
-    "training.dtype",
-    "training.loss",
-    "optimizer.name",
-)
-"""What a run cannot change when it goes on; lengths, rates, grids and places may."""
+def _is_plain(value: Any) -> bool:
+    return not isinstance(value, float) or math.isfinite(value)
 
 
-def resumed_job(job: Job, saved: Job) -> Job:
+def _is_of(line: bytes, step: int) -> bool:
+    """Return whether this is a whole line of metrics up to a step."""
+    try:
+        return line.endswith(b"\n") and json.loads(line)["step"] <= step
+    except (ValueError, TypeError, KeyError):
+        return False
+
+
+FIXED = ("model", "training.loss", "optimizer.name")
+"""What a job cannot change when its run goes on, besides the `Recipe`; lengths, rates, grids and places may."""
+
+
+def resumed_job(job: Job, saved: Job, num_ranks: int) -> Job:
     """Return the job of a resumed run: the new one, with what was chosen automatically at the start of the run.
+
+    Parameters
+    ----------
+    job, saved : Job
+        As it shall be, and as the run folder has it.
+    num_ranks : int
+        On which it goes on; on another number the threads are chosen anew.
 
     Raises
     ------
@@ -202,9 +227,9 @@ def resumed_job(job: Job, saved: Job) -> Job:
     old, new = saved.model_dump(), job.model_dump()
     for section in ("transform", "target_transform"):
         if new["data"][section]["standardize"]:
-            new["data"][section] = old["data"][section]
+            new["data"][section] |= {key: old["data"][section][key] for key in ("standardize", "mean", "std")}
     new["model"]["folder"] = old["model"]["folder"] = new["model"]["folder"]
-    if new["parallel"]["threads"] is None:
+    if new["parallel"]["threads"] is None and num_ranks == old["parallel"]["dp"] * old["parallel"]["pp"]:
         new["parallel"]["threads"] = old["parallel"]["threads"]
     for key in FIXED:
         found, expected = _get(new, key), _get(old, key)

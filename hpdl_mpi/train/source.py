@@ -60,8 +60,12 @@ class Source:
         values = set(np.atleast_1d(1.0 if std is None else std).tolist())
         return values.pop() / abs(scale) if len(values) == 1 else None
 
-    def check(self, model: Layer, loss: Loss, num_ranks: int, expected: Shape | None = None) -> Shape:
+    def check(
+        self, model: Layer, loss: Loss, num_ranks: int, expected: Shape | None = None, *, key: str | None = None
+    ) -> Shape:
         """Return the shape of a sample as the model sees it; build the model for it unless that shape is `expected`.
+
+        The name `key` of the data stands in front of what is wrong with its files.
 
         Raises
         ------
@@ -69,19 +73,25 @@ class Source:
             The transforms, the model or the loss cannot take the samples, their shape is not the expected one, or there
             are fewer than ranks.
         """
-        with self.open() as dataset:
+        if loss.task == "classification" and self.target_transform != AS_STORED:
+            raise InputError("class numbers are not transformed", where="data.target_transform", remedy="leave it out")
+        with amended(f"{key}: " if key else ""):
+            dataset = self.open()
+        with dataset:
             with amended("data."):
                 shape = self.transform.output_shape(dataset.input_shape)
+            target_shape = dataset.target_shape
             if loss.task == "regression":
                 with amended("data.target_"):
-                    self.target_transform.output_shape(dataset.target_shape)
+                    target_shape = self.target_transform.output_shape(target_shape)
+            elif target_shape == (1,):  # the loader makes plain class numbers of these
+                target_shape = ()
             if expected is None:
-                model.build(shape)
+                with amended("model: "):
+                    model.build(shape)
             elif shape != expected:
                 raise InputError("samples of another shape", where=self.path, found=shape, expected=expected)
-            # the loader makes class numbers of shape (1,) plain ones
-            flat = loss.task == "classification" and dataset.target_shape == (1,)
-            loss.check(model.output_shape(shape), () if flat else dataset.target_shape, dataset.target_dtype)
+            loss.check(model.output_shape(shape), target_shape, dataset.target_dtype)
             if dataset.num_samples < num_ranks:
                 raise InputError(
                     "fewer samples than ranks that share them",

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from hpdl_mpi.data import Loader
 from hpdl_mpi.kernels.threads import set_threads
 from hpdl_mpi.nn import Layer, Loss, Sequential, Shape, walk
 from hpdl_mpi.parallel import Replica
@@ -49,12 +50,29 @@ class Memory:
 
 
 @dataclass(frozen=True)
+class Reading:
+    """Bytes of one rank that its training data take, beside those of `Memory`.
+
+    Attributes
+    ----------
+    buffers : int
+        Of the loader: the batches that are read ahead, as stored and as the model sees them.
+    cache : int
+        Of blocks of files, which fill as they are read: an upper bound.
+    """
+
+    buffers: int
+    cache: int
+
+
+@dataclass(frozen=True)
 class Summary:
     """What `summarize` finds."""
 
     input_shape: Shape
     rows: list[Row]
     memory: Memory
+    reading: Reading
     microbatch_size: int
 
 
@@ -65,9 +83,17 @@ def summarize(job: Job, num_ranks: int) -> Summary:
     """
     set_threads(job.parallel.threads or 1)
     source = make_source(job)
-    with source.open() as dataset:
-        input_shape = source.transform.output_shape(dataset.input_shape)
     model, loss = make_model(job), make_loss(job)
+    with source.open() as dataset:
+        loader = Loader(
+            dataset,
+            global_batch_size=job.training.global_batch_size,
+            dp_size=num_ranks,
+            transform=source.transform,
+            target_transform=None if loss.task == "classification" else source.target_transform,
+            dtype=job.training.dtype,
+        )
+    input_shape, reading = loader.input_shape, Reading(loader.nbytes, dataset.cache_bytes)
     replica = Replica(model, input_shape, make_optimizer(job), dtype=job.training.dtype, seed=job.seed)
     size = -(-job.training.global_batch_size // (num_ranks * job.training.accumulate))
     _learn_zeros(replica, loss, size)
@@ -77,7 +103,7 @@ def summarize(job: Job, num_ranks: int) -> Summary:
         optimizer=sum(slot.nbytes for slot in replica.slots.values()),
         activations=replica.pool.bytes_held,
     )
-    return Summary(input_shape, list(_rows(model, input_shape)), memory, size)
+    return Summary(input_shape, list(_rows(model, input_shape)), memory, reading, size)
 
 
 def _learn_zeros(replica: Replica, loss: Loss, size: int) -> None:

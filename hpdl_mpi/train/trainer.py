@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from hpdl_mpi.base.errors import InputError
+from hpdl_mpi.base.errors import HpdlError, InputError, require
 from hpdl_mpi.base.files import write_json
 from hpdl_mpi.comm import Communicator, agree, world
-from hpdl_mpi.data import Loader, Transform
+from hpdl_mpi.data import Batch, Loader, Transform
 from hpdl_mpi.data.hdf5 import memory_dtype
 from hpdl_mpi.data.sampler import Shuffle
 from hpdl_mpi.nn import Layer, Loss, Shape
@@ -23,11 +23,12 @@ from hpdl_mpi.parallel.grid import check_shape
 from hpdl_mpi.train import checkpoint as checkpoints
 from hpdl_mpi.train.evaluation import Evaluator
 from hpdl_mpi.train.job import Checkpoint, Parallel
-from hpdl_mpi.train.launch import first_on_node, rehearse, start_threads
+from hpdl_mpi.train.launch import first_on_node, rehearse, rehearse_evaluation, start_threads
 from hpdl_mpi.train.loop import TrainingLoop
-from hpdl_mpi.train.metrics import Metrics, Progress
+from hpdl_mpi.train.metrics import Metrics
+from hpdl_mpi.train.progress import Progress, Recipe
 from hpdl_mpi.train.report import headline, make_reporter
-from hpdl_mpi.train.restore import require_alike, restore
+from hpdl_mpi.train.restore import plain_values, require_alike, require_same_call, restore
 from hpdl_mpi.train.runfolder import MetricsLog, RunFolder
 from hpdl_mpi.train.signals import StopSignals
 from hpdl_mpi.train.source import AS_STORED, PathLike, Source
@@ -166,10 +167,23 @@ class Trainer:
         """
         if (epochs is None) == (steps is None):
             raise InputError("give either epochs or steps", where="fit", found=f"epochs={epochs}, steps={steps}")
+        lengths = {"epochs": epochs, "steps": steps, "eval_every": eval_every, "global_batch_size": global_batch_size}
+        for key, value in lengths.items():
+            possible = value is None or (isinstance(value, int) and value > 0)
+            require(f"training.{key}", value, possible, "an integer above 0")
         if self._replica is not None:
             raise RuntimeError("this trainer holds a trained model already: make a new one to train again")
         began = time.perf_counter()
         checkpoint = checkpoint or Checkpoint()
+        parts = {"loss": self.loss, "optimizer": self.optimizer, "lr_schedule": self.schedule}
+        require_same_call(
+            self.comm,
+            lengths
+            | {"shuffle": shuffle, "checkpoint": checkpoint, "resume": resume}
+            | {"validate": validate is not None, "run_dir": run_dir is not None}
+            | {"accumulate": self._accumulate, "clip_norm": self._clip_norm}
+            | {key: (type(part).__name__, plain_values(part)) for key, part in parts.items()},
+        )
         source = Source(train, inputs, targets, transform or AS_STORED, target_transform or AS_STORED)
         folder = RunFolder(run_dir) if run_dir is not None else None
         with ExitStack() as stack:
@@ -181,7 +195,8 @@ class Trainer:
                 stack.callback(opened.dataset.close)
             first_on_node(self.comm, lambda: self._build(input_shape, loader))
             checkpointed = folder.checkpoints if folder and resume else None
-            progress = restore(self.comm, self.replica, loader.dataset, checkpointed)
+            recipe = self._recipe(global_batch_size, shuffle)
+            progress = restore(self.comm, self.replica, loader.dataset, recipe, checkpointed)
             num_steps = steps or -(-loader.dataset.num_samples // global_batch_size) * (epochs or 0)
             self._refuse_shorter("steps" if steps else "epochs", num_steps)
             log = self._begin_log(stack, folder, progress, describe)
@@ -221,8 +236,13 @@ class Trainer:
                 write_json(folder.summary, summary)
         return summary
 
-    def load(self, checkpoint: PathLike, source: Source) -> None:
-        """Build the model and fill it from a checkpoint; `source` says how samples are prepared. Local.
+    def load(self, checkpoint: PathLike) -> None:
+        """Build the model and fill it from a checkpoint, which also says how samples are prepared. Local.
+
+        Parameters
+        ----------
+        checkpoint : path-like
+            A folder ``step-...`` of a run with this model and this kind of optimizer.
 
         Raises
         ------
@@ -230,9 +250,9 @@ class Trainer:
             The checkpoint is damaged, or of another model.
         """
         manifest = checkpoints.read_manifest(Path(checkpoint))
-        self._source = source
         self._build(tuple(manifest["input_shape"]), None)
-        checkpoints.load(Path(checkpoint), self.replica)
+        recipe = checkpoints.load(Path(checkpoint), self.replica).recipe
+        self._source = Source("", recipe.inputs, recipe.targets, recipe.transform, recipe.target_transform)
 
     def evaluate(self, data: PathLike, *, batch_size: int = 256) -> Metrics:
         """Return the metrics of a dataset, prepared like the training data. Collective.
@@ -247,6 +267,7 @@ class Trainer:
         agree(self.comm, lambda: source.check(self.model, self.loss, self.grid.shape["dp"], shape))
         loader = self._loader(data, batch_size, "none")
         with loader.dataset:
+            first_on_node(self.comm, lambda: self._rehearse(loader, rehearse_evaluation))
             return Evaluator(self.replica, self.loss, loader, self.grid.axis("dp"), self._source.unit)()
 
     def predict(self, inputs: np.ndarray, *, batch_size: int = 256) -> np.ndarray:
@@ -286,9 +307,9 @@ class Trainer:
 
         def check() -> tuple[Source, Shape]:
             num_ranks = self.grid.shape["dp"]
-            shape = source.check(self.model, self.loss, num_ranks)
+            shape = source.check(self.model, self.loss, num_ranks, key="data.train")
             if validate is not None:
-                source.at(validate).check(self.model, self.loss, num_ranks, shape)
+                source.at(validate).check(self.model, self.loss, num_ranks, shape, key="data.test")
             if folder is not None:
                 folder.claim(resume=resume)
             return source.measured(), shape
@@ -306,6 +327,21 @@ class Trainer:
             )
         return shape
 
+    def _recipe(self, global_batch_size: int, shuffle: Shuffle) -> Recipe:
+        """Return what a checkpoint keeps of how this run learns."""
+        source, replica = self._source, self.replica
+        return Recipe(
+            seed=self._seed,
+            global_batch_size=global_batch_size,
+            shuffle=shuffle,
+            dtype=replica.dtype.name,
+            slots=list(replica.slots),
+            inputs=source.inputs,
+            targets=source.targets,
+            transform=source.transform,
+            target_transform=source.target_transform,
+        )
+
     def _begin_log(
         self,
         stack: ExitStack,
@@ -318,7 +354,7 @@ class Trainer:
             return None
         if describe:
             write_json(folder.job, describe(self._source))
-        return stack.enter_context(closing(MetricsLog(folder.metrics, progress.metrics_bytes)))
+        return stack.enter_context(closing(MetricsLog(folder.metrics, progress.metrics_bytes, self.replica.step)))
 
     def _loader(self, path: PathLike, batch_size: int, shuffle: Shuffle) -> Loader:
         classifies = self.loss.task == "classification"
@@ -340,10 +376,29 @@ class Trainer:
 
     def _build(self, input_shape: Shape, loader: Loader | None) -> None:
         """Make the replica, and run every kernel once if there is data to run them on."""
-        self._replica = Replica(self.model, input_shape, self.optimizer, dtype=self._dtype, seed=self._seed)
+        if self._replica is not None:
+            self._replica.release()
+        self._replica = Replica(
+            self.model,
+            input_shape,
+            self.optimizer,
+            dtype=self._dtype,
+            seed=self._seed,
+            # The node's other ranks build after its first, when that one's share is taken already.
+            ranks_on_node=self.comm.node_size if self.comm.node_rank == 0 else 0,
+        )
         if loader is not None:
-            with loader.dataset.naming_files(), closing(loader.epoch(0, limit=self.grid.shape["dp"])) as batches:
-                rehearse(self._replica, next(batches), self.loss)
+            try:
+                self._rehearse(loader, rehearse)
+            except HpdlError:
+                self._replica.release()
+                self._replica = None  # nothing was trained: the data can be mended, and `fit` called again
+                raise
+
+    def _rehearse(self, loader: Loader, run: Callable[[Replica, Batch, Loss], None]) -> None:
+        """Let `run` compile what it needs, on one sample for each rank."""
+        with loader.dataset.naming_files(), closing(loader.epoch(0, limit=self.grid.shape["dp"])) as batches:
+            run(self.replica, next(batches), self.loss)
 
     def _refuse_shorter(self, key: str, num_steps: int) -> None:
         """Raise if the run has done more steps than it shall have: it would end as if it were done."""

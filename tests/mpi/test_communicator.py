@@ -6,9 +6,11 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
+from mpi4py import MPI
 
-from hpdl_mpi.base.errors import InputError
+from hpdl_mpi.base.errors import InputError, TrainingError
 from hpdl_mpi.comm import Communicator
+from hpdl_mpi.comm.mpi import _Joint
 from hpdl_mpi.parallel.grid import ProcessGrid
 from tests.collective_cases import VERBS
 
@@ -34,7 +36,27 @@ def test_freed_groups_make_room_for_more(world: Communicator) -> None:
     assert world.split(0).allgather_obj(world.rank) == list(range(world.size))
 
 
-def test_grid_has_one_communicator_per_axis(world: Communicator) -> None:
+def test_grids_leave_room_for_more(world: Communicator) -> None:
+    for _ in range(1100):
+        line = ProcessGrid(world, {"pp": 1, "dp": world.size}).axis("dp")
+    assert line.allgather_obj(world.rank) == list(range(world.size))
+    if world.size == 4:
+        for _ in range(1100):
+            ProcessGrid(world, {"pp": 2, "dp": 2}).free()
+
+
+def test_what_the_library_reports_of_a_collective_is_explained(world: Communicator) -> None:
+    class Failing:
+        def Test(self, status: MPI.Status | None) -> bool:
+            raise MPI.Exception(MPI.ERR_OTHER)
+
+    with pytest.raises(
+        TrainingError, match=rf"rank {world.rank}: barrier of {world.size} ranks: the MPI library reports"
+    ):
+        _Joint(world, Failing(), "barrier").test()
+
+
+def test_axis_of_a_grid_has_its_ranks(world: Communicator) -> None:
     grid = ProcessGrid(world, {"pp": 1, "dp": world.size})
     assert grid.axis("dp").allgather_obj(world.rank) == list(range(world.size))
     assert grid.axis("pp").allgather_obj(world.rank) == [world.rank]

@@ -15,6 +15,8 @@ import h5py
 import numpy as np
 import pytest
 
+from hpdl_mpi.data import Dataset
+from hpdl_mpi.train.predict import _csv
 from tests.training_cases import write_images, write_table
 
 LIMIT = 120
@@ -45,14 +47,14 @@ threads = 1
 """
 
 
-def hpdl(*arguments, cwd=None):
+def hpdl(*arguments, cwd=None, **environ):
     return subprocess.run(
         [sys.executable, "-m", "hpdl_mpi", *map(str, arguments)],
         capture_output=True,
         text=True,
         timeout=LIMIT,
         cwd=cwd,
-        env=os.environ | {"PYTHONPATH": str(Path.cwd())},
+        env=os.environ | {"PYTHONPATH": str(Path.cwd())} | environ,
     )
 
 
@@ -194,7 +196,8 @@ def test_a_resumed_run_cannot_become_another(classifier, override, message):
         (["train", "job.toml", "--set", "data.transform.layout=hw", "--run-dir", "hw"], "data.transform.layout: "),
         (["train", "job.toml", "--set", "model.hidden=[1048576, 1048576]", "--run-dir", "huge"], "not enough memory"),
         (["train", "job.toml", "--run-dir", ""], "--run-dir: the run folder has no name"),
-        (["train", "job.toml", "--set", "data.train=nowhere"], "nowhere"),
+        (["train", "job.toml", "--set", "data.train=nowhere"], "data.train: "),
+        (["train", "job.toml", "--set", "data.test=nowhere"], "data.test: "),
         (["train", "job.toml", "--run-dir", "/proc/none"], "the run folder cannot be written"),
         (["train", "job.toml", "--set", "parallel.dp=2"], "job.toml: parallel.pp x parallel.dp: the grid does not fit"),
         (["train", "job.toml", "--set", "parallel.threads=99999"], "job.toml: parallel.threads: not a possible number"),
@@ -221,16 +224,65 @@ def test_what_cannot_be_is_one_line_and_exit_code_two(classifier, arguments, mes
 @pytest.mark.parametrize(
     "arguments",
     [
-        ["eval", "run", "--json", "nowhere/x.json"],
-        ["predict", "run", "--input", "images.h5", "--output", "nowhere/x.csv"],
+        ["eval", "no run", "--json", "nowhere/x.json"],
+        ["predict", "no run", "--input", "images.h5", "--output", "nowhere/x.csv"],
     ],
     ids=["eval", "predict"],
 )
-def test_a_result_that_cannot_be_written_is_one_line_and_exit_code_one(classifier, arguments):
-    result = hpdl(*arguments, cwd=classifier)
-    assert result.returncode == 1
-    message = f"Error: {arguments[-1]}: the file could not be written. Found No such file or directory.\n"
-    assert result.stderr == message
+def test_a_place_where_no_result_can_be_written_is_refused_before_the_work(tmp_path, arguments):
+    message = f"Error: {arguments[-1]}: cannot be written. Expected a file in a folder that exists and can be written."
+    assert refuse(*arguments, cwd=tmp_path) == message
+
+
+def test_a_table_of_predictions_loses_no_digit():
+    columns = {
+        "sample": np.array([0, 1_234_567_891]),
+        "single": np.array([1 / 3, 1e-30], np.float32),
+        "double": np.array([1 / 3, -1e300]),
+    }
+    head, *rows = _csv(columns).decode().splitlines()
+    assert head == "sample,single,double"
+    samples, singles, doubles = zip(*(row.split(",") for row in rows), strict=True)
+    assert samples == ("0", "1234567891")
+    assert np.array(singles, np.float32).tolist() == columns["single"].tolist()
+    assert np.array(doubles, np.float64).tolist() == columns["double"].tolist()
+
+
+def test_progress_is_shown_as_asked_or_not_at_all(classifier, tmp_path):
+    run = ["train", classifier / "job.toml", "--run-dir", tmp_path / "run"]
+    message = refuse(*run, HPDL_PROGRESS="loud")
+    assert message == "Error: HPDL_PROGRESS: out of range. Found 'loud'; expected bar, plain or silent."
+    assert succeed(*run, HPDL_PROGRESS="silent") == ""
+    assert "test accuracy" in succeed(*run, "--resume", HPDL_PROGRESS="plain")
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [("data convert", ["in", "out"]), ("data info", ["in"]), ("data verify", ["in"]), ("summary", ["job.toml"])],
+)
+def test_what_runs_on_one_rank_is_refused_under_a_launcher_of_several(name, arguments):
+    message = refuse(*name.split(), *arguments, OMPI_COMM_WORLD_SIZE="2", OMPI_COMM_WORLD_RANK="0")
+    assert (
+        message == f"Error: hpdl {name}: runs on one rank. Found OMPI_COMM_WORLD_SIZE=2. Start it without a launcher."
+    )
+
+
+def test_only_the_first_of_several_ranks_says_that_they_are_too_many():
+    result = hpdl("data", "info", "in", OMPI_COMM_WORLD_SIZE="2", OMPI_COMM_WORLD_RANK="1")
+    assert (result.returncode, result.stderr) == (2, "")
+
+
+def test_a_hook_that_others_have_set_changes_nothing_on_one_rank():
+    program = (
+        "import sys\n"
+        "sys.excepthook = lambda *_: print('the other hook', file=sys.stderr)\n"
+        "from hpdl_mpi.cli.main import main\n"
+        "sys.argv = ['hpdl', 'summary', 'nowhere.toml']\n"
+        "main()"
+    )
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=LIMIT)
+    assert result.returncode == 2
+    assert result.stderr.startswith("Error: nowhere.toml: no such job file")
 
 
 def test_a_folder_is_no_place_for_results(classifier):
@@ -273,6 +325,14 @@ def test_summary_counts_parameters_operations_and_memory():
     for count in ("320", "18,496", "401,536", "1,290", "421,642", "451,584", "7,225,344", "8,482,304"):
         assert count in output
     assert "parameters 1.6 MiB + gradients 1.6 MiB + optimizer 1.6 MiB + activations" in output
+    # three batches of 128, each of 784 pixels and a class: in float32 and int64, and as stored in bytes
+    assert f"buffers {3 * 128 * (784 * 5 + 9) / 2**20:.1f} MiB" in output
+    # the training data are smaller than the bound, so all of them, in whole blocks of at most 260 KiB with targets;
+    # the figure is rounded to 0.1 MiB
+    with Dataset.open("data/mnist/train") as data:
+        blocks = float(output.partition("blocks of files up to ")[2].partition(" MiB")[0]) * 2**20
+        shards = len(list(Path("data/mnist/train").glob("*.h5")))
+        assert 0 <= blocks + 2**16 - data.num_samples * 785 <= 2**17 + shards * 260 * 1024
 
 
 def test_ctrl_c_saves_the_run_and_resume_ends_with_the_same_bits(classifier, tmp_path):
@@ -295,8 +355,17 @@ def test_ctrl_c_saves_the_run_and_resume_ends_with_the_same_bits(classifier, tmp
 
 def test_the_package_and_its_help_load_nothing_heavy():
     program = (
-        "import sys, hpdl_mpi, hpdl_mpi.cli.main\n"
+        "import sys\n"
+        "from hpdl_mpi.cli.main import main\n"
+        "for command in ([], ['train'], ['eval'], ['predict'], ['summary'], ['data', 'convert'], ['bench', 'step']):\n"
+        "    sys.argv = ['hpdl', *command, '--help']\n"
+        "    try:\n"
+        "        main()\n"
+        "    except SystemExit as end:\n"
+        "        assert not end.code, end\n"
         "heavy = {'numpy', 'numba', 'h5py', 'mpi4py', 'scipy'} & set(sys.modules)\n"
         "assert not heavy, heavy"
     )
-    subprocess.run([sys.executable, "-c", program], check=True, timeout=LIMIT)
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=LIMIT)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("Usage: ") == 7

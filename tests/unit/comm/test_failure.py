@@ -189,6 +189,21 @@ def test_process_that_a_rank_starts_is_not_taken_for_a_rank() -> None:
 
 
 @needs_mpirun
+@pytest.mark.parametrize("which", ["failing", "True"])
+def test_program_that_ends_mpi_itself_ends_in_order(which: str) -> None:
+    done = run_ranks(f"from mpi4py import MPI\ncomm.barrier()\nif {which}: MPI.Finalize()\nsys.exit()\n")
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@needs_mpirun
+def test_exception_of_a_forked_process_does_not_end_the_job() -> None:
+    done = run_ranks("if failing and os.fork() == 0: raise RuntimeError('a child is broken')")
+    assert done.returncode == 0
+    assert "a child is broken" in done.stderr
+    assert "rank" not in done.stderr
+
+
+@needs_mpirun
 def test_exit_code_that_all_ranks_give_is_the_job_s() -> None:
     done = run_ranks("sys.exit(3)")
     assert (done.returncode, done.stderr) == (3, "")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 
 from hpdl_mpi.base.errors import InputError
 from hpdl_mpi.base.launcher import launcher_rank
-from hpdl_mpi.comm.world import mismatch
+from hpdl_mpi.comm.world import _load_library, mismatch
 
 
 @pytest.mark.parametrize(
@@ -55,9 +57,18 @@ def test_singletons_of_another_launcher_are_refused(environ: dict[str, str]) -> 
 
 
 def test_several_processes_without_a_library_are_told_to_get_one() -> None:
-    error = mismatch({"SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": "0"}, 1)
-    assert "(no MPI library)" in str(error)
+    error = mismatch({"SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": "0"}, 1, None, "libmpi.so.12: file too short")
+    assert "a world of 1 in each process (no MPI library: libmpi.so.12: file too short)" in str(error)
     assert "pip install mpich" in str(error)
+
+
+def test_reason_why_no_library_can_be_loaded_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Broken:
+        def __getattr__(self, name: str) -> object:
+            raise RuntimeError("cannot load MPI library\nlibmpi.so.12: file too short")
+
+    monkeypatch.setitem(sys.modules, "mpi4py", Broken())
+    assert _load_library() == (1, None, "cannot load MPI library; libmpi.so.12: file too short")
 
 
 def test_process_without_a_launcher_is_rank_0() -> None:

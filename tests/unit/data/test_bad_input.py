@@ -11,7 +11,7 @@ import pytest
 
 from hpdl_mpi.base.errors import InputError
 from hpdl_mpi.data import Dataset
-from hpdl_mpi.data.arrays import open_array
+from hpdl_mpi.data.arrays import read_samples
 from hpdl_mpi.data.writer import Split, write_dataset
 
 
@@ -49,11 +49,26 @@ def test_an_empty_path_is_not_the_current_folder(write_shards, monkeypatch) -> N
 
 def test_an_npz_file_without_the_array_says_the_same_as_hdf5(tmp_path) -> None:
     np.savez(tmp_path / "a.npz", images=np.zeros((2, 2)))
-    with (
-        pytest.raises(InputError, match=r"a\.npz: no array 'x'\. Found images\. Name one that is there.* or --array"),
-        open_array(tmp_path / "a.npz", "x"),
-    ):
-        pass
+    with pytest.raises(InputError, match=r"a\.npz: no array 'x'\. Found images\. Name one that is there.* or --array"):
+        next(read_samples(tmp_path / "a.npz", "x", 1))
+
+
+@pytest.mark.parametrize("array", [np.float32(1), np.zeros((0, 3))], ids=["number", "empty"])
+def test_an_npz_array_without_samples_is_refused(tmp_path, array) -> None:
+    np.savez(tmp_path / "a.npz", x=array)
+    with pytest.raises(InputError, match=r"a\.npz: x: no samples\. Found shape \(.*\); expected at least one sample"):
+        next(read_samples(tmp_path / "a.npz", "x", 1))
+
+
+def test_damage_in_samples_to_predict_from_names_file_and_samples(tmp_path) -> None:
+    x = np.arange(40, dtype=np.float32).reshape(10, 4)
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file.create_dataset("x", data=x, chunks=(5, 4), fletcher32=True)
+    flip_byte(tmp_path / "a.h5", "x", 1)
+    pieces = read_samples(tmp_path / "a.h5", "x", 4)
+    assert np.array_equal(next(pieces), x[:4])
+    with pytest.raises(InputError, match=r"a\.h5: samples 4 to 7 of 'x' cannot be read\. Found .*Copy or write"):
+        next(pieces)
 
 
 def test_an_absent_array_lists_those_that_are_there(write_file) -> None:
@@ -163,7 +178,7 @@ def test_data_in_other_files_is_not_followed(tmp_path, write_file) -> None:
             Dataset.open(tmp_path / f"{name}.h5")
 
 
-def test_a_missing_or_doubled_shard_is_noticed_by_name_and_by_attribute(tmp_path) -> None:
+def test_a_missing_or_doubled_shard_is_noticed_by_name_and_by_attribute(tmp_path, monkeypatch) -> None:
     arrays = {"x": np.zeros((12, 2), np.uint8), "y": np.zeros(12, np.uint8)}
     write_dataset(tmp_path / "d", {"train": Split(arrays)}, num_shards={"train": 4})
     folder = tmp_path / "d/train"
@@ -178,8 +193,10 @@ def test_a_missing_or_doubled_shard_is_noticed_by_name_and_by_attribute(tmp_path
     assert Dataset.open(str(folder / "*.h5")).num_samples == 9  # a glob is what somebody asked for
     for index, path in enumerate(sorted(folder.iterdir())):
         path.rename(folder / f"renamed{index}.h5")
-    with pytest.raises(InputError, match="shards are missing"):
-        Dataset.open(folder)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for path in (folder, "~/d/train"):
+        with pytest.raises(InputError, match="shards are missing"):
+            Dataset.open(path)
     (folder / "again.h5").write_bytes(content)
     assert Dataset.open(folder).num_samples == 12
     (folder / "once-more.h5").write_bytes(content)

@@ -234,7 +234,10 @@ def test_a_steady_epoch_allocates_no_array_per_batch(write_shards) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"global_batch_size": 0}, "global_batch_size: too small. Found 0; expected at least 1"),
+        ({"global_batch_size": 0}, "global_batch_size: out of range. Found 0; expected an integer above 0"),
+        ({"global_batch_size": 2.5}, r"global_batch_size: out of range\. Found 2\.5"),
+        ({"global_batch_size": 4, "seed": -1}, "seed: out of range. Found -1; expected an integer of at least 0"),
+        ({"global_batch_size": 4, "shuffle": "blok"}, "shuffle: out of range. Found 'blok'; expected block or global"),
         (
             {"global_batch_size": 4, "dp_size": 34},
             r"fewer samples than ranks.*33 samples for 34 data-parallel ranks\. Start fewer ranks",
@@ -251,3 +254,13 @@ def test_integer_targets_of_many_numbers_are_refused(write_file) -> None:
     dataset = Dataset.open(write_file("a.h5", {"x": np.zeros((4, 1)), "y": np.zeros((4, 10), np.int32)}))
     with pytest.raises(InputError, match=r"y: integer targets must be one class.*shape \(10,\)"):
         Loader(dataset, global_batch_size=2)
+
+
+def test_a_label_too_large_for_a_class_number_is_told_as_it_is(write_file) -> None:
+    labels = np.array([0, 1, 2**64 - 1, 1], np.uint64)
+    dataset = Dataset.open(write_file("a.h5", {"x": np.zeros((4, 1)), "y": labels}))
+    with (
+        pytest.raises(InputError, match=rf"a\.h5: sample 2: data\.targets: .*Found {2**64 - 1}; expected"),
+        dataset.naming_files(),
+    ):
+        next(Loader(dataset, global_batch_size=4).epoch(0))

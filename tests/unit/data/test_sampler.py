@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hpdl_mpi.base.errors import InputError
 from hpdl_mpi.base.shares import share
 from hpdl_mpi.data.sampler import epoch_order
 from hpdl_mpi.kernels.random import derive_key, sample_keys
@@ -76,6 +77,11 @@ def test_order_changes_with_seed_and_epoch_and_repeats_with_both(shuffle: str) -
 
 def test_no_shuffling_keeps_the_stored_order() -> None:
     assert epoch_order(5, np.array([0, 2, 5]), seed=3, epoch=9, shuffle="none", window=1).tolist() == [0, 1, 2, 3, 4]
+
+
+def test_an_unknown_kind_of_shuffling_is_refused() -> None:
+    with pytest.raises(InputError, match=r"shuffle: out of range\. Found 'blok'; expected block or global or none"):
+        epoch_order(5, np.array([0, 2, 5]), seed=0, epoch=0, shuffle="blok", window=1)
 
 
 def test_global_shuffling_ignores_the_blocks() -> None:

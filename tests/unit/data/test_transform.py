@@ -105,6 +105,12 @@ def test_lists_become_tuples_so_that_equal_transforms_are_equal_and_hashable() -
     assert hash(Transform(mean=[1, 2])) == hash(Transform(mean=(1.0, 2.0)))
 
 
+def test_numbers_and_arrays_of_numpy_are_taken_as_plain_numbers() -> None:
+    given = Transform(scale=np.float32(2), mean=np.float32(1), std=np.array([1, 2]))
+    assert given == Transform(scale=2.0, mean=1.0, std=(1.0, 2.0))
+    assert [type(value) for value in (given.scale, given.mean, given.std)] == [float, float, tuple]
+
+
 @pytest.mark.parametrize(
     ("transform", "shape", "message"),
     [
@@ -133,12 +139,16 @@ def test_a_transform_that_does_not_fit_says_which_shape_would(
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
-        ({"scale": 0.0}, "transform.scale: impossible scale"),
+        ({"scale": 0.0}, r"transform\.scale: out of range\. Found 0\.0; expected a finite number, not 0"),
         ({"scale": float("nan")}, "transform.scale"),
-        ({"mean": [0.0, float("inf")]}, "transform.mean: impossible mean"),
-        ({"std": 0.0}, "transform.std: impossible std.*use 1 for a feature that does not vary"),
+        ({"mean": [0.0, float("inf")]}, "transform.mean: out of range"),
+        ({"mean": float("nan")}, "transform.mean: out of range. Found nan; expected a finite number"),
+        ({"mean": ()}, r"transform.mean: out of range. Found \(\); expected a finite number, or one per feature"),
+        ({"std": []}, r"transform.std: out of range. Found \[\]"),
+        ({"mean": [[1.0, 2.0]]}, r"transform.mean: out of range. Found \[\[1.0, 2.0\]\]"),
+        ({"std": 0.0}, "transform.std: out of range.*1 for one that does not vary"),
         ({"std": [1.0, -1.0]}, "transform.std"),
-        ({"layout": "nchw"}, "transform.layout: unknown layout. Found 'nchw'; expected hwc, hw or chw"),
+        ({"layout": "nchw"}, "transform.layout: out of range. Found 'nchw'; expected hwc, hw or chw"),
         ({"standardize": True, "mean": 1.0}, "transform.standardize: .*Remove standardize, or mean and std"),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 
 import numba
@@ -93,6 +94,12 @@ def test_impossible_number_of_threads_is_refused(count: int) -> None:
     assert thread_count() == 1
 
 
-def test_available_cores_are_those_of_this_process() -> None:
-    assert len(available_cores()) >= 1
-    assert min(available_cores()) >= 0
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system does not bind processes to cores")
+def test_available_cores_are_those_that_this_process_is_bound_to() -> None:
+    cores = os.sched_getaffinity(0)
+    assert available_cores() == cores
+    try:
+        os.sched_setaffinity(0, {max(cores)})
+        assert available_cores() == {max(cores)}
+    finally:
+        os.sched_setaffinity(0, cores)

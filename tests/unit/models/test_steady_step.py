@@ -10,12 +10,16 @@ import importlib
 import pkgutil
 import tracemalloc
 from collections.abc import Callable
+from itertools import product
 
 import numpy as np
 import pytest
 
 from hpdl_mpi import kernels
+from hpdl_mpi.comm import SingleCommunicator
+from hpdl_mpi.data import Batch
 from hpdl_mpi.kernels.jit import ParallelKernel, counted_allocations
+from hpdl_mpi.kernels.threads import max_threads, set_threads
 from hpdl_mpi.models import MODELS
 from hpdl_mpi.nn import (
     AvgPool2d,
@@ -40,14 +44,24 @@ from hpdl_mpi.nn import (
     Tanh,
 )
 from hpdl_mpi.optim import SGD, Adam, AdamW, Optimizer
-from hpdl_mpi.parallel.replica import Replica
+from hpdl_mpi.parallel import DataParallelStep, Replica
 
-BATCH = 256
+MICRO_BATCH = 256
 INPUTS = {"lenet": (28, 28, 1), "mlp": (28, 28, 1)}
 
-PYTHON = 8192
-"""Bytes that Python's own objects (views, tuples, floats) may take at once during a step, about twice what they do. It
-is also less than any batch of activations here, so one that is not from the pool shows even if it is freed at once."""
+ARRAY = MICRO_BATCH * 10 * 4
+"""Bytes of the smallest array of a step: the outputs of a micro-batch, or their gradient; a flat array of parameters is
+larger. One that is not from the pool shows even if it is freed at once, since no step takes as much memory at any time.
+Python's own objects (views, tuples, floats) take about two thirds of it."""
+
+SETTINGS = [
+    pytest.param(
+        *(accumulate, threads),
+        id=f"accumulate {accumulate}, threads {threads}",
+        marks=pytest.mark.skipif(max_threads() < threads, reason="Numba has one thread; NUMBA_NUM_THREADS=2 sets two"),
+    )
+    for accumulate, threads in product((1, 3), (1, 2))
+]
 
 
 def every_layer() -> Layer:
@@ -69,20 +83,29 @@ OPTIMIZERS = {
 
 
 def steps(
-    model: Layer, shape: Shape, optimizer: Optimizer | None = None, loss: Loss | None = None, batch: int = BATCH
+    model: Layer,
+    shape: Shape,
+    optimizer: Optimizer | None = None,
+    loss: Loss | None = None,
+    accumulate: int = 1,
 ) -> Callable[[], None]:
     """Return a function that takes a whole training step; it has been called, so kernels and buffers are there."""
     rng = np.random.default_rng(0)
     replica = Replica(model, shape, optimizer or OPTIMIZERS["sgd"], dtype=np.float32, seed=0)
-    inputs, ids = rng.normal(size=(batch, *shape)).astype(np.float32), np.arange(batch)
+    learn = DataParallelStep(
+        replica, loss or CrossEntropy(), SingleCommunicator(), accumulate=accumulate, clip_norm=1.0, num_flags=2
+    )
+    size = accumulate * MICRO_BATCH
+    inputs = rng.normal(size=(size, *shape)).astype(np.float32)
     outputs = model.output_shape(shape)
     regression = loss is not None and loss.task == "regression"
-    targets = np.zeros((batch, *outputs), np.float32) if regression else rng.integers(outputs[-1], size=batch)
-    criterion = loss or CrossEntropy()
+    targets = np.zeros((size, *outputs), np.float32) if regression else rng.integers(outputs[-1], size=size)
+    batch = Batch(inputs, targets, np.arange(size), global_size=size, offset=0)
+    assert MICRO_BATCH * 4 * outputs[-1] >= ARRAY
+    assert replica.params.nbytes >= ARRAY
 
     def step() -> None:
-        replica.learn(inputs, targets, ids, criterion, epoch=0, scale=1.0 / batch)
-        replica.update(lr=1e-3, scale=1.0 / (1.0 + replica.gradient_norm()))
+        learn(batch, epoch=0, lr=1e-3, flags=lambda: (False, True))
 
     for _ in range(2):
         step()
@@ -145,25 +168,33 @@ def excess_blocks(function: Callable[[], None], monkeypatch: pytest.MonkeyPatch)
 def check(step: Callable[[], None], monkeypatch: pytest.MonkeyPatch) -> None:
     growth = Growth(step)
     assert growth.kept == 0
-    assert growth.peak < PYTHON
+    assert growth.peak < ARRAY
     assert excess_blocks(step, monkeypatch) == 0
 
 
+@pytest.mark.parametrize(("accumulate", "threads"), SETTINGS)
 @pytest.mark.parametrize("name", MODELS)
-def test_step_of_every_model_allocates_no_array(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    check(steps(MODELS[name](), INPUTS[name]), monkeypatch)
+def test_step_of_every_model_allocates_no_array(
+    name: str, accumulate: int, threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    set_threads(threads)
+    check(steps(MODELS[name](), INPUTS[name], accumulate=accumulate), monkeypatch)
+
+
+@pytest.mark.parametrize(("accumulate", "threads"), SETTINGS)
+def test_step_of_every_layer_allocates_no_array(accumulate: int, threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    set_threads(threads)
+    check(steps(every_layer(), (27, 27, 1), accumulate=accumulate), monkeypatch)
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS.values(), ids=OPTIMIZERS)
-def test_step_of_every_optimizer_and_layer_allocates_no_array(
-    optimizer: Optimizer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    check(steps(every_layer(), (27, 27, 1), optimizer), monkeypatch)
+def test_step_of_every_optimizer_allocates_no_array(optimizer: Optimizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    check(steps(Sequential(Linear(10)), (300,), optimizer), monkeypatch)
 
 
 @pytest.mark.parametrize("loss", [CrossEntropy(0.1), MeanSquaredError(), Huber()], ids=lambda loss: type(loss).__name__)
 def test_step_of_every_loss_allocates_no_array(loss: Loss, monkeypatch: pytest.MonkeyPatch) -> None:
-    check(steps(Sequential(Linear(10)), (30,), loss=loss), monkeypatch)
+    check(steps(Sequential(Linear(10)), (300,), loss=loss), monkeypatch)
 
 
 class Wasteful(Layer):
@@ -190,11 +221,11 @@ class Wasteful(Layer):
 
 
 def test_array_that_a_layer_frees_at_once_shows() -> None:
-    assert Growth(steps(Sequential(Linear(10), Wasteful(), Linear(10)), (30,))).peak > PYTHON
+    assert Growth(steps(Sequential(Linear(10), Wasteful(), Linear(10)), (300,))).peak > ARRAY
 
 
 def test_array_that_a_layer_keeps_shows() -> None:
-    assert Growth(steps(Sequential(Linear(10), Wasteful(keep=True), Linear(10)), (30,))).kept == BATCH * 10 * 4
+    assert Growth(steps(Sequential(Linear(10), Wasteful(keep=True), Linear(10)), (300,))).kept == ARRAY
 
 
 def test_array_that_a_kernel_makes_shows(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -204,7 +235,7 @@ def test_array_that_a_kernel_makes_shows(monkeypatch: pytest.MonkeyPatch) -> Non
     def allocate(x: np.ndarray) -> int:
         return np.zeros(x.size).size
 
-    step = steps(Sequential(Linear(10)), (30,))
+    step = steps(Sequential(Linear(10)), (300,))
     x = np.zeros(3)
     allocate(x)
 

@@ -161,12 +161,14 @@ def test_label_outside_the_classes_is_refused(outputs: np.ndarray, label: int) -
             (10,),
             (),
             np.float32,
-            "cross_entropy takes class numbers. Found float32; expected an integer",
+            "cross_entropy takes class numbers. Found float32; expected an integer or bool dtype",
         ),
         (CrossEntropy(), (10,), (1,), np.int64, r"do not fit the model's outputs. Found \(1,\); expected \(\)"),
         (CrossEntropy(), (3, 10), (4,), np.int64, r"Found \(4,\); expected \(3,\)"),
         (MeanSquaredError(), (2,), (3,), np.float32, r"do not fit the model's outputs. Found \(3,\); expected \(2,\)"),
         (Huber(), (1,), (3,), np.float32, r"Found \(3,\); expected \(1,\)"),
+        (MeanSquaredError(), (3, 2), (2, 3), np.float32, r"Found \(2, 3\); expected \(3, 2\)"),
+        (MeanSquaredError(), (6,), (2, 3), np.float32, r"Found \(2, 3\); expected \(6,\)"),
     ],
 )
 def test_targets_that_do_not_fit_are_refused(
@@ -180,8 +182,10 @@ def test_targets_that_do_not_fit_are_refused(
     ("loss", "output_shape", "target_shape", "dtype", "weight"),
     [
         (CrossEntropy(), (10,), (), np.uint8, 4),
+        (CrossEntropy(), (2,), (), np.bool_, 4),
         (CrossEntropy(), (3, 10), (3,), np.int64, 12),
         (MeanSquaredError(), (1,), (), np.float32, 4),
+        (MeanSquaredError(), (3,), (3, 1), np.float32, 4),
         (Huber(), (2, 3), (2, 3), np.float64, 4),
     ],
 )

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from hpdl_mpi.base.errors import InputError
-from hpdl_mpi.comm import Communicator, run_threads
+from hpdl_mpi.comm import Collective, Communicator, ring_allreduce, run_threads
 from hpdl_mpi.parallel.grid import ProcessGrid
 
 
@@ -31,6 +32,47 @@ def test_rank_on_an_axis_is_its_coordinate() -> None:
         return all(grid.axis(name).rank == grid.coordinate(name) for name in grid.shape)
 
     assert all(run_threads(8, same))
+
+
+def test_no_group_is_made_for_an_axis_of_all_ranks_or_of_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    def axes(comm: Communicator) -> tuple:
+        monkeypatch.setattr(comm, "split", None)
+        grid = ProcessGrid(comm, {"pp": 1, "dp": 3, "mp": 1})
+        sizes = [(line.rank, line.size, line.num_nodes, line.node_size) for line in map(grid.axis, ("pp", "mp"))]
+        grid.free()
+        return grid.axis("dp") is comm, *sizes
+
+    assert run_threads(3, axes) == [(True, (0, 1, 1, 1), (0, 1, 1, 1))] * 3
+
+
+def test_grid_frees_what_it_has_made_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    def freed(comm: Communicator) -> list[int]:
+        groups = []
+        for sizes in ({"pp": 2, "dp": 2}, {"pp": 1, "dp": 4}):
+            grid = ProcessGrid(comm, sizes)
+            for group in {comm, *map(grid.axis, sizes)}:
+                monkeypatch.setattr(group, "free", lambda size=group.size: groups.append(size))
+            grid.free()
+        return groups
+
+    assert run_threads(4, freed) == [[2, 2]] * 4
+
+
+def test_collective_on_an_axis_takes_no_message_of_the_ranks_own() -> None:
+    """The axis may be the very communicator that the ranks send on."""
+
+    def total(comm: Communicator) -> float:
+        other = 1 - comm.rank
+        array, received = np.array([1.0]), np.zeros(1)
+        sending = comm.isend(np.array([5.0]), other)
+        line = ProcessGrid(comm, {"pp": 1, "dp": 2}).axis("dp")
+        Collective(line, ring_allreduce(2, 1, comm.rank), array)()
+        comm.allreduce(array)
+        comm.recv(received, other)
+        sending.wait()
+        return array[0] + received[0]
+
+    assert run_threads(2, total) == [9.0, 9.0]
 
 
 def test_grid_of_another_size_is_refused() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import resource
 import signal
 
@@ -15,12 +16,25 @@ import pytest
 from hpdl_mpi import nn, optim
 from hpdl_mpi.base.errors import InputError, StorageError, TrainingError
 from hpdl_mpi.comm import SingleCommunicator, run_threads
+from hpdl_mpi.data import Transform
 from hpdl_mpi.nn import LossSums
 from hpdl_mpi.parallel import Replica
 from hpdl_mpi.train import checkpoint
-from hpdl_mpi.train.metrics import Progress
+from hpdl_mpi.train.manifest import seal
+from hpdl_mpi.train.progress import Progress, Recipe
 
-PROGRESS = Progress(epoch=3, sums=LossSums(0.1, 2.0, 1.0), fingerprint="data").to_dict()
+RECIPE = Recipe(
+    seed=0,
+    global_batch_size=4,
+    shuffle="block",
+    dtype="float64",
+    slots=["velocity"],
+    inputs="x",
+    targets="y",
+    transform=Transform(mean=(0.5, 1.5)),
+    target_transform=Transform(),
+)
+PROGRESS = Progress(RECIPE, "data", epoch=3, sums=LossSums(0.1, 2.0, 1.0))
 
 
 def make_replica(width=4, optimizer=None, seed=0):
@@ -68,6 +82,24 @@ def test_a_folder_without_a_manifest_is_no_checkpoint(tmp_path):
     (tmp_path / "step-0000000002").mkdir()
     (tmp_path / ".step-0000000003.part").mkdir()
     assert checkpoint.latest(tmp_path).name == "step-0000000001"
+
+
+def test_what_a_killed_process_left_is_swept(tmp_path):
+    save(tmp_path, 1)
+    (tmp_path / "step-0000000002").mkdir()
+    (tmp_path / ".step-0000000003.part").mkdir()
+    (tmp_path / ".step-0000000003.part" / "manifest.json").touch()
+    checkpoint.sweep(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["step-0000000001"]
+
+
+def test_a_checkpoint_that_cannot_be_removed_whole_is_none(tmp_path, monkeypatch):
+    save(tmp_path, 1)
+    monkeypatch.setattr("shutil.rmtree", lambda *_, **__: None)
+    save(tmp_path, 2, keep=1)
+    assert (tmp_path / "step-0000000001").exists()
+    (tmp_path / "step-0000000002" / "manifest.json").unlink()
+    assert checkpoint.latest(tmp_path) is None
 
 
 def test_a_crash_before_the_rename_leaves_the_earlier_checkpoint(tmp_path, monkeypatch):
@@ -129,7 +161,8 @@ def test_a_failed_write_is_told_in_the_words_of_the_system(tmp_path, monkeypatch
 def rewrite_manifest(path, **changes):
     file = path / "manifest.json"
     manifest = {key: value for key, value in (json.loads(file.read_text()) | changes).items() if value is not None}
-    file.write_text(json.dumps(manifest))
+    manifest.pop("sha256")
+    file.write_bytes(seal(manifest))
 
 
 @pytest.mark.parametrize(
@@ -173,9 +206,9 @@ FILE = {"name": "rank-00000.h5", "sha256": "", "slices": []}
             for name in ("../rank-00000.h5", "/etc/passwd", "..", "", "a/b.h5", "rank-00000.h5\n")
         ),
         ("progress", [], "progress: input should be an object"),
-        ("progress", {}, "progress: epoch is missing"),
-        ("progress", PROGRESS | {"epoch": "last"}, r"progress\.epoch: input should be a valid integer"),
-        ("progress", PROGRESS | {"sums": [1.0]}, r"progress\.sums\.1: missing"),
+        ("progress", {}, "progress: recipe is missing"),
+        ("progress", PROGRESS.to_dict() | {"epoch": "last"}, r"progress\.epoch: input should be a valid integer"),
+        ("progress", PROGRESS.to_dict() | {"sums": [1.0]}, r"progress\.sums\.1: missing"),
     ],
 )
 def test_a_manifest_with_a_bad_field_is_damaged_and_the_field_is_named(tmp_path, key, value, message):
@@ -275,6 +308,22 @@ def test_another_format_is_refused(tmp_path):
     rewrite_manifest(path, format=999, files="elsewhere")
     with pytest.raises(InputError, match=r"another format\. Found 999; expected 1"):
         load(path)
+
+
+@pytest.mark.parametrize("key", ["step", "epoch", "offset"])
+def test_a_manifest_with_another_number_is_damaged(tmp_path, key):
+    path = save(tmp_path, 7)
+    text, count = re.subn(rf'"{key}": (\d)', rf'"{key}": 1\1', (path / "manifest.json").read_text())
+    assert count == 1
+    (path / "manifest.json").write_text(text)
+    with pytest.raises(InputError, match="Found another checksum than its own"):
+        load(path)
+
+
+def test_what_is_left_of_a_removed_checkpoint_is_no_obstacle(tmp_path):
+    (tmp_path / "step-0000000001" / "rank-00000.h5").mkdir(parents=True)
+    save(tmp_path, 1)
+    assert checkpoint.latest(tmp_path).name == "step-0000000001"
 
 
 def test_slices_of_several_files_are_put_together(tmp_path):

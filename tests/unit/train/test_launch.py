@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from hpdl_mpi.base.errors import InputError
 from hpdl_mpi.comm import SingleCommunicator, run_threads
 from hpdl_mpi.train import launch
 
@@ -16,7 +17,9 @@ def chosen(monkeypatch):
     return counts
 
 
-def start(comm, monkeypatch, cores, wanted=None, most=64, **environ):
+def start(comm, monkeypatch, cores, wanted=None, most=64, processes=True, **environ):
+    """Start the threads of a rank, which stands for a process unless `processes` is false."""
+    monkeypatch.setattr(comm, "shares_process", not processes)
     monkeypatch.setattr(launch, "available_cores", lambda: set(range(cores)))
     monkeypatch.setattr(launch, "max_threads", lambda: most)
     return launch.start_threads(comm, wanted, environ)
@@ -57,6 +60,7 @@ def test_ranks_of_unequal_nodes_take_the_same_number(monkeypatch, chosen):
 
 def test_bound_ranks_keep_the_cores_that_they_are_bound_to(monkeypatch, chosen):
     def run(comm):
+        monkeypatch.setattr(comm, "shares_process", False)
         comm.barrier()
         return launch.start_threads(comm, None, {})
 
@@ -70,6 +74,18 @@ def test_bound_ranks_keep_the_cores_that_they_are_bound_to(monkeypatch, chosen):
 
 def test_what_the_job_says_counts(monkeypatch, chosen):
     assert start(SingleCommunicator(), monkeypatch, 8, wanted=5) == 5
+
+
+def test_ranks_that_share_a_process_take_one_thread_each_and_no_more(monkeypatch, chosen):
+    assert run_threads(2, lambda comm: comm.shares_process) == [True, True]
+    assert not SingleCommunicator().shares_process
+    for wanted in (None, 1):
+        assert run_threads(2, lambda comm, wanted=wanted: start(comm, monkeypatch, 8, wanted, processes=False)) == [
+            1,
+            1,
+        ]
+    with pytest.raises(InputError, match=r"parallel\.threads: out of range\. Found 2; expected 1, since the ranks are"):
+        run_threads(2, lambda comm: start(comm, monkeypatch, 8, 2, processes=False))
 
 
 def test_the_first_rank_of_each_node_goes_before_the_others():

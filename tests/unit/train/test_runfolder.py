@@ -5,7 +5,10 @@ from __future__ import annotations
 import pytest
 
 from hpdl_mpi.base.errors import InputError
-from hpdl_mpi.train.runfolder import RunFolder
+from hpdl_mpi.train import load_job
+from hpdl_mpi.train.runfolder import RunFolder, resumed_job
+
+LENET = "jobs/lenet_mnist.toml"
 
 
 def test_two_runs_cannot_have_a_folder_at_once(tmp_path):
@@ -48,3 +51,20 @@ def test_a_damaged_job_is_named_with_what_to_do(tmp_path, text, message):
 def test_a_run_folder_has_a_name():
     with pytest.raises(InputError, match=r"--run-dir: the run folder has no name"):
         RunFolder("")
+
+
+def resume(num_ranks, *overrides):
+    saved = ["parallel.dp=2", "parallel.threads=8", "data.transform={mean=[0.25], std=[2.0], scale=3.0}"]
+    job = load_job(LENET, ["data.transform={standardize=true, scale=3.0}", *overrides])
+    return resumed_job(job, load_job(LENET, saved), num_ranks)
+
+
+@pytest.mark.parametrize(("num_ranks", "threads"), [(2, 8), (4, None)])
+def test_a_run_keeps_its_threads_on_as_many_ranks(num_ranks, threads):
+    assert resume(num_ranks).parallel.threads == threads
+
+
+def test_a_run_keeps_what_was_measured_but_not_what_the_new_job_says_otherwise():
+    assert resume(2).data.transform.mean == [0.25]
+    changed = resume(2, "data.transform.scale=1.0").data.transform
+    assert (changed.mean, changed.scale, changed.standardize) == ([0.25], 1.0, False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 
@@ -30,6 +31,12 @@ from tests.training_cases import (
 @pytest.fixture
 def images(tmp_path):
     return write_images(tmp_path / "images.h5")
+
+
+def metrics_but_times(folder):
+    """Return all lines of a run's metrics, without what no two runs have alike."""
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{key: line[key] for key in line if key not in ("seconds", "samples_per_second")} for line in lines]
 
 
 @pytest.fixture
@@ -108,7 +115,87 @@ def test_a_stopped_and_resumed_run_ends_with_the_same_bits(alone, images, tmp_pa
     resumed = fit_images(make_trainer(SingleCommunicator()), images, folder, resume=True, **settings)
     assert resumed["parameters_digest"] == alone[1]["parameters_digest"]
     assert resumed["train_loss"] == alone[1]["train_loss"]
-    assert step_losses(folder) == step_losses(alone[0])
+    assert metrics_but_times(folder) == metrics_but_times(alone[0])
+
+
+@pytest.mark.parametrize("step", [3, 4, 6])
+def test_no_evaluation_is_lost_by_a_stop(images, tmp_path, step):
+    whole = tmp_path / "whole"
+    fit_images(make_trainer(SingleCommunicator()), images, whole, eval_every=3)
+    folder = tmp_path / "stopped"
+    with pytest.raises(Stopped):
+        fit_images(make_trainer(SingleCommunicator(), loss=StopAfter(step + 1)), images, folder, eval_every=3)
+    fit_images(make_trainer(SingleCommunicator()), images, folder, eval_every=3, resume=True)
+    assert [line["step"] for line in read_metrics(whole, "test")] == [3, 6, 9, 12]
+    assert metrics_but_times(folder) == metrics_but_times(whole)
+
+
+@pytest.mark.parametrize(
+    ("trainer", "fit", "key"),
+    [
+        ({"seed": 1}, {}, "seed"),
+        ({"dtype": "float32"}, {}, r"training\.dtype"),
+        ({"optimizer": optim.SGD(0.1)}, {}, "optimizer's state"),
+        ({}, {"global_batch_size": 8}, r"training\.global_batch_size"),
+        ({}, {"shuffle": "none"}, r"data\.shuffle"),
+        ({}, {"transform": Transform(scale=1 / 128)}, r"data\.transform"),
+    ],
+)
+def test_a_run_does_not_go_on_with_another_recipe(images, tmp_path, trainer, fit, key):
+    with pytest.raises(Stopped):
+        fit_images(make_trainer(SingleCommunicator(), loss=StopAfter(7)), images, tmp_path / "run")
+    with pytest.raises(InputError, match=rf"{key}: a run cannot change this when it goes on"):
+        fit_images(make_trainer(SingleCommunicator(), **trainer), images, tmp_path / "run", resume=True, **fit)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("epochs", 0), ("epochs", 1.5), ("eval_every", 0), ("global_batch_size", 0), ("global_batch_size", 2.5)],
+)
+def test_impossible_lengths_are_refused(images, key, value):
+    with pytest.raises(InputError, match=rf"training\.{key}: out of range\. Found {value}; expected an integer"):
+        fit_images(make_trainer(SingleCommunicator()), images, **{key: value})
+
+
+def test_a_trainer_that_found_bad_data_can_train_on_mended_ones(images):
+    with h5py.File(images, "r+") as file:
+        labels = file["y"][()]
+        file["y"][...] = 77
+    trainer = make_trainer(SingleCommunicator())
+    with pytest.raises(InputError, match="outside the classes"):
+        fit_images(trainer, images)
+    with h5py.File(images, "r+") as file:
+        file["y"][...] = labels
+    assert fit_images(trainer, images)["steps"] == 12
+
+
+def test_a_test_loss_that_is_no_number_is_reported_and_nothing_is_lost(tmp_path):
+    train, test = write_table(tmp_path / "train.h5"), write_table(tmp_path / "test.h5")
+    with h5py.File(test, "r+") as file:
+        file["y"][3] = np.nan
+    trainer = Trainer(nn.Linear(1), loss=nn.MeanSquaredError(), optimizer=optim.SGD(1e-9), comm=SingleCommunicator())
+    folder = tmp_path / "run"
+    with pytest.raises(TrainingError, match=r"the test loss nan.*Look for bad values in the test data"):
+        trainer.fit(train, global_batch_size=10, epochs=1, validate=test, run_dir=folder)
+    assert [path.name for path in (folder / "checkpoints").iterdir()] == ["step-0000000005"]
+    assert read_metrics(folder, "test")[0]["loss"] is None
+
+
+def test_a_checkpoint_knows_how_its_samples_are_prepared(tmp_path):
+    table = write_table(tmp_path / "table.h5")
+
+    def make():
+        return Trainer(nn.Linear(1), loss=nn.MeanSquaredError(), optimizer=optim.SGD(0.1), comm=SingleCommunicator())
+
+    trained, loaded = make(), make()
+    settings = {"transform": Transform(standardize=True), "target_transform": Transform(standardize=True)}
+    trained.fit(table, global_batch_size=10, epochs=1, run_dir=tmp_path / "run", **settings)
+    (checkpoint,) = (tmp_path / "run" / "checkpoints").iterdir()
+    loaded.load(checkpoint)
+    with h5py.File(table) as file:
+        x = file["x"][()]
+    np.testing.assert_array_equal(loaded.predict(x), trained.predict(x))
+    assert loaded.evaluate(table) == trained.evaluate(table)
 
 
 def test_metrics_after_the_last_checkpoint_are_dropped_when_resumed(alone, images, tmp_path):
@@ -116,9 +203,11 @@ def test_metrics_after_the_last_checkpoint_are_dropped_when_resumed(alone, image
     with pytest.raises(Stopped):
         fit_images(make_trainer(SingleCommunicator(), loss=StopAfter(7)), images, folder)
     with open(folder / "metrics.jsonl", "a") as file:
-        file.write('{"kind": "step", "lost": tr')  # what a crash leaves
+        file.write(
+            '{"kind": "step", "step": 7, "lost": 1}\n{"kind": "step", "step": 6, "lost": tr'
+        )  # what a crash leaves
     fit_images(make_trainer(SingleCommunicator()), images, folder, resume=True)
-    assert step_losses(folder) == step_losses(alone[0])
+    assert metrics_but_times(folder) == metrics_but_times(alone[0])
 
 
 def test_a_signal_before_the_first_step_stops_the_run_after_it(images, tmp_path):
@@ -303,6 +392,32 @@ def test_ranks_that_see_different_data_are_named(images, tmp_path):
     def run(comm):
         with pytest.raises(InputError, match=r"ranks see different data\. Found a difference of rank 1 to rank 0"):
             fit_images(make_trainer(comm), other if comm.rank == 1 else images)
+
+    run_threads(3, run)
+
+
+@pytest.mark.parametrize(
+    ("trainer", "fit", "key"),
+    [
+        ({"accumulate": 2}, {}, "accumulate"),
+        ({"optimizer": optim.SGD(0.2)}, {}, "optimizer"),
+        ({}, {"global_batch_size": 8}, "global_batch_size"),
+        ({}, {"validate": None}, "validate"),
+        ({}, {"run_dir": None}, "run_dir"),
+        ({}, {"epochs": None, "steps": 3}, "epochs"),
+    ],
+)
+def test_ranks_that_train_in_different_ways_are_named(images, tmp_path, trainer, fit, key):
+    def run(comm):
+        differs = comm.rank == 1
+        with pytest.raises(
+            InputError, match=rf"fit: {key}: ranks train in different ways\. Found .* on rank 1; expected"
+        ):
+            fit_images(
+                make_trainer(comm, **(trainer if differs else {})),
+                images,
+                **({"run_dir": tmp_path / "run"} | (fit if differs else {})),
+            )
 
     run_threads(3, run)
 

@@ -1,0 +1,44 @@
+"""The data-parallel step: what it refuses, and what it reports."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from hpdl_mpi import nn, optim
+from hpdl_mpi.base.errors import InputError
+from hpdl_mpi.comm import SingleCommunicator
+from hpdl_mpi.data import Batch
+from hpdl_mpi.parallel import DataParallelStep, Replica
+
+
+def make_step(**settings: object) -> DataParallelStep:
+    replica = Replica(nn.Linear(2), (3,), optim.SGD(0.1), dtype=np.float32, seed=0)
+    return DataParallelStep(replica, nn.CrossEntropy(), SingleCommunicator(), **settings)
+
+
+@pytest.mark.parametrize("accumulate", [0, -1, 1.5, "2"])
+def test_impossible_number_of_micro_batches_is_refused(accumulate: object) -> None:
+    with pytest.raises(InputError, match=r"^training\.accumulate: out of range.*expected an integer of at least 1"):
+        make_step(accumulate=accumulate)
+
+
+@pytest.mark.parametrize("clip_norm", [0.0, -1.0, math.inf, math.nan])
+def test_impossible_bound_of_the_gradient_is_refused(clip_norm: float) -> None:
+    with pytest.raises(InputError, match=r"^training\.clip_norm: out of range.*expected a number above 0"):
+        make_step(clip_norm=clip_norm)
+
+
+def test_sums_are_over_all_micro_batches_and_votes_are_those_of_this_batch() -> None:
+    step = make_step(accumulate=3, num_flags=2)
+    inputs, targets = np.zeros((7, 3), np.float32), np.arange(7) % 2
+    batch = Batch(inputs, targets, np.arange(7), global_size=7, offset=0)
+    for flags in ((True, False), (False, True)):
+        report = step(batch, epoch=0, lr=0.0, flags=lambda flags=flags: flags)
+        # Zero inputs and biases: each class is as likely as the other, and the first of equals is the guess.
+        assert report.sums.weight == 7
+        assert report.sums.score == 4
+        assert report.sums.loss == pytest.approx(7 * math.log(2), rel=1e-6)
+        assert report.votes == flags
