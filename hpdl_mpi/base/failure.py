@@ -58,14 +58,14 @@ def abort_on_exception(ranks: Ranks, prepare: Callable[[], None] = lambda: None)
             return
         shared = ranks.size == 1 or (isinstance(error, HpdlError) and error.shared)
         if shared and ranks.rank != 0:
-            raise SystemExit(exit_code(error))
+            raise _exit_after(error)
         if not shared and ranks.rank != 0:
             prepare()
             time.sleep(HEAD_START)
         flush_output()
         print(message(error, None if shared else ranks), file=sys.stderr, flush=True)
         if shared:
-            raise SystemExit(exit_code(error))
+            raise _exit_after(error)
         ranks.abort(exit_code(error))
 
     def on_main(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
@@ -78,6 +78,18 @@ def abort_on_exception(ranks: Ranks, prepare: Callable[[], None] = lambda: None)
     sys.excepthook = on_main
     threading.excepthook = on_thread
     _armed[:] = [ranks]
+
+
+def _exit_after(error: BaseException) -> SystemExit:
+    """Return what ends this process for an error that was told.
+
+    An exit from within the hook lets nobody free what the error's frames hold: HDF5 ends first, and may crash on it.
+    """
+    cause: BaseException | None = error
+    while cause is not None:
+        traceback.clear_frames(cause.__traceback__)
+        cause = cause.__cause__ or cause.__context__
+    return SystemExit(exit_code(error))
 
 
 def ends_other_ranks() -> bool:

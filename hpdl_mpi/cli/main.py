@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import Any, NoReturn
 
 import typer
 from typer.core import TyperGroup
 
-from hpdl_mpi.base.errors import FAILURE, HpdlError
+from hpdl_mpi.base.errors import BAD_INPUT, FAILURE, HpdlError
 from hpdl_mpi.base.failure import ends_other_ranks, exit_code, message
+from hpdl_mpi.base.launcher import launcher_rank
 from hpdl_mpi.base.output import drop_output, flush_output
 from hpdl_mpi.cli import bench, data, runs
 
@@ -27,6 +29,10 @@ class _Commands(TyperGroup):
             return super().invoke(ctx)
         except (EOFError, OSError, KeyboardInterrupt) as error:
             raise _PastClick(error) from error
+        except Exception as error:
+            if launcher_rank(os.environ) and hasattr(error, "format_message"):
+                sys.exit(BAD_INPUT)  # an error of usage, which rank 0 tells for all
+            raise
 
 
 app = typer.Typer(

@@ -74,7 +74,7 @@ class _Cache(FunctionCache):
         try:
             found = super().load_overload(sig, target_context)
         except Exception as error:  # noqa: BLE001  (damaged pickles raise anything)
-            self._warn("cannot be read, so it is compiled anew", error)
+            _warn("cannot be read, so they are compiled anew", error)
             Path(self._cache_file._index_path).unlink(missing_ok=True)
             return None
         # Two processes that begin a cache at the same time may give two signatures one file.
@@ -84,11 +84,13 @@ class _Cache(FunctionCache):
         try:
             super().save_overload(sig, data)
         except OSError as error:
-            self._warn("cannot be kept, so each process compiles it", error)
+            _warn("cannot be kept, so each process compiles them", error)
 
-    def _warn(self, what: str, error: Exception) -> None:
-        name = self._py_func.__name__
-        warnings.warn(f"{self.cache_path}: kernel {name} {what}: {error!r}", RuntimeWarning, stacklevel=2)
+
+def _warn(what: str, error: Exception) -> None:
+    """Warn in words that are the same for each kernel: Python shows them once."""
+    reason = error.strerror if isinstance(error, OSError) else type(error).__name__
+    warnings.warn(f"{cache_folder()}: compiled kernels {what} ({reason})", RuntimeWarning, stacklevel=2)
 
 
 _threads = 1

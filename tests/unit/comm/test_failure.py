@@ -10,6 +10,8 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+import h5py
+import numpy as np
 import pytest
 
 from hpdl_mpi.base.errors import InputError, TrainingError
@@ -85,6 +87,24 @@ def test_explained_error_on_one_rank_shows_its_message_without_a_traceback() -> 
 def test_bad_input_found_by_rank_0_is_told_once_and_exits_with_2() -> None:
     done = run_ranks("def check(): raise InputError('unknown key', where='training.epoch')\nagree(comm, check)")
     assert (done.returncode, done.stderr) == (2, "Error: training.epoch: unknown key.\n")
+
+
+@needs_mpirun
+def test_bad_input_that_holds_hdf5_objects_ends_in_order(tmp_path: Path) -> None:
+    layout = h5py.VirtualLayout((2,), "f4")
+    layout[:] = h5py.VirtualSource(str(tmp_path / "elsewhere.h5"), "x", (2,))
+    with h5py.File(tmp_path / "virtual.h5", "w") as file:
+        file.create_virtual_dataset("x", layout)
+        file["y"] = np.zeros(2)
+    done = run_ranks(f"from hpdl_mpi.data import Dataset\nagree(comm, lambda: Dataset.open({str(tmp_path)!r}))")
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "x: is stored in other files" in done.stderr
+
+
+@needs_mpirun
+def test_wrong_usage_is_told_once() -> None:
+    done = run([*shlex.split(str(MPIRUN)), "-n", "3", sys.executable, "-m", "hpdl_mpi", "train", "--nope"])
+    assert (done.returncode, done.stderr.count("No such option")) == (2, 1)
 
 
 @needs_mpirun

@@ -131,7 +131,7 @@ def test_damaged_cache_is_compiled_anew(suffix: str, tmp_path: Path, monkeypatch
     assert jit.kernel(sample)(1) == 1
     (damaged,) = jit.cache_folder().rglob(f"*{suffix}")
     damaged.write_bytes(damaged.read_bytes()[:-40] if suffix == ".nbc" else b"rubbish")
-    with pytest.warns(RuntimeWarning, match="kernel sample cannot be read, so it is compiled anew"):
+    with pytest.warns(RuntimeWarning, match="compiled kernels cannot be read, so they are compiled anew"):
         assert jit.kernel(sample)(1) == 1
     again = jit.kernel(sample)
     assert again(1) == 1
@@ -148,7 +148,7 @@ def test_cache_that_cannot_be_written_costs_a_compilation_and_a_warning(
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, limits[1]))
     try:
-        with pytest.warns(RuntimeWarning, match="kernel sample cannot be kept, so each process compiles it"):
+        with pytest.warns(RuntimeWarning, match="compiled kernels cannot be kept, so each process compiles them"):
             assert twice(1) == 1
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
