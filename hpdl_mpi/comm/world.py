@@ -29,9 +29,11 @@ def world() -> Communicator:
     Raises
     ------
     InputError
-        The launcher started several processes that the MPI library does not connect.
+        The launcher started several processes that the MPI library does not connect, or MPI has ended already.
     """
     size, library, reason = _load_library()
+    if size == 0:
+        raise InputError("MPI has ended already", remedy="call MPI.Finalize after training, or leave it to mpi4py")
     if error := mismatch(os.environ, size, library, reason):
         if launcher_rank(os.environ) != 0:
             # Rank 0 speaks for all; many launchers end the others as soon as one has failed.
@@ -59,7 +61,7 @@ def connect() -> None:
 
 def abort(code: int) -> NoReturn:
     """End all ranks of the job with this exit code; starts MPI if need be, which waits until all ranks do so."""
-    if _load_library()[0] == 1:
+    if _load_library()[0] < 2:
         raise SystemExit(code)
     from hpdl_mpi.comm import mpi
 
@@ -76,7 +78,10 @@ def leave() -> None:
 
 
 def _load_library() -> tuple[int, str | None, str]:
-    """Start MPI; return the size of its world and the library's name, or 1, None and the reason why there is none."""
+    """Start MPI; return the size of its world and the library's name, or 1, None and the reason why there is none.
+
+    The size is 0 if MPI has ended already.
+    """
     # What failed is said by ourselves; the library's own words would only follow.
     os.environ.setdefault("MPIR_CVAR_SUPPRESS_ABORT_MESSAGE", "1")
     if "SLURM_PROCID" in os.environ and _mpich_is_a_wheel():
@@ -89,8 +94,11 @@ def _load_library() -> tuple[int, str | None, str]:
             from mpi4py import MPI
         except (ImportError, RuntimeError) as error:  # mpi4py is absent, or no library can be loaded
             return 1, None, "; ".join(str(error).splitlines())
+    if not MPI.Is_initialized():  # mpi4py was told to leave it to somebody else
+        MPI.Init()
     name, version = MPI.get_vendor()
-    return MPI.COMM_WORLD.size, f"{name} {'.'.join(map(str, version))}", ""
+    size = 0 if MPI.Is_finalized() else MPI.COMM_WORLD.size
+    return size, f"{name} {'.'.join(map(str, version))}", ""
 
 
 def _mpich_is_a_wheel() -> bool:

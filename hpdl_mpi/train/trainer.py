@@ -199,9 +199,9 @@ class Trainer:
             progress = restore(self.comm, self.replica, loader.dataset, recipe, checkpointed)
             num_steps = steps or -(-loader.dataset.num_samples // global_batch_size) * (epochs or 0)
             self._refuse_shorter("steps" if steps else "epochs", num_steps)
-            log = self._begin_log(stack, folder, progress, describe)
             reporter = make_reporter(self.comm.rank, num_steps, self.replica.step)
             stack.callback(reporter.close)
+            log = self._begin_log(stack, folder, progress, describe)
             reporter.say(headline(self.grid, self.threads, self.replica, loader, num_steps))
             dp, unit = self.grid.axis("dp"), self._source.unit
             loop = TrainingLoop(

@@ -216,6 +216,22 @@ def test_program_that_ends_mpi_itself_ends_in_order(which: str) -> None:
 
 
 @needs_mpirun
+def test_mpi_that_mpi4py_was_told_not_to_start_is_started() -> None:
+    script = "from hpdl_mpi.comm import world; print(world().size)"
+    command = [*shlex.split(str(MPIRUN)), "-n", "2", sys.executable, "-c", script]
+    done = run(command, {"MPI4PY_RC_INITIALIZE": "0"})
+    assert (done.returncode, done.stdout.count("2"), done.stderr) == (0, 2, "")
+
+
+@needs_mpirun
+def test_mpi_that_has_ended_is_refused() -> None:
+    script = "from mpi4py import MPI; MPI.Finalize(); from hpdl_mpi.comm import world; world()"
+    done = run([*shlex.split(str(MPIRUN)), "-n", "2", sys.executable, "-c", script])
+    assert done.returncode == 2
+    assert "Error: MPI has ended already. Call MPI.Finalize after training" in done.stderr
+
+
+@needs_mpirun
 def test_exception_of_a_forked_process_does_not_end_the_job() -> None:
     done = run_ranks("if failing and os.fork() == 0: raise RuntimeError('a child is broken')")
     assert done.returncode == 0
