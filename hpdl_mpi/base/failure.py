@@ -53,9 +53,10 @@ def abort_on_exception(ranks: Ranks, prepare: Callable[[], None] = lambda: None)
     process = os.getpid()
 
     def report(error: BaseException) -> None:
-        if os.getpid() != process:  # forked: no rank
+        if os.getpid() != process:  # forked: no rank, and it must not end MPI as Python would at its exit
             sys.__excepthook__(type(error), error, error.__traceback__)
-            return
+            flush_output()
+            os._exit(FAILURE)
         shared = ranks.size == 1 or (isinstance(error, HpdlError) and error.shared)
         if shared and ranks.rank != 0:
             raise _exit_after(error)
