@@ -28,7 +28,7 @@ TORCH: dict[str, dict[str, bool]] = {
 """PyTorch's ways to run a model, with what `step_torch.load` makes of each."""
 
 _REMEDY = "Install PyTorch with pip install 'hpdl_mpi[bench]'; torch-compile needs a C++ compiler (g++) too"
-_DISTRIBUTIONS = ("numpy", "numba", "llvmlite", "scipy")
+_DISTRIBUTIONS = ("numpy", "numba", "llvmlite")
 
 
 def bench_step(

@@ -15,9 +15,6 @@ from hpdl_mpi.kernels.jit import inline, kernel, parallel_kernel, thread_count
 _BLOCK_BYTES = 256 * 1024
 """A block of the unfolded matrix: a quarter of a 1 MiB second-level cache, beside weights and output."""
 
-_BLOCK_ROWS = 1024
-"""At most: OpenBLAS is slow at products whose only long dimension is the one summed over."""
-
 
 def output_size(size: int, kernel_size: int, stride: int, padding: int) -> int:
     """Return the length of the output along one dimension, which is < 1 where the kernel does not fit."""
@@ -26,7 +23,7 @@ def output_size(size: int, kernel_size: int, stride: int, padding: int) -> int:
 
 def scratch_shape(num_pixels: int, row_length: int, itemsize: int) -> tuple[int, int, int]:
     """Return the shape of `columns`: (threads, block_rows, row_length)."""
-    rows = min(max(16, _BLOCK_BYTES // (row_length * itemsize)), _BLOCK_ROWS)
+    rows = max(16, _BLOCK_BYTES // (row_length * itemsize))
     return thread_count(), max(1, min(rows, num_pixels)), row_length
 
 
@@ -96,7 +93,7 @@ def _forward(x, weight, bias, geometry, columns, y):
                 for p in range(first, last):
                     for k in range(channels):
                         y[p, k] = bias[k]
-            gemm(columns[part, : last - first], weight, y[first:last], False, True, 1.0 if bias.size else 0.0)
+            gemm(columns[part, : last - first], weight, y[first:last], False, True, bias.size > 0)
 
 
 @parallel_kernel
@@ -112,7 +109,7 @@ def _backward_input(dy, weight, geometry, columns, dx):
             flat[t] = 0
         for first in range(start * pixels, stop * pixels, block):
             last = min(first + block, stop * pixels)
-            gemm(dy[first:last], weight, columns[part, : last - first], False, False, 0.0)
+            gemm(dy[first:last], weight, columns[part, : last - first], False, False, False)
             _fold(columns[part], geometry, first, last, dx)
 
 
@@ -125,7 +122,7 @@ def _backward_weight(x, dy, geometry, columns, dweights):
         for first in range(part * pixels // parts, stop, block):
             last = min(first + block, stop)
             _unfold(x, geometry, first, last, columns[part])
-            gemm(dy[first:last], columns[part, : last - first], dweights[part], True, False, 1.0)
+            gemm(dy[first:last], columns[part, : last - first], dweights[part], True, False, True)
 
 
 def _matrix(images):

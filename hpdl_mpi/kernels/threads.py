@@ -1,4 +1,4 @@
-"""Threads, set in one place: kernels share the work among them, BLAS runs on the thread that calls it."""
+"""Threads, set in one place: kernels share the work among them."""
 
 from __future__ import annotations
 
@@ -24,8 +24,7 @@ def max_threads() -> int:
 def set_threads(count: int) -> None:
     """Let this process compute on `count` threads.
 
-    NumPy and SciPy each carry a BLAS of their own; both are held at one thread, because kernels call BLAS from
-    within their own threads.
+    NumPy's BLAS, which no kernel uses, is held at one thread: a user's own code must not crowd the cores.
     """
     if not 1 <= count <= max_threads():
         raise InputError(

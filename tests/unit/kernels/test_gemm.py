@@ -1,38 +1,157 @@
-"""Matrix products through BLAS."""
+"""Matrix products."""
 
 from __future__ import annotations
 
 import itertools
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numba.core.codegen import get_host_cpu_features
 
 from hpdl_mpi.kernels.gemm import matmul
+from hpdl_mpi.kernels.threads import set_threads
+
+FLOATS = [np.float32, np.float64]
+RUN = 512
+"""Of so many terms at most a sum of float32 is made at once."""
 
 
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
-@pytest.mark.parametrize(("m", "n", "k"), [(4, 7, 5), (7, 4, 5), (1, 6, 3), (6, 1, 3), (1, 1, 1), (0, 3, 2), (3, 2, 0)])
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize(
+    ("m", "n", "k"),
+    [(4, 7, 5), (1, 6, 3), (6, 1, 3), (1, 1, 1), (0, 3, 2), (3, 0, 2), (3, 2, 0), (50, 40, 30), (7, 130, 700)],
+)
 def test_product_is_that_of_numpy_for_every_flag(m: int, n: int, k: int, dtype: type) -> None:
     rng = np.random.default_rng(0)
     for trans_a, trans_b, accumulate in itertools.product((False, True), repeat=3):
         a: np.ndarray = rng.normal(size=(k, m) if trans_a else (m, k)).astype(dtype)
         b: np.ndarray = rng.normal(size=(n, k) if trans_b else (k, n)).astype(dtype)
         c: np.ndarray = rng.normal(size=(m, n)).astype(dtype)
-        expected = (a.T if trans_a else a) @ (b.T if trans_b else b) + (c if accumulate else 0)
+        left, right = (x.astype(np.longdouble) for x in (a.T if trans_a else a, b.T if trans_b else b))
+        exact = left @ right + (c if accumulate else 0)
+        # each of the k + 1 additions rounds a sum that is at most that of the terms' sizes, twice on some processors
+        bound = 2 * (k + 1) * float(np.finfo(dtype).eps) * (abs(left) @ abs(right) + abs(c))
         matmul(a, b, c, trans_a=trans_a, trans_b=trans_b, accumulate=accumulate)
-        # k + 1 <= 6 terms of size 1 to 5, each rounded
-        np.testing.assert_allclose(c, expected, rtol=0, atol=30 * float(np.finfo(dtype).eps))
+        assert (abs(c - exact) <= bound).all()
 
 
-def test_rows_may_lie_apart() -> None:
+def integers(rng: np.random.Generator, shape: tuple[int, int], dtype: type, margin: int) -> tuple[np.ndarray, ...]:
+    """Return a matrix of small integers, whose sums are exact, and the wider one, NaN elsewhere, that it lies in."""
+    wide = np.full((shape[0] + 2 * margin, shape[1] + 2 * margin), np.nan, dtype)
+    part = wide[margin : shape[0] + margin, margin : shape[1] + margin]
+    part[:] = rng.integers(-8, 9, shape)
+    return part, wide
+
+
+def check_exactly(
+    m: int, n: int, k: int, trans_a: bool, trans_b: bool, accumulate: bool, margin: int, dtype: type
+) -> None:
+    """Multiply integers that lie inside wider matrices, and compare all of the wider result."""
+    rng = np.random.default_rng(m + n + k)
+    a, _ = integers(rng, (k, m) if trans_a else (m, k), dtype, margin)
+    b, _ = integers(rng, (n, k) if trans_b else (k, n), dtype, margin)
+    c, wide = integers(rng, (m, n), dtype, margin)
+    product = (a.T if trans_a else a).astype(np.float64) @ (b.T if trans_b else b).astype(np.float64)
+    expected = wide.copy()
+    expected[margin : m + margin, margin : n + margin] = product + (c if accumulate else 0)
+    if not accumulate:
+        c[:] = np.nan
+    matmul(a, b, c, trans_a=trans_a, trans_b=trans_b, accumulate=accumulate)
+    np.testing.assert_array_equal(wide, expected)
+
+
+SIZES = st.one_of(st.integers(1, 40), st.sampled_from([63, 64, 65, 129, RUN, RUN + 1]))
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    sizes=st.tuples(SIZES, SIZES, SIZES),
+    flags=st.tuples(st.booleans(), st.booleans(), st.booleans()),
+    margin=st.integers(0, 3),
+    dtype=st.sampled_from(FLOATS),
+)
+def test_slices_of_any_size_give_the_exact_product_and_nothing_else_is_touched(
+    sizes: tuple[int, int, int], flags: tuple[bool, bool, bool], margin: int, dtype: type
+) -> None:
+    check_exactly(*sizes, *flags, margin=margin, dtype=dtype)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize(("m", "n", "k"), [(1200, 70, 30), (300, 200, 2 * RUN + 5), (601, 5, RUN + 1)])
+def test_matrices_of_many_blocks_give_the_exact_product(m: int, n: int, k: int, dtype: type, threads: int) -> None:
+    set_threads(threads)
+    try:
+        for trans_a, trans_b in itertools.product((False, True), repeat=2):
+            check_exactly(m, n, k, trans_a, trans_b, accumulate=True, margin=0, dtype=dtype)
+    finally:
+        set_threads(1)
+
+
+@pytest.mark.parametrize(("trans_a", "trans_b"), list(itertools.product((False, True), repeat=2)))
+def test_bits_of_an_element_depend_on_its_row_and_column_alone(trans_a: bool, trans_b: bool) -> None:
     rng = np.random.default_rng(0)
-    wide = [rng.normal(size=(9, 11)) for _ in range(3)]
-    a, b, c = wide[0][2:6, 3:8], wide[1][:7, 4:9], wide[2][1:5, 2:9]
-    before = wide[2].copy()
-    matmul(a, b, c, trans_b=True)
-    np.testing.assert_allclose(c, a @ b.T, rtol=0, atol=1e-14)
-    before[1:5, 2:9] = c
-    np.testing.assert_array_equal(wide[2], before)
+    a: np.ndarray = rng.normal(size=(19, RUN + 70)).astype(np.float32)
+    b: np.ndarray = rng.normal(size=(RUN + 70, 150)).astype(np.float32)
+
+    def product(rows: slice, columns: slice) -> np.ndarray:
+        left, right = a[rows], b[:, columns]
+        c: np.ndarray = np.zeros((left.shape[0], right.shape[1]), np.float32)
+        matmul(
+            np.ascontiguousarray(left.T if trans_a else left),
+            np.ascontiguousarray(right.T if trans_b else right),
+            c,
+            trans_a=trans_a,
+            trans_b=trans_b,
+        )
+        return c
+
+    whole = product(slice(None), slice(None))
+    for rows, columns in [(slice(0, 1), slice(None)), (slice(5, 17), slice(3, 70)), (slice(None), slice(149, 150))]:
+        np.testing.assert_array_equal(product(rows, columns), whole[rows, columns])
+
+
+_DIGEST = """
+import hashlib
+import numpy as np
+from hpdl_mpi.kernels import vector
+from hpdl_mpi.kernels.gemm import matmul
+
+rng = np.random.default_rng(0)
+digest = hashlib.sha256()
+for dtype in (np.float32, np.float64):
+    for trans in (False, True):
+        a, b, c = (rng.normal(size=(75, 75)).astype(dtype) for _ in range(3))
+        matmul(a, b, c, trans_a=trans, trans_b=trans, accumulate=True)
+        digest.update(c.tobytes())
+print(vector.VECTOR_BYTES, digest.hexdigest())
+"""
+
+
+def test_vectors_of_every_width_give_the_same_bits(tmp_path: Path) -> None:
+    """A cluster's nodes may differ: processors with wide vectors and with narrow ones compute the same."""
+    have = set(get_host_cpu_features().split(","))
+    families = [{"+fma"}, {"+fma", "+avx2"}, {"+fma", "+avx2", "+avx512f"}] if "+fma" in have else [{"+neon"}]
+    seen = {}
+    for features in families:
+        if features <= have:
+            environment = {
+                "NUMBA_CPU_NAME": "generic",
+                "NUMBA_CPU_FEATURES": ",".join(features),
+                "HPDL_CACHE_DIR": str(tmp_path),
+            }
+            command = [sys.executable, "-c", _DIGEST]
+            output = subprocess.run(command, env=os.environ | environment, capture_output=True, text=True, check=True)
+            width, digest = output.stdout.split()
+            seen[width] = digest
+    assert len(seen) == sum(features <= have for features in families)
+    assert len(set(seen.values())) == 1
 
 
 def test_content_of_the_result_is_ignored_unless_added_to() -> None:
@@ -51,7 +170,7 @@ FLAT = np.zeros((2, 3), np.float32)
         (np.asfortranarray(FLAT), "contiguous rows"),
     ],
 )
-def test_matrices_that_blas_would_misread_are_refused(a: np.ndarray, message: str) -> None:
+def test_matrices_that_would_be_misread_are_refused(a: np.ndarray, message: str) -> None:
     with pytest.raises(TypeError, match=message):
         matmul(a, FLAT, np.zeros((2, 2), np.float32), trans_b=True)
 
