@@ -13,7 +13,7 @@ from hpdl_mpi.base.errors import BAD_INPUT, FAILURE, HpdlError
 from hpdl_mpi.base.failure import ends_other_ranks, exit_code, message
 from hpdl_mpi.base.launcher import launcher_rank
 from hpdl_mpi.base.output import drop_output, flush_output
-from hpdl_mpi.cli import bench, data, runs
+from hpdl_mpi.cli import bench, data, runs, schedule
 
 
 class _PastClick(BaseException):
@@ -47,6 +47,7 @@ app.command("eval")(runs.evaluate)
 app.command()(runs.predict)
 app.command()(runs.summary)
 app.add_typer(data.app, name="data")
+app.add_typer(schedule.app, name="schedule")
 app.add_typer(bench.app, name="bench")
 
 

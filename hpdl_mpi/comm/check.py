@@ -17,7 +17,7 @@ from hpdl_mpi.comm.schedule import Op, Program, Round, Step
 
 
 class ScheduleError(ValueError):
-    """A collective's programs do not do what they should."""
+    """The ranks' programs, of a collective or of a pipeline, do not do what they should."""
 
 
 def check_allreduce(programs: Sequence[Program], num_elements: int) -> None:

@@ -1,0 +1,92 @@
+"""``hpdl schedule``: pipeline schedules to look at, compare and edit, before any of them runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from hpdl_mpi.cli.alone import require_one_rank
+
+if TYPE_CHECKING:
+    from hpdl_mpi.parallel.pipeline import Schedule, Simulation
+
+app = typer.Typer(help="Look at pipeline schedules.", no_args_is_help=True)
+
+Seconds = Annotated[float, typer.Option(min=0.0, help="For one stage and micro-batch.")]
+
+
+@app.callback()
+def _group() -> None:
+    """Keep `show` a command of its own while it is the only one."""
+
+
+@app.command()
+def show(
+    schedule: Annotated[str, typer.Argument(help="gpipe, 1f1b, interleaved, zb-h1, zb-h2, zb-v, or a .csv file.")],
+    ranks: Annotated[int, typer.Option("-p", "--ranks", min=1, help="Ranks of the pipeline.")] = 4,
+    microbatches: Annotated[int, typer.Option("-m", "--microbatches", min=1, help="Micro-batches of a batch.")] = 8,
+    chunks: Annotated[int | None, typer.Option(min=1, help="Stages on each rank.")] = None,
+    forward: Seconds = 1.0,
+    dgrad: Seconds = 1.0,
+    wgrad: Seconds = 1.0,
+    message: Annotated[float, typer.Option(min=0.0, help="From one rank to the next.")] = 0.0,
+    png: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a picture (needs matplotlib).")] = None,
+    csv: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the schedule, to edit it.")] = None,
+) -> None:
+    """Prove a schedule, simulate it with given costs, and draw it."""
+    require_one_rank("hpdl schedule show")
+    from rich.console import Console
+
+    from hpdl_mpi.base.files import check_destination, write_file
+    from hpdl_mpi.parallel.pipeline import StageCost, check, complete, format_schedule, make_schedule, simulate
+    from hpdl_mpi.parallel.pipeline.picture import draw_png, draw_text
+
+    for file in filter(None, (png, csv)):
+        check_destination(file)
+    made = make_schedule(schedule, ranks, microbatches, chunks)
+    check(made, complete=False)
+    check(complete(made), complete=True)
+    costs = [StageCost(forward, dgrad, wgrad, message=message)] * made.num_stages
+    simulation = simulate(made, costs)
+    console = Console(highlight=False, soft_wrap=True)
+    title = f"{schedule}: {ranks} ranks, {made.num_stages} stages, {microbatches} micro-batches"
+    console.print(title, style="bold")
+    for row in draw_text(made, simulation, console.width):
+        console.print(row)
+    for line in _facts(schedule, made, simulation, simulate(complete(made), costs)):
+        console.print(line)
+    if png:
+        draw_png(made, simulation, png, title)
+    if csv:
+        write_file(csv, format_schedule(made).encode())
+
+
+def _facts(name: str, schedule: Schedule, simulation: Simulation, as_run: Simulation) -> list[str]:
+    """Return what a schedule costs, in words."""
+    from hpdl_mpi.parallel.pipeline import FAMILIES
+
+    lines = ["F forward, I dgrad, W wgrad, B both; small letters on a rank's second stage, fourth, and so on", ""]
+    lines.append(f"time of a batch       {_time_and_bubble(simulation, synchronized=True)}")
+    if simulation.period < simulation.makespan:
+        lines.append(
+            f"from step to step     {_time_and_bubble(simulation, synchronized=False)}; clipping by the global"
+        )
+        lines.append("                      norm makes ranks wait for one another, and costs the difference")
+    if as_run.makespan < simulation.makespan:
+        lines.append(
+            f"with early messages   {_time_and_bubble(as_run, synchronized=True)}: dx leaves before dw is computed"
+        )
+    if name in FAMILIES:
+        chunks = schedule.num_stages // schedule.num_ranks
+        bubble = FAMILIES[name].bubble(schedule.num_ranks, schedule.num_microbatches, chunks)
+        lines.append(f"published bubble      {bubble} = {float(bubble):.1%} for F = I = W and enough micro-batches")
+    peaks = " ".join(f"{peak:g}" for peak in simulation.peak_bytes)
+    lines.append(f"most activations kept {peaks} on ranks 0, 1, ..., in micro-batches of a stage")
+    return lines
+
+
+def _time_and_bubble(simulation: Simulation, *, synchronized: bool) -> str:
+    time = simulation.makespan if synchronized else simulation.period
+    return f"{time:g}, bubble {simulation.bubble_fraction(synchronized=synchronized):.1%}"

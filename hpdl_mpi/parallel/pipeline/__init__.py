@@ -1,0 +1,25 @@
+"""Pipeline schedules: written as data, proved, and simulated before they run."""
+
+from hpdl_mpi.parallel.pipeline.action import Action, Op, Schedule
+from hpdl_mpi.parallel.pipeline.check import check
+from hpdl_mpi.parallel.pipeline.generators import forward_only
+from hpdl_mpi.parallel.pipeline.named import FAMILIES, make_schedule
+from hpdl_mpi.parallel.pipeline.passes import complete
+from hpdl_mpi.parallel.pipeline.simulate import Simulation, StageCost, simulate
+from hpdl_mpi.parallel.pipeline.table import format_schedule, read_schedule
+
+__all__ = [
+    "FAMILIES",
+    "Action",
+    "Op",
+    "Schedule",
+    "Simulation",
+    "StageCost",
+    "check",
+    "complete",
+    "format_schedule",
+    "forward_only",
+    "make_schedule",
+    "read_schedule",
+    "simulate",
+]

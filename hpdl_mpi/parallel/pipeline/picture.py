@@ -1,0 +1,97 @@
+"""Schedules to look at: ranks downwards, time to the right."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from pathlib import Path
+
+from rich.text import Text
+
+from hpdl_mpi.base.errors import InputError
+from hpdl_mpi.base.files import write_file
+from hpdl_mpi.parallel.pipeline.action import Action, Op, Schedule
+from hpdl_mpi.parallel.pipeline.simulate import Simulation, Timing
+
+_STYLES = {Op.F: "on dark_blue", Op.I: "on dark_cyan", Op.W: "on dark_green", Op.B: "on deep_sky_blue4"}
+_COLORS = {Op.F: "#4c72b0", Op.I: "#55a868", Op.W: "#dd8452", Op.B: "#64b5cd"}
+_NAMES = {Op.F: "forward", Op.I: "dgrad", Op.W: "wgrad", Op.B: "backward"}
+_MAX_CELLS = 20_000
+
+
+def chunk_of(schedule: Schedule, action: Action) -> int:
+    """Return which of its rank's stages an action belongs to, from 0."""
+    rank = schedule.stage_ranks[action.stage]
+    return schedule.stage_ranks[: action.stage].count(rank)
+
+
+def draw_text(schedule: Schedule, simulation: Simulation, width: int) -> list[Text]:
+    """Return lines for a terminal: a row of cells for each rank, folded into blocks where it is wider than `width`.
+
+    A cell is as long as the shortest action. An action shows its kind and micro-batch, in small letters on each rank's
+    second stage, fourth stage, and so on.
+    """
+    unit = min(timing.stop - timing.start for timings in simulation.timings for timing in timings)
+    num_cells = round(simulation.makespan / unit) if unit > 0 else _MAX_CELLS + 1
+    if num_cells > _MAX_CELLS:
+        raise InputError("too long for a terminal", found=f"{num_cells} cells", remedy="draw it with --png")
+    cell = len(str(schedule.num_microbatches - 1)) + 1
+    head = len(str(schedule.num_ranks - 1)) + 1
+    rows = [
+        _row(schedule, timings, lambda time: cell * round(time / unit), num_cells * cell)
+        for timings in simulation.timings
+    ]
+    fold = max(1, (width - head) // cell) * cell
+    lines = []
+    for start in range(0, num_cells * cell, fold):
+        lines += [Text(f"{rank:>{head - 1}} ", "bold") + row[start : start + fold] for rank, row in enumerate(rows)] + [
+            Text()
+        ]
+    return lines[:-1]
+
+
+def _row(schedule: Schedule, timings: list[Timing], column: Callable[[float], int], length: int) -> Text:
+    row = Text()
+    for timing in timings:
+        row.append("." * (column(timing.start) - len(row)), "dim")
+        label = f"{timing.action.op}{timing.action.microbatch}"
+        if chunk_of(schedule, timing.action) % 2:
+            label = label.lower()
+        row.append(label.ljust(column(timing.stop) - len(row)), _STYLES[timing.action.op])
+    row.append("." * (length - len(row)), "dim")
+    return row
+
+
+def draw_png(schedule: Schedule, simulation: Simulation, path: Path, title: str) -> None:
+    """Write a picture: a row for each rank, a box for each action with its micro-batch, paler on later stages.
+
+    Raises
+    ------
+    InputError
+        matplotlib is not installed.
+    """
+    try:
+        from matplotlib.figure import Figure
+        from matplotlib.patches import Patch
+    except ImportError as error:
+        remedy = "install it: pip install 'hpdl_mpi[plot]'"
+        raise InputError("a picture needs matplotlib, which is not installed", remedy=remedy) from error
+    figure = Figure(figsize=(16, 1.5 + 0.5 * schedule.num_ranks), layout="constrained")
+    axes = figure.subplots()
+    for rank, timings in enumerate(simulation.timings):
+        for timing in timings:
+            action, length = timing.action, timing.stop - timing.start
+            pale = 1 - 0.5 * chunk_of(schedule, action) / max(1, schedule.num_stages // schedule.num_ranks)
+            axes.barh(
+                rank, length, left=timing.start, color=(_COLORS[action.op], pale), edgecolor="white", linewidth=0.5
+            )
+            if length > simulation.makespan / 150:
+                middle = timing.start + length / 2
+                axes.text(middle, rank, str(action.microbatch), ha="center", va="center", fontsize=7)
+    handles = [Patch(color=_COLORS[op], label=name) for op, name in _NAMES.items()]
+    axes.legend(handles=handles, loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
+    axes.set(title=title, xlabel="time", ylabel="rank", yticks=range(schedule.num_ranks), xlim=(0, simulation.makespan))
+    axes.invert_yaxis()
+    image = io.BytesIO()
+    figure.savefig(image, format="png", dpi=120)
+    write_file(path, image.getvalue())

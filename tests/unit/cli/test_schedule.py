@@ -1,0 +1,70 @@
+"""``hpdl schedule show`` as a user types it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from hpdl_mpi.base.errors import InputError
+from hpdl_mpi.cli.main import app
+from hpdl_mpi.parallel.pipeline import make_schedule, read_schedule
+
+
+def show(*arguments: str, columns: int = 200) -> str:
+    result = CliRunner().invoke(app, ["schedule", "show", *arguments], env={"COLUMNS": str(columns)})
+    if result.exception:
+        raise result.exception
+    return result.output
+
+
+def test_a_schedule_is_drawn_with_what_it_costs() -> None:
+    lines = show("1f1b", "-p", "2", "-m", "3").splitlines()
+    assert lines[:3] == [
+        "1f1b: 2 ranks, 2 stages, 3 micro-batches",
+        "0 F0F1....B0  F2B1  ..B2  ",
+        "1 ..F0B0  F1B1  F2B2  ....",
+    ]
+    text = "\n".join(lines)
+    assert "time of a batch       12, bubble 25.0%" in text
+    assert "with early messages   11, bubble 18.2%" in text
+    assert "published bubble      1/4 = 25.0%" in text
+    assert "most activations kept 2 1 on ranks" in text
+
+
+def test_zero_bubble_schedules_say_what_clipping_costs() -> None:
+    text = show("zb-h2", "-p", "2", "-m", "3")
+    assert "time of a batch       10, bubble 10.0%" in text
+    assert "from step to step     9, bubble 0.0%" in text
+
+
+def test_a_second_stage_has_small_letters() -> None:
+    assert "0 F0f0i0w0I0W0\n" in show("zb-v", "-p", "1", "-m", "1")
+
+
+def test_what_is_wider_than_the_terminal_is_folded() -> None:
+    lines = show("gpipe", "-p", "2", "-m", "3", columns=14).splitlines()
+    assert lines[1:6] == ["0 F0F1F2......", "1 ..F0F1F2B0  ", "", "0 B0  B1  B2  ", "1 B1  B2  ...."]
+
+
+def test_costs_change_the_picture() -> None:
+    lines = show("gpipe", "-p", "1", "-m", "2", "--forward", "2", "--dgrad", "1", "--wgrad", "3").splitlines()
+    assert lines[1] == "0 F0F1B0  B1  "
+
+
+def test_files_hold_the_schedule_and_its_picture(tmp_path: Path) -> None:
+    table, picture = tmp_path / "s.csv", tmp_path / "s.png"
+    show("interleaved", "-p", "2", "-m", "4", "--chunks", "3", "--csv", str(table), "--png", str(picture))
+    assert read_schedule(table) == make_schedule("interleaved", 2, 4, 3)
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert "2 ranks, 6 stages, 4 micro-batches" in show(str(table), "-p", "2", "-m", "4")
+
+
+def test_what_cannot_be_drawn_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="too long for a terminal"):
+        show("gpipe", "--forward", "0")
+    with pytest.raises(InputError, match="cannot be written"):
+        show("gpipe", "--png", str(tmp_path / "none" / "s.png"))
+    with pytest.raises(InputError, match="no such schedule"):
+        show("nope")
