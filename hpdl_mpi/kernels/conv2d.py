@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from numba import prange
 
-from hpdl_mpi.kernels.gemm import gemm
+from hpdl_mpi.kernels.gemm import gemm, workspace
 from hpdl_mpi.kernels.jit import inline, kernel, parallel_kernel, thread_count
 
 _BLOCK_BYTES = 256 * 1024
@@ -81,7 +81,7 @@ def _fold(columns, geometry, first, last, dx):
 
 
 @parallel_kernel
-def _forward(x, weight, bias, geometry, columns, y):
+def _forward(x, weight, bias, geometry, columns, workspaces, y):
     parts, block, _ = columns.shape
     pixels, channels = y.shape
     for part in prange(parts):
@@ -93,11 +93,11 @@ def _forward(x, weight, bias, geometry, columns, y):
                 for p in range(first, last):
                     for k in range(channels):
                         y[p, k] = bias[k]
-            gemm(columns[part, : last - first], weight, y[first:last], False, True, bias.size > 0)
+            gemm(columns[part, : last - first], weight, y[first:last], False, True, bias.size > 0, workspaces[part])
 
 
 @parallel_kernel
-def _backward_input(dy, weight, geometry, columns, dx):
+def _backward_input(dy, weight, geometry, columns, workspaces, dx):
     parts, block, _ = columns.shape
     images = dx.shape[0]
     pixels = geometry[6] * geometry[7]
@@ -109,12 +109,12 @@ def _backward_input(dy, weight, geometry, columns, dx):
             flat[t] = 0
         for first in range(start * pixels, stop * pixels, block):
             last = min(first + block, stop * pixels)
-            gemm(dy[first:last], weight, columns[part, : last - first], False, False, False)
+            gemm(dy[first:last], weight, columns[part, : last - first], False, False, False, workspaces[part])
             _fold(columns[part], geometry, first, last, dx)
 
 
 @parallel_kernel
-def _backward_weight(x, dy, geometry, columns, dweights):
+def _backward_weight(x, dy, geometry, columns, workspaces, dweights):
     parts, block, _ = columns.shape
     pixels = dy.shape[0]
     for part in prange(parts):
@@ -122,7 +122,7 @@ def _backward_weight(x, dy, geometry, columns, dweights):
         for first in range(part * pixels // parts, stop, block):
             last = min(first + block, stop)
             _unfold(x, geometry, first, last, columns[part])
-            gemm(dy[first:last], columns[part, : last - first], dweights[part], True, False, True)
+            gemm(dy[first:last], columns[part, : last - first], dweights[part], True, False, True, workspaces[part])
 
 
 def _matrix(images):
@@ -144,17 +144,17 @@ def forward(x, weight, bias, stride, padding, columns, y) -> None:
         Written.
     """
     geometry = (*weight.shape[1:3], *stride, *padding, *y.shape[1:3])
-    _forward(x, weight.reshape(len(weight), -1), bias, geometry, columns, _matrix(y))
+    _forward(x, weight.reshape(len(weight), -1), bias, geometry, columns, workspace(y.dtype), _matrix(y))
 
 
 def backward_input(dy, weight, stride, padding, columns, dx) -> None:
     """dx = gradient for the input of `forward`; written."""
     geometry = (*weight.shape[1:3], *stride, *padding, *dy.shape[1:3])
-    _backward_input(_matrix(dy), weight.reshape(len(weight), -1), geometry, columns, dx)
+    _backward_input(_matrix(dy), weight.reshape(len(weight), -1), geometry, columns, workspace(dx.dtype), dx)
 
 
 def backward_weight(x, dy, stride, padding, columns, dweights) -> None:
     """dweights[t] += thread t's part of the gradient for the weight; dweights (threads, k, kh, kw, c)."""
     parts, k, kh, kw, c = dweights.shape
     geometry = (kh, kw, *stride, *padding, *dy.shape[1:3])
-    _backward_weight(x, _matrix(dy), geometry, columns, dweights.reshape(parts, k, kh * kw * c))
+    _backward_weight(x, _matrix(dy), geometry, columns, workspace(dy.dtype), dweights.reshape(parts, k, kh * kw * c))

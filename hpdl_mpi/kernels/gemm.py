@@ -3,25 +3,29 @@
 The result is cut into tiles that fit into vector registers; `kernels.vector` computes one. The sum behind an element is
 cut into runs, the same for all elements, and each run is added up in order. So an element's bits depend on its row of
 op(a), its column of op(b) and what it held before, and on nothing else: not on where it lies in the matrix, on how
-large that is, on the number of threads, or on how wide the processor's vectors are.
+large that is, on the number of threads, or on how wide the processor's vectors are (but on whether it can round a
+product and a sum at once, as those of the last ten years do).
 """
 
 from __future__ import annotations
 
-import numpy as np
-from numba import prange, types
-from numba.extending import intrinsic
+import threading
 
-from hpdl_mpi.kernels.jit import inline, kernel, parallel_kernel, thread_count
+import numpy as np
+from numba import prange
+
+from hpdl_mpi.base.memory import aligned
+from hpdl_mpi.kernels.jit import exact_kernel, inline, kernel, parallel_kernel, thread_count
 from hpdl_mpi.kernels.vector import (
     ROWS,
     VECTOR_BYTES,
     VECTORS,
     memory_of,
     multiply_panel,
-    stack_array,
     transpose_square,
 )
+
+_DTYPES = (np.float32, np.float64)
 
 _DEPTH_BYTES = 2048
 """Of one row of op(a), in a run: the panel of op(b) then leaves room in the second-level cache."""
@@ -37,19 +41,31 @@ _GATHERED_TILES = 48
 _GATHERED_STRIDE = _GATHERED_TILES * ROWS + 16
 """From one gathered column to the next: with a power of two they would meet in a few sets of the cache."""
 
-_panel_array = stack_array(_PANEL_BYTES)
-_gathered_array = stack_array(_DEPTH_BYTES * _GATHERED_STRIDE)
 _multiply_wide, _multiply_double, _multiply_single = multiply_panel(VECTORS), multiply_panel(2), multiply_panel(1)
 
 
-@intrinsic
-def _check(typing_context, a, b, c):
-    """Refuse, while compiling, matrices of several dtypes or with rows that are not contiguous."""
-    if c.dtype not in (types.float32, types.float64):
-        raise TypeError(f"gemm takes float32 or float64 arrays, not {c.dtype}")
-    if not a.dtype == b.dtype == c.dtype or "F" in (a.layout, b.layout, c.layout):
-        raise TypeError(f"gemm takes matrices of one dtype with contiguous rows, not {a}, {b}, {c}")
-    return types.void(a, b, c), lambda context, builder, signature, arguments: context.get_dummy_value()
+class _Workspaces(threading.local):
+    """The workspaces of one Python thread, by dtype."""
+
+    def __init__(self) -> None:
+        self.arrays: dict[np.dtype, np.ndarray] = {}
+
+
+_workspaces = _Workspaces()
+
+
+def workspace(dtype: np.dtype) -> np.ndarray:
+    """Return what products on each of this process's threads need beside their matrices, shape (threads, elements).
+
+    It belongs to the calling Python thread, and every call returns the same; contents do not last from product to
+    product.
+    """
+    found = _workspaces.arrays.get(dtype)
+    if found is None or len(found) < thread_count():
+        row = (_PANEL_BYTES + _DEPTH_BYTES * _GATHERED_STRIDE) // dtype.itemsize
+        found = aligned(thread_count() * row, dtype).reshape(thread_count(), row)
+        _workspaces.arrays[dtype] = found
+    return found
 
 
 @kernel
@@ -73,13 +89,13 @@ def _pack_transposed(source, place, size, panel, width):
             transpose_square(source, corner, (size[0] - i, size[1] - j), panel, (j * width + i, width))
 
 
-@kernel
-def _gemm(a, a_row, b, b_row, c, c_row, k, flags, rows, columns):
+@exact_kernel
+def _gemm(a, a_row, b, b_row, c, c_row, k, flags, rows, columns, workspace):
     """Compute c[rows, columns]; matrices are flat arrays with the distance of their rows. See `gemm_part`."""
     trans_a, trans_b, add = flags
     lanes = VECTOR_BYTES // c.itemsize
-    panel = _panel_array(c)
-    gathered = _gathered_array(c)
+    panel = workspace[: _PANEL_BYTES // c.itemsize]
+    gathered = workspace[_PANEL_BYTES // c.itemsize :]
     left, stride = a, np.int64(_GATHERED_STRIDE)
     # columns of a that are not far apart are as good where they lie
     gather = trans_a and a_row > _GATHERED_STRIDE
@@ -127,20 +143,21 @@ def _share(size, part, parts):
 
 
 @inline
-def gemm_part(a, b, c, trans_a, trans_b, add, part, parts):
+def gemm_part(a, b, c, trans_a, trans_b, add, workspace, part, parts):
     """Compute one of `parts` shares of c = op(a) @ op(b), plus c with `add`; shares lie along c's longer side.
 
     Parameters
     ----------
     a, b, c : array, 2-d
-        The same float dtype, rows contiguous. Shapes after `op`: (m, k), (k, n), (m, n).
+        As `matmul` takes them, which checks them; c must not overlap the others.
     trans_a, trans_b : bool
         Whether `op` transposes.
     add : bool
         Without it c is overwritten, whatever it holds, NaN too.
+    workspace : array, flat
+        A row of `workspace`.
     part, parts : int
     """
-    _check(a, b, c)
     m, n = c.shape
     down = m >= n
     rows = _share(m, part if down else 0, parts if down else 1)
@@ -152,21 +169,57 @@ def gemm_part(a, b, c, trans_a, trans_b, add, part, parts):
     a_memory, b_memory, c_memory = memory_of(a), memory_of(b), memory_of(c)
     # Numba would compile anew for a flag that a caller writes as True or False
     flags = bool(trans_a), bool(trans_b), bool(add)
-    _gemm(a_memory, a_row, b_memory, b_row, c_memory, c_row, k, flags, rows, columns)
+    _gemm(a_memory, a_row, b_memory, b_row, c_memory, c_row, k, flags, rows, columns, workspace)
 
 
 @inline
-def gemm(a, b, c, trans_a, trans_b, add):
+def gemm(a, b, c, trans_a, trans_b, add, workspace):
     """c = op(a) @ op(b), plus c with `add`, on the calling thread; see `gemm_part`."""
-    gemm_part(a, b, c, trans_a, trans_b, add, np.int64(0), np.int64(1))
+    gemm_part(a, b, c, trans_a, trans_b, add, workspace, np.int64(0), np.int64(1))
 
 
 @parallel_kernel
-def _matmul(a, b, c, trans_a, trans_b, add, parts):
+def _matmul(a, b, c, trans_a, trans_b, add, workspaces, parts):
     for part in prange(parts):
-        gemm_part(a, b, c, trans_a, trans_b, add, part, parts)
+        gemm_part(a, b, c, trans_a, trans_b, add, workspaces[part], part, parts)
 
 
 def matmul(a, b, c, *, trans_a: bool = False, trans_b: bool = False, accumulate: bool = False) -> None:
-    """c = op(a) @ op(b), or c += with `accumulate`, on this process's threads; see `gemm_part`."""
-    _matmul(a, b, c, trans_a, trans_b, accumulate, thread_count())
+    """c = op(a) @ op(b), or c += with `accumulate`, on this process's threads.
+
+    Parameters
+    ----------
+    a, b, c : array, 2-d
+        float32 or float64, all the same. Shapes after `op`: (m, k), (k, n), (m, n). The elements of a row lie side by
+        side; rows may lie apart. c must not overlap the others.
+    trans_a, trans_b : bool
+        Whether `op` transposes.
+    accumulate : bool
+
+    Raises
+    ------
+    TypeError
+        Dtypes differ or are others.
+    ValueError
+        Shapes do not fit, or a matrix does not lie in memory as it must.
+    """
+    if c.dtype not in _DTYPES or not a.dtype == b.dtype == c.dtype:
+        raise TypeError(f"a product takes float32 or float64, all the same; found {a.dtype}, {b.dtype}, {c.dtype}")
+    for matrix in (a, b, c):
+        if not _lies_in_rows(matrix):
+            raise ValueError(f"a product needs rows side by side; found shape {matrix.shape}, strides {matrix.strides}")
+    left, right = a.shape[::-1] if trans_a else a.shape, b.shape[::-1] if trans_b else b.shape
+    if left[1] != right[0] or c.shape != (left[0], right[1]):
+        raise ValueError(f"shapes {left} times {right} do not give {c.shape}")
+    _matmul(a, b, c, trans_a, trans_b, accumulate, workspace(c.dtype), thread_count())
+
+
+def _lies_in_rows(matrix) -> bool:
+    """Return whether an array is a matrix of aligned elements, side by side in rows that follow one another."""
+    if matrix.ndim != 2 or not matrix.flags.aligned:
+        return False
+    rows, columns = matrix.shape
+    down, right = matrix.strides
+    side_by_side = columns <= 1 or right == matrix.itemsize
+    one_after_another = rows <= 1 or (down >= 0 and down % matrix.itemsize == 0)
+    return matrix.size == 0 or (side_by_side and one_after_another)

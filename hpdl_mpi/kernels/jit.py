@@ -114,6 +114,11 @@ def kernel(function: Callable) -> Any:
     return _compile(function)
 
 
+def exact_kernel(function: Callable) -> Any:
+    """Compile as `kernel`, but round every operation as it is written."""
+    return _compile(function, fastmath=False)
+
+
 def inline(function: Callable) -> Any:
     """Compile a small function that its callers absorb."""
     return _compile(function, inline="always")

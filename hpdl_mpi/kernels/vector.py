@@ -21,7 +21,7 @@ from numba.core.codegen import get_host_cpu_features
 from numba.extending import intrinsic
 from numba.np.arrayobj import populate_array
 
-_FEATURES = set((config.CPU_FEATURES or get_host_cpu_features()).split(","))
+_FEATURES = set((get_host_cpu_features() if config.CPU_FEATURES is None else config.CPU_FEATURES).split(","))
 
 VECTOR_BYTES = 64 if "+avx512f" in _FEATURES else 32 if "+avx2" in _FEATURES else 16
 
@@ -130,27 +130,6 @@ def _flat_array(context: Any, builder: Any, dtype: Any, data: Any, size: Any) ->
     return result._getvalue()
 
 
-def stack_array(num_bytes: int) -> Any:
-    """Return a function for kernels that gives them `num_bytes` on the stack."""
-
-    @intrinsic
-    def stack_array(typing_context, like):
-        """Return a flat array of `like`'s dtype, aligned for vectors, of arbitrary content."""
-        dtype = like.dtype
-
-        def generate(context, builder, signature, arguments):
-            # a caller that absorbed this function would be optimized with it, over and over
-            builder.function.attributes.add("noinline")
-            size = num_bytes * 8 // dtype.bitwidth
-            memory = cgutils.alloca_once(builder, _REALS[dtype], size=_index(size))
-            memory.align = VECTOR_BYTES
-            return _flat_array(context, builder, dtype, memory, _index(size))
-
-        return types.Array(dtype, 1, "C")(like), generate
-
-    return stack_array
-
-
 @intrinsic
 def memory_of(typing_context, array):
     """Return the memory from an array's first element on as a flat array, whatever its strides; unchecked."""
@@ -199,6 +178,8 @@ def multiply_panel(vectors: int) -> Any:
                 _write_tile(emit, sums, tile, (present, columns), add)
 
         def generate(context, builder, signature, arguments):
+            # a caller of the kernel that absorbed it would be optimized with it, over and over
+            builder.function.attributes.add("noinline")
             depth_, a_, a_place_, panel_, c_, c_place_, size_, add_ = arguments
             a_start, *a_strides = cgutils.unpack_tuple(builder, a_place_)
             c_start, c_row = cgutils.unpack_tuple(builder, c_place_)

@@ -37,6 +37,8 @@ class Linear(Layer):
     def build(self, input_shape: Shape) -> None:
         if not input_shape:
             raise self.refuse("needs features", found="samples that are single numbers", expected="at least one dim")
+        if input_shape[-1] < 1:
+            raise self.refuse("needs features", found=f"samples of shape {input_shape}", expected="at least 1")
         if self.out_features < 1:
             raise self.refuse("has no output", found=f"{self.out_features} features", expected="at least 1")
         fans = (input_shape[-1], self.out_features)

@@ -6,6 +6,7 @@ import itertools
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -127,9 +128,12 @@ rng = np.random.default_rng(0)
 digest = hashlib.sha256()
 for dtype in (np.float32, np.float64):
     for trans in (False, True):
-        a, b, c = (rng.normal(size=(75, 75)).astype(dtype) for _ in range(3))
+        a, b, c = (rng.normal(size=size).astype(dtype) for size in ((320, 320), (320, 320), (320, 320)))
+        wide = rng.normal(size=(37, 1030)).astype(dtype)
+        product = np.zeros((37, 37), dtype)
         matmul(a, b, c, trans_a=trans, trans_b=trans, accumulate=True)
-        digest.update(c.tobytes())
+        matmul(wide, wide, product, trans_b=True)
+        digest.update(c.tobytes() + product.tobytes())
 print(vector.VECTOR_BYTES, digest.hexdigest())
 """
 
@@ -137,21 +141,21 @@ print(vector.VECTOR_BYTES, digest.hexdigest())
 def test_vectors_of_every_width_give_the_same_bits(tmp_path: Path) -> None:
     """A cluster's nodes may differ: processors with wide vectors and with narrow ones compute the same."""
     have = set(get_host_cpu_features().split(","))
-    families = [{"+fma"}, {"+fma", "+avx2"}, {"+fma", "+avx2", "+avx512f"}] if "+fma" in have else [{"+neon"}]
+    families = [{"+fma"}, {"+fma", "+avx2"}, {"+fma", "+avx2", "+avx512f"}, {"+neon"}]
+    families = [features for features in families if features <= have]
     seen = {}
     for features in families:
-        if features <= have:
-            environment = {
-                "NUMBA_CPU_NAME": "generic",
-                "NUMBA_CPU_FEATURES": ",".join(features),
-                "HPDL_CACHE_DIR": str(tmp_path),
-            }
-            command = [sys.executable, "-c", _DIGEST]
-            output = subprocess.run(command, env=os.environ | environment, capture_output=True, text=True, check=True)
-            width, digest = output.stdout.split()
-            seen[width] = digest
-    assert len(seen) == sum(features <= have for features in families)
-    assert len(set(seen.values())) == 1
+        environment = {
+            "NUMBA_CPU_NAME": "generic",
+            "NUMBA_CPU_FEATURES": ",".join(features),
+            "HPDL_CACHE_DIR": str(tmp_path),
+        }
+        command = [sys.executable, "-c", _DIGEST]
+        output = subprocess.run(command, env=os.environ | environment, capture_output=True, text=True, check=True)
+        width, digest = output.stdout.split()
+        seen[width] = digest
+    assert len(seen) == len(families)
+    assert len(set(seen.values())) <= 1
 
 
 def test_content_of_the_result_is_ignored_unless_added_to() -> None:
@@ -160,21 +164,68 @@ def test_content_of_the_result_is_ignored_unless_added_to() -> None:
     np.testing.assert_array_equal(c, np.eye(2))
 
 
-FLAT = np.zeros((2, 3), np.float32)
+def lying(shape: tuple[int, int]) -> np.ndarray:
+    return np.zeros(shape, np.float32)
 
 
 @pytest.mark.parametrize(
-    ("a", "message"),
+    "matrix",
     [
-        (FLAT.astype(np.float64), "one dtype"),
-        (np.asfortranarray(FLAT), "contiguous rows"),
+        np.asfortranarray(lying((2, 3))),
+        lying((2, 6))[:, ::2],
+        lying((6, 9))[:3, :2].T,
+        lying((2, 3))[::-1],
+        np.broadcast_to(np.float32(1), (2, 3)),
+        np.zeros(2, np.dtype([("label", "u1"), ("x", "f4", (3,))]))["x"],
+        np.zeros(25, np.uint8)[1:].view(np.float32).reshape(2, 3),
+        np.zeros(3, np.float32),
+        np.zeros((1, 2, 3), np.float32),
     ],
+    ids=["columns", "every second", "transposed", "upside down", "one number", "records", "unaligned", "1-d", "3-d"],
 )
-def test_matrices_that_would_be_misread_are_refused(a: np.ndarray, message: str) -> None:
-    with pytest.raises(TypeError, match=message):
-        matmul(a, FLAT, np.zeros((2, 2), np.float32), trans_b=True)
+@pytest.mark.parametrize("place", range(3))
+def test_matrices_that_would_be_misread_are_refused(matrix: np.ndarray, place: int) -> None:
+    matrices = [lying((2, 3)), lying((3, 3)), lying((2, 3))]
+    matrices[place] = matrix
+    with pytest.raises(ValueError, match="needs rows side by side"):
+        matmul(*matrices)
 
 
-def test_other_dtypes_are_refused() -> None:
-    with pytest.raises(TypeError, match="gemm takes float32 or float64"):
-        matmul(*(np.zeros((2, 2), np.float16) for _ in range(3)))
+@pytest.mark.parametrize(
+    ("a", "b", "c"),
+    [((2, 3), (2, 3), (2, 3)), ((2, 3), (3, 4), (3, 4)), ((2, 3), (3, 4), (2, 5)), ((2, 0), (3, 4), (2, 4))],
+)
+def test_shapes_that_do_not_fit_are_refused(a: tuple[int, int], b: tuple[int, int], c: tuple[int, int]) -> None:
+    with pytest.raises(ValueError, match="do not give"):
+        matmul(lying(a), lying(b), lying(c))
+
+
+def test_rows_that_are_one_and_the_same_are_taken() -> None:
+    row = np.arange(3, dtype=np.float32)
+    c = lying((2, 2))
+    matmul(np.broadcast_to(row, (2, 3)), np.broadcast_to(row, (2, 3)), c, trans_b=True)
+    np.testing.assert_array_equal(c, 5.0)
+
+
+@pytest.mark.parametrize("dtypes", [("f4", "f4", "f8"), ("f2", "f2", "f2"), ("i4", "i4", "i4")])
+def test_other_dtypes_are_refused(dtypes: tuple[str, str, str]) -> None:
+    with pytest.raises(TypeError, match="float32 or float64, all the same"):
+        matmul(*(np.zeros((2, 2), dtype) for dtype in dtypes))
+
+
+def test_a_thread_with_a_small_stack_can_multiply() -> None:
+    results: list[np.ndarray] = []
+
+    def multiply() -> None:
+        c = lying((4, 4))
+        matmul(lying((4, 4)) + 1, lying((4, 4)) + 1, c)
+        results.append(c)
+
+    before = threading.stack_size(256 * 1024)
+    try:
+        thread = threading.Thread(target=multiply)
+        thread.start()
+    finally:
+        threading.stack_size(before)
+    thread.join()
+    np.testing.assert_array_equal(results[0], 4.0)
