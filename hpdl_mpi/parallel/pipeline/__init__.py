@@ -5,6 +5,7 @@ from hpdl_mpi.parallel.pipeline.check import check
 from hpdl_mpi.parallel.pipeline.execute import Executor, Feed
 from hpdl_mpi.parallel.pipeline.generators import forward_only
 from hpdl_mpi.parallel.pipeline.named import FAMILIES, make_schedule
+from hpdl_mpi.parallel.pipeline.partition import LayerCost, partition
 from hpdl_mpi.parallel.pipeline.passes import complete
 from hpdl_mpi.parallel.pipeline.simulate import Simulation, StageCost, simulate
 from hpdl_mpi.parallel.pipeline.stages import Stage, cut
@@ -15,6 +16,7 @@ __all__ = [
     "Action",
     "Executor",
     "Feed",
+    "LayerCost",
     "Op",
     "Schedule",
     "Simulation",
@@ -26,6 +28,7 @@ __all__ = [
     "format_schedule",
     "forward_only",
     "make_schedule",
+    "partition",
     "read_schedule",
     "simulate",
 ]
