@@ -9,11 +9,11 @@ import numpy as np
 
 from hpdl_mpi.base.errors import require
 from hpdl_mpi.base.memory import aligned
-from hpdl_mpi.base.shares import share
 from hpdl_mpi.comm import Collective, Communicator, ring_allreduce
 from hpdl_mpi.data import Batch
 from hpdl_mpi.nn import Loss, LossSums
 from hpdl_mpi.optim import clip_factor
+from hpdl_mpi.parallel.pipeline import Feed, complete, make_schedule
 from hpdl_mpi.parallel.replica import Replica
 
 _SUMS = len(LossSums._fields)
@@ -79,8 +79,8 @@ class DataParallelStep:
         require("training.accumulate", accumulate, possible, "an integer of at least 1")
         require("training.clip_norm", clip_norm, clip_norm is None or clip_norm > 0, "a number above 0")
         self._replica = replica
-        self._loss = loss
-        self._accumulate = accumulate
+        schedule = make_schedule("1f1b", num_ranks=1, num_microbatches=int(accumulate))
+        self._executor = replica.executor(complete(schedule), loss)
         self._clip_norm = clip_norm
         self._totals = aligned(_SUMS + num_flags, np.float64)
         self._reduce_totals = self._all_reduce(comm, self._totals)
@@ -107,20 +107,8 @@ class DataParallelStep:
         totals = self._totals
         totals.fill(0.0)
         nominal = batch.global_size
-        size = len(batch.sample_ids)
-        for part in range(self._accumulate):
-            start, stop = share(size, part, self._accumulate)
-            if start < stop:
-                sums = self._replica.learn(
-                    batch.inputs[start:stop],
-                    batch.targets[start:stop],
-                    batch.sample_ids[start:stop],
-                    self._loss,
-                    epoch=epoch,
-                    scale=1.0 / nominal,
-                )
-                for index, value in enumerate(sums):
-                    totals[index] += value
+        feed = Feed(batch.sample_ids, batch.inputs, batch.targets, epoch, 1.0 / nominal)
+        totals[:_SUMS], _ = self._executor.run(feed)
         for index, flag in enumerate(flags(), _SUMS):
             totals[index] = flag
         self._reduce_totals()

@@ -8,11 +8,18 @@ import weakref
 import numpy as np
 from numpy.typing import DTypeLike
 
-from hpdl_mpi.base.errors import InputError, require
+from hpdl_mpi.base.errors import require
 from hpdl_mpi.base.memory import check_memory
-from hpdl_mpi.nn import Context, Layer, Layout, Loss, LossSums, MicroBatch, Pool, Shape
+from hpdl_mpi.comm import SingleCommunicator
+from hpdl_mpi.nn import Layer, Layout, Loss, LossSums, Pool, Shape
 from hpdl_mpi.nn.layer import walk
 from hpdl_mpi.optim import Chunks, Optimizer
+from hpdl_mpi.parallel.pipeline import Executor, Feed, Schedule, Stage, complete, forward_only, make_schedule
+
+FORWARD = complete(forward_only((0,), num_microbatches=1))
+"""One micro-batch through a whole model."""
+
+_LEARN = complete(make_schedule("1f1b", num_ranks=1, num_microbatches=1))
 
 _DTYPES = (np.dtype(np.float32), np.dtype(np.float64))
 
@@ -86,8 +93,7 @@ class Replica:
         self.pool = Pool()
         self._optimizer = optimizer
         self._chunks = Chunks(self.layout)
-        self._batch = MicroBatch(self.pool, seed)
-        self._context = Context(self._batch)
+        self._stage = Stage(model, input_shape, model.output_shape(input_shape))
         self.reset()
 
     def release(self) -> None:
@@ -102,6 +108,12 @@ class Replica:
         for array in (self.grads, *self.slots.values()):
             array.fill(0)
         self.step = 0
+
+    def executor(self, schedule: Schedule, loss: Loss | None) -> Executor:
+        """Return what runs batches through the model: in micro-batches as a complete schedule for one rank says."""
+        return Executor(
+            schedule, [self._stage], SingleCommunicator(), pool=self.pool, dtype=self.dtype, loss=loss, seed=self.seed
+        )
 
     def learn(
         self, inputs: np.ndarray, targets: np.ndarray, sample_ids: np.ndarray, loss: Loss, *, epoch: int, scale: float
@@ -118,39 +130,15 @@ class Replica:
         epoch : int
         scale : float
         """
-        outputs = self._forward(inputs, sample_ids, epoch=epoch, training=True)
-        sums, gradient = loss(outputs, targets, scale, self._context)
-        assert gradient is not None, "a loss has a gradient while training"
-        self.pool.release(outputs)
-        self.pool.release(self.model.backward(gradient, self._context))
-        self.pool.release(gradient)
-        return sums
+        return self.executor(_LEARN, loss).run(Feed(sample_ids, inputs, targets, epoch, scale))[0]
 
     def evaluate(self, inputs: np.ndarray, targets: np.ndarray, sample_ids: np.ndarray, loss: Loss) -> LossSums:
         """Run a micro-batch forward only and compare it with its targets."""
-        outputs = self._forward(inputs, sample_ids, epoch=0, training=False)
-        sums, _ = loss(outputs, targets, 0.0, self._context)
-        self.pool.release(outputs)
-        return sums
+        return self.executor(FORWARD, loss).run(Feed(sample_ids, inputs, targets))[0]
 
     def predict(self, inputs: np.ndarray, sample_ids: np.ndarray) -> np.ndarray:
-        """Return a copy of the model's outputs for a micro-batch; the caller owns it."""
-        outputs = self._forward(inputs, sample_ids, epoch=0, training=False)
-        result = outputs.copy()
-        self.pool.release(outputs)
-        return result
-
-    def _forward(self, inputs: np.ndarray, sample_ids: np.ndarray, *, epoch: int, training: bool) -> np.ndarray:
-        """Return the model's outputs, from the pool; refuse what kernels would misread."""
-        if inputs.shape[1:] != self.input_shape or inputs.dtype != self.dtype or not inputs.flags.c_contiguous:
-            raise InputError(
-                "the model cannot take these samples",
-                where="inputs",
-                found=f"shape {inputs.shape}, {inputs.dtype}, strides {inputs.strides}",
-                expected=f"C-contiguous samples of shape {self.input_shape}, {self.dtype}",
-            )
-        self._batch.begin(sample_ids, epoch=epoch, training=training)
-        return self.model.forward(inputs, self._context)
+        """Return a copy of the model's outputs for a micro-batch of at least one sample; the caller owns it."""
+        return self.executor(FORWARD, None).run(Feed(sample_ids, inputs))[1][0]
 
     def gradient_norm(self) -> float:
         """Return the Euclidean norm of ``grads``."""

@@ -10,6 +10,8 @@ from hpdl_mpi.comm import Communicator
 from hpdl_mpi.data import Loader
 from hpdl_mpi.nn import Loss, LossSums
 from hpdl_mpi.parallel import Replica
+from hpdl_mpi.parallel.pipeline import Feed
+from hpdl_mpi.parallel.replica import FORWARD
 from hpdl_mpi.train.metrics import Metrics
 
 
@@ -30,14 +32,14 @@ class Evaluator:
     def __init__(
         self, replica: Replica, loss: Loss, loader: Loader, comm: Communicator, unit: float | None = None
     ) -> None:
-        self._replica, self._loss, self._loader, self._comm, self._unit = replica, loss, loader, comm, unit
+        self._executor = replica.executor(FORWARD, loss)
+        self._task, self._loader, self._comm, self._unit = loss.task, loader, comm, unit
 
     def __call__(self) -> Metrics:
         """Return the metrics of all samples."""
         totals = np.zeros(len(LossSums._fields))
         with self._loader.dataset.naming_files(), closing(self._loader.epoch(0)) as batches:
             for batch in batches:
-                if len(batch.sample_ids):
-                    totals += self._replica.evaluate(batch.inputs, batch.targets, batch.sample_ids, self._loss)
+                totals += self._executor.run(Feed(batch.sample_ids, batch.inputs, batch.targets))[0]
         self._comm.allreduce(totals)
-        return Metrics.of(LossSums(*totals.tolist()), self._loss.task, self._unit)
+        return Metrics.of(LossSums(*totals.tolist()), self._task, self._unit)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import DTypeLike
 
+from hpdl_mpi.base.errors import InputError
 from hpdl_mpi.base.shares import share
 from hpdl_mpi.comm import Communicator, Work
 from hpdl_mpi.comm.communicator import COLLECTIVE_TAG
@@ -149,7 +150,8 @@ class Executor:
             try:
                 self._perform(action)
             except Exception as error:
-                error.add_note(self._where(index))
+                if self._comm.size > 1:
+                    error.add_note(self._where(index))
                 raise
         for work, array in self._sending:
             work.wait()
@@ -184,6 +186,7 @@ class Executor:
         if stage == 0:
             assert self._feed.inputs is not None, "the first stage is fed"
             x = self._feed.inputs[part]
+            self._check_samples(x)
         else:
             x = self._take(self._forward, (stage, number))
         y = self._stages[stage].model.forward(x, slot.context)
@@ -196,6 +199,17 @@ class Executor:
             self._hand_on(self._forward, y, (stage + 1, number))
         else:
             self._finish(y, part, slot, (stage, number))
+
+    def _check_samples(self, x: np.ndarray) -> None:
+        """Refuse what kernels would misread."""
+        shape = self._stages[0].input_shape
+        if x.shape[1:] != shape or x.dtype != self._dtype or not x.flags.c_contiguous:
+            raise InputError(
+                "the model cannot take these samples",
+                where="inputs",
+                found=f"shape {x.shape}, {x.dtype}, strides {x.strides}",
+                expected=f"C-contiguous samples of shape {shape}, {self._dtype}",
+            )
 
     def _finish(self, y: np.ndarray, part: slice, slot: _Slot, key: _Key) -> None:
         """Compare the model's outputs with their targets, or keep a copy of them."""

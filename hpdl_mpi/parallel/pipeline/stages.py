@@ -16,13 +16,13 @@ class Stage:
 
     Attributes
     ----------
-    model : Sequential
+    model : Layer
         Built. Its layers have the paths, so the names and random keys, that they have in the whole model.
     input_shape, output_shape : tuple of int
         Of one sample.
     """
 
-    model: Sequential
+    model: Layer
     input_shape: Shape
     output_shape: Shape
 
