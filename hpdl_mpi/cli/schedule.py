@@ -50,17 +50,17 @@ def show(
     check(complete(made), complete=True)
     costs = [StageCost(forward, dgrad, wgrad, message=message)] * made.num_stages
     simulation = simulate(made, costs)
-    console = Console(highlight=False, soft_wrap=True)
     title = f"{schedule}: {ranks} ranks, {made.num_stages} stages, {microbatches} micro-batches"
+    if csv:
+        write_file(csv, format_schedule(made).encode())
+    if png:
+        draw_png(made, simulation, png, title)
+    console = Console(highlight=False, markup=False, soft_wrap=True)
     console.print(title, style="bold")
     for row in draw_text(made, simulation, console.width):
         console.print(row)
     for line in _facts(schedule, made, simulation, simulate(complete(made), costs)):
         console.print(line)
-    if png:
-        draw_png(made, simulation, png, title)
-    if csv:
-        write_file(csv, format_schedule(made).encode())
 
 
 def _facts(name: str, schedule: Schedule, simulation: Simulation, as_run: Simulation) -> list[str]:

@@ -29,25 +29,24 @@ def draw_text(schedule: Schedule, simulation: Simulation, width: int) -> list[Te
     """Return lines for a terminal: a row of cells for each rank, folded into blocks where it is wider than `width`.
 
     A cell is as long as the shortest action. An action shows its kind and micro-batch, in small letters on each rank's
-    second stage, fourth stage, and so on.
+    second stage, fourth stage, and so on. What would take very many cells is not drawn, and a line says so.
     """
     unit = min(timing.stop - timing.start for timings in simulation.timings for timing in timings)
     num_cells = round(simulation.makespan / unit) if unit > 0 else _MAX_CELLS + 1
     if num_cells > _MAX_CELLS:
-        raise InputError("too long for a terminal", found=f"{num_cells} cells", remedy="draw it with --png")
+        return [Text("too long, or with actions too short, to be drawn here; a picture can show it", "dim")]
     cell = len(str(schedule.num_microbatches - 1)) + 1
     head = len(str(schedule.num_ranks - 1)) + 1
     rows = [
-        _row(schedule, timings, lambda time: cell * round(time / unit), num_cells * cell)
+        _row(schedule, timings, lambda time: cell * int(time / unit + 0.5), num_cells * cell)
         for timings in simulation.timings
     ]
     fold = max(1, (width - head) // cell) * cell
     lines = []
     for start in range(0, num_cells * cell, fold):
-        lines += [Text(f"{rank:>{head - 1}} ", "bold") + row[start : start + fold] for rank, row in enumerate(rows)] + [
-            Text()
-        ]
-    return lines[:-1]
+        lines += [Text()] if start else []
+        lines += [Text(f"{rank:>{head - 1}} ", "bold") + row[start : start + fold] for rank, row in enumerate(rows)]
+    return lines
 
 
 def _row(schedule: Schedule, timings: list[Timing], column: Callable[[float], int], length: int) -> Text:
@@ -57,7 +56,8 @@ def _row(schedule: Schedule, timings: list[Timing], column: Callable[[float], in
         label = f"{timing.action.op}{timing.action.microbatch}"
         if chunk_of(schedule, timing.action) % 2:
             label = label.lower()
-        row.append(label.ljust(column(timing.stop) - len(row)), _STYLES[timing.action.op])
+        width = column(timing.stop) - len(row)
+        row.append(label.ljust(width)[:width], _STYLES[timing.action.op])
     row.append("." * (length - len(row)), "dim")
     return row
 

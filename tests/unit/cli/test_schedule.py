@@ -61,9 +61,19 @@ def test_files_hold_the_schedule_and_its_picture(tmp_path: Path) -> None:
     assert "2 ranks, 6 stages, 4 micro-batches" in show(str(table), "-p", "2", "-m", "4")
 
 
+def test_uneven_costs_keep_the_columns(tmp_path: Path) -> None:
+    costs = ("--forward", "1", "--dgrad", "1.5", "--wgrad", "1.25", "--message", "0.5")
+    lines = show("zb-h1", "-p", "3", "-m", "4", *costs).splitlines()
+    assert len({len(line) for line in lines[1:4]}) == 1
+
+
+def test_what_is_too_long_for_a_terminal_goes_to_a_picture(tmp_path: Path) -> None:
+    picture = tmp_path / "[red]s.png"
+    assert "too short, to be drawn here" in show("gpipe", "--forward", "0", "--png", str(picture))
+    assert picture.exists()
+
+
 def test_what_cannot_be_drawn_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="too long for a terminal"):
-        show("gpipe", "--forward", "0")
     with pytest.raises(InputError, match="cannot be written"):
         show("gpipe", "--png", str(tmp_path / "none" / "s.png"))
     with pytest.raises(InputError, match="no such schedule"):
