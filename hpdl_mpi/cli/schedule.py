@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 app = typer.Typer(help="Look at pipeline schedules.", no_args_is_help=True)
 
+MAX_SECONDS = 1e9
+
 Seconds = Annotated[float, typer.Option(min=0.0, help="For one stage and micro-batch.")]
 
 
@@ -39,12 +41,17 @@ def show(
     require_one_rank("hpdl schedule show")
     from rich.console import Console
 
+    from hpdl_mpi.base.errors import InputError, require
     from hpdl_mpi.base.files import check_destination, write_file
     from hpdl_mpi.parallel.pipeline import StageCost, check, complete, format_schedule, make_schedule, simulate
     from hpdl_mpi.parallel.pipeline.picture import draw_png, draw_text
 
+    for key, seconds in {"forward": forward, "dgrad": dgrad, "wgrad": wgrad, "message": message}.items():
+        require(f"--{key}", seconds, seconds <= MAX_SECONDS, f"at most {MAX_SECONDS:g}")
     for file in filter(None, (png, csv)):
         check_destination(file)
+    if png and png == csv:
+        raise InputError("picture and schedule would overwrite each other", where="--png and --csv", found=png)
     made = make_schedule(schedule, ranks, microbatches, chunks)
     check(made, complete=False)
     check(complete(made), complete=True)

@@ -72,7 +72,8 @@ class _Flow:
 class Executor:
     """Runs batches through this rank's stages, with the ranks before and after. Calls are collective.
 
-    It adds to the gradients that the stages' layers are bound to, and knows nothing of their update.
+    It adds to the gradients that the stages' layers are bound to, and knows nothing of their update. An executor that
+    has raised is not used again.
 
     Parameters
     ----------
@@ -106,9 +107,13 @@ class Executor:
     ) -> None:
         assert schedule.num_ranks == comm.size, "a schedule has a program for each rank"
         assert schedule.num_stages == len(stages), "a schedule has the model's stages"
+        reduces = any(action.op is Op.REDUCE for action in schedule.actions())
+        trains = any(action.op in (Op.I, Op.B) for action in schedule.actions())
+        assert reduces == trains, "a schedule to train is complete"
+        assert loss is not None or not trains, "training needs a loss"
         self._schedule = schedule
         self._program = schedule.programs[comm.rank]
-        self._trains = any(action.op is Op.I or action.op is Op.B for action in schedule.actions())
+        self._trains = trains
         self._stages = stages
         self._comm = comm
         self._pool = pool
@@ -141,6 +146,8 @@ class Executor:
         outputs : list of array
             Where the last stage is and there is no loss: each micro-batch's outputs. The caller owns them.
         """
+        for array in (feed.inputs, feed.targets):
+            assert array is None or len(array) == len(feed.sample_ids), "each sample has its number"
         self._feed = feed
         self._sums = LossSums(0.0, 0.0, 0.0)
         self._outputs: list[np.ndarray] = []
@@ -190,7 +197,8 @@ class Executor:
         else:
             x = self._take(self._forward, (stage, number))
         y = self._stages[stage].model.forward(x, slot.context)
-        self._pool.release(x)
+        if stage > 0:
+            self._pool.release(x)
         if self._trains:
             self._live[stage, number] = slot
         else:
@@ -287,7 +295,7 @@ class Executor:
         flow.coming[key] = _Incoming(array, self._comm.irecv(array, source, self._tag(key, kind)))
 
     def _tag(self, key: _Key, kind: int) -> int:
-        """Return the tag of a message to a stage; those of one tag come in the order in which they are waited for."""
+        """Return the tag of a message to a stage; those of one tag are sent and received in one order, as is proved."""
         return (2 * (key[0] * self._schedule.num_microbatches + key[1]) + kind) % COLLECTIVE_TAG
 
     def _forget_sent(self) -> None:

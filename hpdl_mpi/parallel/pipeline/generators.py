@@ -110,9 +110,22 @@ def zb_v(num_ranks: int, num_microbatches: int) -> Schedule:
 
 
 def forward_only(stage_ranks: tuple[int, ...], num_microbatches: int) -> Schedule:
-    """Evaluation and prediction: each rank's stages in their order, for one micro-batch after the other."""
-    stages: list[list[int]] = [[] for _ in range(max(stage_ranks) + 1)]
-    for stage, rank in enumerate(stage_ranks):
-        stages[rank].append(stage)
-    programs = (tuple(Action(Op.F, s, i) for i in range(num_microbatches) for s in own) for own in stages)
+    """Evaluation and prediction.
+
+    Where stages go around, groups of micro-batches follow one another as in `interleaved`; on any other placement each
+    action has a turn that comes after those of what it needs.
+    """
+    p = max(stage_ranks) + 1
+    num_chunks = len(stage_ranks) // p
+    around = stage_ranks == loop_placement(p, num_chunks)
+
+    def turn(pair: _Pair) -> tuple[int, ...]:
+        stage, i = pair
+        return (i // p, stage // p, i) if around else (num_chunks * i + stage, stage)
+
+    programs = []
+    for rank in range(p):
+        own = [stage for stage, owner in enumerate(stage_ranks) if owner == rank]
+        pairs = sorted(((stage, i) for stage in own for i in range(num_microbatches)), key=turn)
+        programs.append(tuple(Action(Op.F, *pair) for pair in pairs))
     return Schedule(stage_ranks, num_microbatches, tuple(programs))

@@ -12,6 +12,9 @@ from hpdl_mpi.parallel.pipeline import generators
 from hpdl_mpi.parallel.pipeline.action import Schedule
 from hpdl_mpi.parallel.pipeline.table import read_schedule
 
+MAX_SIZE = 100_000
+"""Ranks times micro-batches times chunks: what is larger takes long to prove."""
+
 
 @dataclass(frozen=True)
 class Family:
@@ -66,7 +69,9 @@ def make_schedule(name: str, num_ranks: int, num_microbatches: int, num_chunks: 
     """
     require("parallel.pp", num_ranks, num_ranks >= 1, "at least 1")
     require("parallel.num_microbatches", num_microbatches, num_microbatches >= 1, "at least 1")
-    if name.endswith(".csv"):
+    size = num_ranks * num_microbatches * (num_chunks or 1)
+    require("ranks x micro-batches x chunks", size, size <= MAX_SIZE, f"at most {MAX_SIZE}")
+    if name.lower().endswith(".csv"):
         return _read_fitting(Path(name), num_ranks, num_microbatches)
     if name not in FAMILIES:
         expected = f"{', '.join(FAMILIES)}, or a file that ends in .csv"

@@ -107,7 +107,8 @@ def simulate(schedule: Schedule, costs: Sequence[StageCost] | None = None) -> Si
     ScheduleError
         The ranks wait for one another for ever; it says for what.
     """
-    costs = costs or [StageCost()] * schedule.num_stages
+    costs = [StageCost()] * schedule.num_stages if costs is None else costs
+    assert len(costs) == schedule.num_stages, "each stage has its cost"
     programs = [[action for action in program if action.op in COMPUTE] for program in schedule.programs]
     timings: list[list[Timing]] = [[] for _ in programs]
     done: dict[Result, float] = {}

@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import io
 import re
+import stat
 from pathlib import Path
 
 from hpdl_mpi.base.errors import InputError
@@ -16,7 +17,7 @@ from hpdl_mpi.parallel.pipeline.action import COMPUTE, Action, Op, Schedule
 from hpdl_mpi.parallel.pipeline.check import check
 
 _CELL = re.compile(r"(\d{1,6})([FIWB])(\d{1,6})", re.ASCII)
-_MAX_BYTES = 64 * 2**20
+_MAX_CHARACTERS = 4 * 2**20
 
 
 def format_schedule(schedule: Schedule) -> str:
@@ -35,15 +36,10 @@ def read_schedule(path: Path) -> Schedule:
     InputError
         The file cannot be read, a cell is no action, or the schedule does not do what it should; it names the cell.
     """
-    programs = [[_action(path, r, c, cell) for c, cell in row if cell] for r, row in enumerate(_rows(path))]
+    programs = _programs(path)
     computed = [(rank, action) for rank, program in enumerate(programs) for action in program]
     if not programs:
         raise InputError("the schedule is empty", where=path)
-    if not all(programs):
-        empty = [rank for rank, program in enumerate(programs) if not program]
-        raise InputError(
-            "a rank has nothing to do", where=path, found=f"rows {empty}, from 0", expected="actions in each row"
-        )
     owners: dict[int, int] = {}
     for rank, action in computed:
         if owners.setdefault(action.stage, rank) != rank:
@@ -63,24 +59,46 @@ def read_schedule(path: Path) -> Schedule:
     return schedule
 
 
-def _rows(path: Path) -> list[list[tuple[int, str]]]:
+def _read(path: Path) -> str:
     try:
-        if path.stat().st_size > _MAX_BYTES:
-            raise InputError("too large for a schedule", where=path, expected=f"at most {_MAX_BYTES} bytes")
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-        rows = list(csv.reader(line for line in lines if line.strip()))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise InputError("no regular file", where=path)
+        with open(path, encoding="utf-8-sig", newline="") as file:
+            text = file.read(_MAX_CHARACTERS + 1)
+    except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise InputError("the schedule cannot be read", where=path, found=reason) from error
-    return [[(column, cell.strip()) for column, cell in enumerate(row)] for row in rows]
+    if len(text) > _MAX_CHARACTERS:
+        raise InputError("too long for a schedule", where=path, expected=f"at most {_MAX_CHARACTERS} characters")
+    return text
 
 
-def _action(path: Path, row: int, column: int, cell: str) -> Action:
+def _programs(path: Path) -> list[list[Action]]:
+    """Return the actions of each line that is not blank."""
+    programs = []
+    reader = csv.reader(io.StringIO(_read(path), newline=""))
+    try:
+        for row in reader:
+            program = [
+                _action(path, reader.line_num, column, cell.strip())
+                for column, cell in enumerate(row, 1)
+                if cell and not cell.isspace()
+            ]
+            if row and not program:
+                raise InputError("a rank has nothing to do", where=f"{path}, line {reader.line_num}")
+            if program:
+                programs.append(program)
+    except csv.Error as error:
+        raise InputError("the schedule cannot be read", where=path, found=error) from error
+    return programs
+
+
+def _action(path: Path, line: int, column: int, cell: str) -> Action:
     match = _CELL.fullmatch(cell)
     if not match:
         raise InputError(
             "a cell is no action",
-            where=f"{path}, row {row + 1}, column {column + 1}",
+            where=f"{path}, line {line}, column {column}",
             found=repr(cell[:40]),
             expected="stage, F, I, W or B, and micro-batch, such as 0F3",
         )

@@ -76,5 +76,12 @@ def test_what_is_too_long_for_a_terminal_goes_to_a_picture(tmp_path: Path) -> No
 def test_what_cannot_be_drawn_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="cannot be written"):
         show("gpipe", "--png", str(tmp_path / "none" / "s.png"))
+    with pytest.raises(InputError, match="overwrite each other"):
+        show("gpipe", "--png", str(tmp_path / "s"), "--csv", str(tmp_path / "s"))
+    for seconds in ("inf", "1e308"):
+        with pytest.raises(InputError, match="--message: out of range"):
+            show("gpipe", "--message", seconds)
+    with pytest.raises(InputError, match="ranks x micro-batches x chunks"):
+        show("gpipe", "-p", "9999999999999999999999")
     with pytest.raises(InputError, match="no such schedule"):
         show("nope")

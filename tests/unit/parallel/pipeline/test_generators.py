@@ -34,6 +34,15 @@ def test_forward_alone_is_legal(num_ranks, placement) -> None:
     assert {action.op for action in schedule.actions()} == {Op.F}
 
 
+@pytest.mark.parametrize(("num_ranks", "num_chunks"), [(1, 1), (4, 1), (4, 2), (5, 3)])
+def test_forward_alone_is_as_short_as_can_be(num_ranks: int, num_chunks: int) -> None:
+    m = 3 * num_ranks
+    around = forward_only(loop_placement(num_ranks, num_chunks), m)
+    assert simulate(around).makespan == m * num_chunks + num_ranks - 1
+    there_and_back = forward_only(v_placement(num_ranks), m)
+    assert simulate(there_and_back).makespan == 2 * m + 2 * num_ranks - 2
+
+
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("num_ranks", RANKS)
 def test_bubbles_are_those_published(name: str, num_ranks: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -29,10 +30,12 @@ def test_empty_cells_and_lines_mean_nothing(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("0F0,0X0\n", r"row 1, column 2: a cell is no action. Found '0X0'; expected stage, F, I, W or B"),
-        ("0F0,0B0\n1F0,9999999F1\n", "row 2, column 2: a cell is no action"),
+        ("0F0,0X0\n", r"line 1, column 2: a cell is no action. Found '0X0'; expected stage, F, I, W or B"),
+        ("0F0,0B0\n1F0,9999999F1\n", "line 2, column 2: a cell is no action"),
         ("", "the schedule is empty"),
-        ("0F0,0B0\n,\n", r"a rank has nothing to do. Found rows \[1\], from 0"),
+        ("0F0,0B0\n\n,\n", "line 3: a rank has nothing to do"),
+        ('"0F\n0",0B0\n', r"a cell is no action. Found '0F\\n0'"),
+        ("," * 5 * 2**20, "too long for a schedule"),
         ("0F0,0B0\n0F1,0B1\n", "stage 0 is on two ranks. Found ranks 0 and 1"),
         ("0F0,0B0\n2F0,2B0\n", r"a stage is missing. Found stages \[0, 2\]"),
         ("0F0,0B0,0F2,0B2\n", "stage 0 computes F of micro-batch 2 where micro-batch 1 is due"),
@@ -55,6 +58,13 @@ def test_a_file_for_other_numbers_is_refused(tmp_path: Path) -> None:
     assert make_schedule(str(file), 2, 3) == make_schedule("1f1b", 2, 3)
     with pytest.raises(InputError, match=r"Found 2 ranks and 3 micro-batches; expected 4 and 3"):
         make_schedule(str(file), 4, 3)
+
+
+def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
+    pipe = tmp_path / "schedule.csv"
+    os.mkfifo(pipe)
+    with pytest.raises(InputError, match="no regular file"):
+        read_schedule(pipe)
 
 
 def test_a_file_that_is_not_there_is_refused(tmp_path: Path) -> None:
