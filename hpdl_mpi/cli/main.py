@@ -25,6 +25,7 @@ class _PastClick(BaseException):
 
 class _Commands(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
+        """Run the subcommand; what Click would handle in its own way is carried past it."""
         try:
             return super().invoke(ctx)
         except (EOFError, OSError, KeyboardInterrupt) as error:

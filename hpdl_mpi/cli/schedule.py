@@ -54,7 +54,8 @@ def show(
         raise InputError("picture and schedule would overwrite each other", where="--png and --csv", found=png)
     made = make_schedule(schedule, ranks, microbatches, chunks)
     check(made, complete=False)
-    check(complete(made), complete=True)
+    as_run = complete(made)
+    check(as_run, complete=True)
     costs = [StageCost(forward, dgrad, wgrad, message=message)] * made.num_stages
     simulation = simulate(made, costs)
     title = f"{schedule}: {ranks} ranks, {made.num_stages} stages, {microbatches} micro-batches"
@@ -66,7 +67,7 @@ def show(
     console.print(title, style="bold")
     for row in draw_text(made, simulation, console.width):
         console.print(row)
-    for line in _facts(schedule, made, simulation, simulate(complete(made), costs)):
+    for line in _facts(schedule, made, simulation, simulate(as_run, costs)):
         console.print(line)
 
 

@@ -71,6 +71,7 @@ class _Cache(FunctionCache):
     """Numba's cache of one function; what fails there costs a compilation and not the run."""
 
     def load_overload(self, sig: Any, target_context: Any) -> Any:
+        """Return what was compiled for a signature, or None if it is not there or cannot be read."""
         try:
             found = super().load_overload(sig, target_context)
         except Exception as error:  # noqa: BLE001  (damaged pickles raise anything)
@@ -81,6 +82,7 @@ class _Cache(FunctionCache):
         return found if found is None or found.signature.args == tuple(sig) else None
 
     def save_overload(self, sig: Any, data: Any) -> None:
+        """Keep what was compiled for a signature, if the disk takes it."""
         try:
             super().save_overload(sig, data)
         except OSError as error:

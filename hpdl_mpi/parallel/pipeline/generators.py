@@ -32,8 +32,10 @@ def _staircase(forwards: list[_Pair], backwards: list[_Pair], warmup: int, lag: 
     program = [Action(Op.F, *pair) for pair in forwards[:warmup]]
     for k, pair in enumerate(backwards):
         program.append(Action(Op.I, *pair))
-        program += [Action(Op.W, *late) for late in backwards[max(0, k - lag) : max(0, k - lag + 1)] if k >= lag]
-        program += [Action(Op.F, *following) for following in forwards[warmup + k : warmup + k + 1]]
+        if k >= lag:
+            program.append(Action(Op.W, *backwards[k - lag]))
+        if warmup + k < len(forwards):
+            program.append(Action(Op.F, *forwards[warmup + k]))
     program += [Action(Op.W, *late) for late in backwards[max(0, len(backwards) - lag) :]]
     return tuple(program)
 

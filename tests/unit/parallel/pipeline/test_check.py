@@ -17,12 +17,17 @@ def damaged(schedule: Schedule, rank: int, program: list[Action]) -> Schedule:
     return schedule.with_programs([list(p) if r != rank else program for r, p in enumerate(schedule.programs)])
 
 
+def draw_program(schedule: Schedule, data: st.DataObject) -> tuple[int, list[Action]]:
+    """Return any rank, and a copy of its program."""
+    rank = data.draw(st.integers(0, schedule.num_ranks - 1))
+    return rank, list(schedule.programs[rank])
+
+
 @settings(deadline=None)
 @given(schedule=schedules(), data=st.data())
 def test_an_action_dropped_is_found(schedule: Schedule, data: st.DataObject) -> None:
     schedule = complete(schedule)
-    rank = data.draw(st.integers(0, schedule.num_ranks - 1))
-    program = list(schedule.programs[rank])
+    rank, program = draw_program(schedule, data)
     del program[data.draw(st.integers(0, len(program) - 1))]
     with pytest.raises(ScheduleError):
         check(damaged(schedule, rank, program), complete=True)
@@ -32,8 +37,7 @@ def test_an_action_dropped_is_found(schedule: Schedule, data: st.DataObject) -> 
 @given(schedule=schedules(), data=st.data())
 def test_an_action_doubled_is_found(schedule: Schedule, data: st.DataObject) -> None:
     schedule = complete(schedule)
-    rank = data.draw(st.integers(0, schedule.num_ranks - 1))
-    program = list(schedule.programs[rank])
+    rank, program = draw_program(schedule, data)
     again = data.draw(st.sampled_from(program))
     program.insert(data.draw(st.integers(0, len(program))), again)
     with pytest.raises(ScheduleError):
@@ -46,8 +50,7 @@ def test_two_actions_swapped_are_found_unless_the_order_is_as_good(
     schedule: Schedule, with_messages: bool, data: st.DataObject
 ) -> None:
     schedule = complete(schedule) if with_messages else schedule
-    rank = data.draw(st.integers(0, schedule.num_ranks - 1))
-    program = list(schedule.programs[rank])
+    rank, program = draw_program(schedule, data)
     first, second = sorted(data.draw(st.integers(0, len(program) - 1)) for _ in range(2))
     assume(first != second)
     program[first], program[second] = program[second], program[first]
@@ -62,8 +65,7 @@ def test_two_actions_swapped_are_found_unless_the_order_is_as_good(
 @settings(deadline=None)
 @given(schedule=schedules(), data=st.data())
 def test_microbatches_out_of_order_are_found(schedule: Schedule, data: st.DataObject) -> None:
-    rank = data.draw(st.integers(0, schedule.num_ranks - 1))
-    program = list(schedule.programs[rank])
+    rank, program = draw_program(schedule, data)
     first = data.draw(st.integers(0, len(program) - 1))
     alike = [
         k for k, a in enumerate(program) if (a.op, a.stage) == (program[first].op, program[first].stage) and k != first
