@@ -1,48 +1,137 @@
-"""A batch through a pipeline, and through one process: what tests on threads and on MPI ranks share."""
+"""A batch through a grid of ranks, and through one process: what tests on threads and on MPI ranks share."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from hpdl_mpi import nn
 from hpdl_mpi.base.shares import share
 from hpdl_mpi.comm import Communicator
+from hpdl_mpi.data import Batch
 from hpdl_mpi.nn import Context, Layout, LossSums, MicroBatch, Pool
-from hpdl_mpi.parallel.pipeline import Executor, Feed, Schedule, complete, cut, forward_only
+from hpdl_mpi.optim import Chunks, Optimizer
+from hpdl_mpi.parallel import ProcessGrid, Replica, TrainingStep
+from hpdl_mpi.parallel.pipeline import Pipeline, Recomputed, Schedule
 
-FEATURES, CLASSES = 5, 3
-SEED = 7
+FEATURES, WIDTH, CLASSES = 5, 6, 3
+SEED, EPOCH = 7, 3
+NUM_LAYERS = 8
+TIED = "2.layer.body.0.weight"
+
+
+class Remember(nn.Layer):
+    """x becomes (x, x, where x > 0): two ways and a mask, which has no gradient."""
+
+    def output_shape(self, input_shape):
+        return (input_shape,) * 3
+
+    def forward(self, x, ctx):
+        mask = ctx.take(x.shape, x.dtype)
+        mask[...] = x > 0
+        ctx.retain(x)
+        ctx.retain(x)
+        return x, x, mask
+
+    def backward_input(self, dy, ctx):
+        dx = ctx.take(dy[0].shape, dy[0].dtype)
+        np.add(dy[0], dy[1], out=dx)
+        return dx
+
+
+class OnFirst(nn.Layer):
+    """Lets a layer work on the first of several arrays; the others pass."""
+
+    def __init__(self, layer):
+        self.layer = layer
+
+    @property
+    def children(self):
+        return {"layer": self.layer}
+
+    def build(self, input_shape):
+        self.layer.path = f"{self.path}.layer"
+        self.layer.build(input_shape[0])
+
+    def output_shape(self, input_shape):
+        return (self.layer.output_shape(input_shape[0]), *input_shape[1:])
+
+    def forward(self, x, ctx):
+        ctx.retain(x[1:])
+        return self.layer.forward(x[0], ctx.child("layer")), *x[1:]
+
+    def backward_input(self, dy, ctx):
+        ctx.retain(dy[1:])
+        return self.layer.backward_input(dy[0], ctx.child("layer")), *dy[1:]
+
+    def backward_weight(self, ctx):
+        self.layer.backward_weight(ctx.child("layer"))
+
+
+class Recall(nn.Layer):
+    """(a, b, mask) becomes a + mask b: a skip connection that may have come across cuts."""
+
+    def output_shape(self, input_shape):
+        return input_shape[0]
+
+    def forward(self, x, ctx):
+        y = ctx.take(x[0].shape, x[0].dtype)
+        np.multiply(x[1], x[2], out=y)
+        np.add(x[0], y, out=y)
+        ctx.save(mask=x[2])
+        return y
+
+    def backward_input(self, dy, ctx):
+        db = ctx.take(dy.shape, dy.dtype)
+        np.multiply(dy, ctx.saved["mask"], out=db)
+        ctx.drop("mask")
+        ctx.retain(dy)
+        return dy, db, None
 
 
 def make_model() -> nn.Sequential:
-    """Return eight layers to cut between: dropout and a skip connection inside a stage, layers without parameters."""
+    """Return eight layers to cut between: with tuples, a skip connection across them, dropout, and a tied weight."""
     return nn.Sequential(
-        nn.Linear(6),
+        nn.Linear(WIDTH),
+        Remember(),
+        OnFirst(nn.Residual(nn.Sequential(nn.Linear(WIDTH), nn.Tanh()))),
+        OnFirst(nn.Dropout(0.3)),
+        Recall(),
         nn.Tanh(),
-        nn.Residual(nn.Sequential(nn.Linear(6), nn.Tanh())),
-        nn.Dropout(0.3),
-        nn.Linear(4),
-        nn.Tanh(),
-        nn.Linear(7),
+        nn.Linear(WIDTH),
         nn.Linear(CLASSES),
-    )
+    ).tie("6.weight", to=TIED)
 
 
-NUM_LAYERS = 8
+class Keep(Optimizer):
+    """Keeps the gradients and changes nothing."""
+
+    lr, slots = 0.0, ("kept",)
+
+    def update(self, params, grads, slots, chunks: Chunks, *, step, lr, scale=1.0):
+        np.multiply(grads, scale, out=slots[0])
+        grads.fill(0)
 
 
-def make_batch(num_samples: int) -> Feed:
+def make_batch(num_samples: int) -> Batch:
     """Return a batch of random samples, in float64."""
     rng = np.random.default_rng(num_samples)
-    return Feed(
-        sample_ids=rng.permutation(1000)[:num_samples],
+    return Batch(
         inputs=rng.normal(size=(num_samples, FEATURES)),
         targets=rng.integers(0, CLASSES, num_samples),
-        epoch=3,
-        scale=1 / max(1, num_samples),
+        sample_ids=rng.permutation(1000)[:num_samples],
+        global_size=num_samples,
+        offset=0,
     )
+
+
+def part_of(batch: Batch, start: int, stop: int) -> Batch:
+    """Return some samples of a batch, as a loader shares it out."""
+    arrays = (array[start:stop] for array in (batch.inputs, batch.targets, batch.sample_ids))
+    return Batch(*arrays, global_size=batch.global_size, offset=0)
 
 
 @dataclass
@@ -51,79 +140,89 @@ class Outcome:
 
     gradients: dict[str, np.ndarray]
     sums: LossSums
-    outputs: list[np.ndarray]
+    outputs: np.ndarray
 
 
-def run_alone(feed: Feed, num_microbatches: int) -> Outcome:
-    """Run the micro-batches of a batch one after the other through the whole model."""
+def run_alone(batch: Batch, num_microbatches: int, dp: int = 1) -> Outcome:
+    """Run the micro-batches of all data-parallel ranks one after the other through the whole model."""
     model = make_model()
     model.build((FEATURES,))
-    layout, gradients = _bind(model)
-    pool = Pool(poison=True)
-    batch = MicroBatch(pool, SEED)
-    context = Context(batch)
-    sums, outputs = LossSums(0.0, 0.0, 0.0), []
-    for number in range(num_microbatches):
-        part = slice(*share(len(feed.sample_ids), number, num_microbatches))
-        if part.start == part.stop:
-            continue
-        batch.begin(feed.sample_ids[part], epoch=0, training=False)
-        outputs.append(model.forward(feed.inputs[part], context).copy())
-        batch.begin(feed.sample_ids[part], epoch=feed.epoch, training=True)
-        y = model.forward(feed.inputs[part], context)
-        found, dy = nn.CrossEntropy()(y, feed.targets[part], feed.scale, context)
-        sums = LossSums(*(one + other for one, other in zip(sums, found, strict=True)))
-        model.backward(dy, context)
-    return Outcome(layout.views(gradients), sums, outputs)
-
-
-def run_pipeline(comm: Communicator, schedule: Schedule, cuts: list[int], feed: Feed, batches: int = 3) -> Outcome:
-    """Run a batch, `batches` times over, through this rank's stages; then predict. Collective."""
-    stages = cut(make_model(), (FEATURES,), cuts)
-    own = [stage for stage, rank in zip(stages, schedule.stage_ranks, strict=True) if rank == comm.rank]
-    layout, gradients = _bind(nn.Sequential(**{k: v for stage in own for k, v in stage.model.children.items()}))
-    pool = Pool(poison=True)
-    reduced: list[int] = []
-    settings = {"pool": pool, "dtype": np.float64, "seed": SEED}
-    executor = Executor(complete(schedule), stages, comm, loss=nn.CrossEntropy(), reduce=reduced.append, **settings)
-    held = 0
-    for number in range(batches):
-        gradients.fill(0)
-        sums, _ = executor.run(feed)
-        assert pool.bytes_live == 0, "everything taken from the pool is back"
-        if comm.size == 1 and number == 2:
-            assert pool.bytes_held == held, "a steady step takes no new buffers"
-        held = pool.bytes_held
-    assert reduced == [s for _ in range(batches) for s in _reduction_order(schedule, comm.rank)]
-    predict = complete(forward_only(schedule.stage_ranks, schedule.num_microbatches))
-    _, outputs = Executor(predict, stages, comm, loss=None, **settings).run(feed)
-    return Outcome(layout.views(gradients), sums, outputs)
-
-
-def _reduction_order(schedule: Schedule, rank: int) -> list[int]:
-    """Return this rank's stages in the order of their last weight gradients."""
-    program = complete(schedule).programs[rank]
-    last = {action.stage: index for index, action in enumerate(program) if action.op in ("W", "B")}
-    return sorted(last, key=lambda stage: last[stage])
-
-
-def _bind(model: nn.Layer) -> tuple[Layout, np.ndarray]:
     layout = Layout(model)
     params, gradients = layout.allocate(np.float64), layout.allocate(np.float64)
     layout.initialize(params, SEED)
     layout.bind(model, params, gradients)
-    return layout, gradients
+    micro = MicroBatch(Pool(poison=True), SEED)
+    context = Context(micro)
+    sums, outputs = LossSums(0.0, 0.0, 0.0), [np.zeros((0, CLASSES))]
+    for rank in range(dp):
+        first, last = share(batch.global_size, rank, dp)
+        for number in range(num_microbatches):
+            start, stop = share(last - first, number, num_microbatches)
+            part = part_of(batch, first + start, first + stop)
+            if start == stop:
+                continue
+            micro.begin(part.sample_ids, epoch=0, training=False)
+            outputs.append(model.forward(part.inputs, context).copy())
+            micro.begin(part.sample_ids, epoch=EPOCH, training=True)
+            y = model.forward(part.inputs, context)
+            found, dy = nn.CrossEntropy()(y, part.targets, 1 / batch.global_size, context)
+            sums = LossSums(*(one + other for one, other in zip(sums, found, strict=True)))
+            model.backward(dy, context)
+    return Outcome(layout.views(gradients), sums, np.concatenate(outputs))
 
 
-def check_outcomes(found: list[Outcome], expected: Outcome) -> None:
-    """Compare what all ranks of a pipeline have with what one process has."""
-    gradients = {name: array for outcome in found for name, array in outcome.gradients.items()}
-    assert gradients.keys() == expected.gradients.keys()
-    for name, array in expected.gradients.items():
-        # the same micro-batches in the same order: the same roundings
-        np.testing.assert_array_equal(gradients[name], array, err_msg=name)
-    assert [sum(values) for values in zip(*(outcome.sums for outcome in found), strict=True)] == list(expected.sums)
-    outputs = [output for outcome in found for output in outcome.outputs]
-    assert len(outputs) == len(expected.outputs)
-    for one, other in zip(outputs, expected.outputs, strict=True):
-        np.testing.assert_array_equal(one, other)
+def run_grid(
+    comm: Communicator,
+    dp: int,
+    schedule: Schedule,
+    cuts: Sequence[int],
+    batch: Batch,
+    *,
+    recompute: Recomputed = "none",
+    num_batches: int = 3,
+    **settings: Any,
+) -> Outcome:
+    """Learn from a batch, `num_batches` times over, and then predict, on a grid of pipelines. Collective."""
+    grid = ProcessGrid(comm, {"pp": comm.size // dp, "dp": dp})
+    try:
+        pipeline = Pipeline(grid.axis("pp"), schedule, tuple(cuts), recompute)
+        replica = Replica(make_model(), (FEATURES,), Keep(), dtype=np.float64, seed=SEED, pipeline=pipeline)
+        replica.pool._poison = True
+        step = TrainingStep(replica, nn.CrossEntropy(), grid, **settings)
+        mine = part_of(batch, *share(batch.global_size, grid.coordinate("dp"), dp))
+        inputs = mine.inputs
+        if not pipeline.reads_inputs:
+            mine = Batch(None, mine.targets, mine.sample_ids, mine.global_size, 0)
+        if not pipeline.reads_targets:
+            mine = Batch(mine.inputs, None, mine.sample_ids, mine.global_size, 0)
+        held = []
+        for _ in range(num_batches):
+            report = step(mine, epoch=EPOCH, lr=0.0)
+            assert replica.pool.bytes_live == 0, "everything taken from the pool is back"
+            held.append(replica.pool.bytes_held)
+        assert comm.size > 1 or len(set(held[1:])) <= 1, "a steady step takes no new buffers"
+        kept = replica.layout.views(replica.slots["kept"])
+        outputs = replica.predict(inputs, mine.sample_ids)
+        return Outcome(kept, report.sums, outputs)
+    finally:
+        grid.free()
+
+
+def check_outcomes(found: Sequence[Outcome], expected: Outcome, dp: int = 1) -> None:
+    """Compare what all ranks of a grid have with what one process has."""
+    names = {name for outcome in found for name in outcome.gradients}
+    assert names == expected.gradients.keys()
+    for outcome in found:
+        for name, gradient in outcome.gradients.items():
+            if dp == 1 and name != TIED:  # the same micro-batches in the same order: the same roundings
+                np.testing.assert_array_equal(gradient, expected.gradients[name], err_msg=name)
+            else:
+                np.testing.assert_allclose(gradient, expected.gradients[name], rtol=1e-9, atol=1e-15, err_msg=name)
+        np.testing.assert_allclose(outcome.sums, expected.sums, rtol=1e-12)
+    copies = [outcome.gradients[TIED] for outcome in found if TIED in outcome.gradients]
+    for copy in copies[1:]:
+        np.testing.assert_array_equal(copy, copies[0], err_msg="copies of a tied weight stay equal")
+    # ranks are numbered along dp first; each rank of a pipeline has the outputs of its pipeline's share
+    for start in range(0, len(found), dp):
+        outputs = np.concatenate([outcome.outputs for outcome in found[start : start + dp]])
+        np.testing.assert_array_equal(outputs, expected.outputs)

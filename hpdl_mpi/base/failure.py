@@ -110,7 +110,7 @@ def message(error: BaseException, ranks: Ranks | None) -> str:
     if isinstance(error, KeyboardInterrupt):
         text = "Interrupted."
     elif isinstance(error, HpdlError):
-        text = f"Error: {error}"
+        text = "\n".join([f"Error: {error}", *getattr(error, "__notes__", ())])
     else:
         text = "".join(traceback.format_exception(error)).rstrip()
     return text if ranks is None else f"[rank {ranks.rank} of {ranks.size} on {socket.gethostname()}] {text}"

@@ -19,7 +19,7 @@ def load(model: str, batch: int, threads: int) -> Callable[[], Subject]:
     from hpdl_mpi.models import MODELS
     from hpdl_mpi.nn import CrossEntropy
     from hpdl_mpi.optim import SGD
-    from hpdl_mpi.parallel import DataParallelStep, Replica
+    from hpdl_mpi.parallel import ProcessGrid, Replica, TrainingStep
 
     set_threads(threads)
     add(np.zeros(1), np.zeros(1), np.zeros(1))
@@ -28,10 +28,9 @@ def load(model: str, batch: int, threads: int) -> Callable[[], Subject]:
         workload = WORKLOADS[model]
         optimizer = SGD(LEARNING_RATE, momentum=MOMENTUM)
         replica = Replica(MODELS[model](), workload.input_shape, optimizer, dtype="float32", seed=0)
-        learn = DataParallelStep(replica, CrossEntropy(), SingleCommunicator())
+        learn = TrainingStep(replica, CrossEntropy(), ProcessGrid(SingleCommunicator(), {"pp": 1, "dp": 1}))
         inputs, targets = workload.batch(batch)
         data = Batch(inputs, targets, np.arange(batch), global_size=batch, offset=0)
-        num_parameters = sum(segment.stop - segment.start for segment in replica.layout.segments)
-        return Subject(lambda: learn(data, epoch=0, lr=LEARNING_RATE), num_parameters)
+        return Subject(lambda: learn(data, epoch=0, lr=LEARNING_RATE), replica.num_parameters)
 
     return build

@@ -1,7 +1,7 @@
 """How ranks talk: communicators, and collectives as schedules. The only room that imports mpi4py."""
 
 from hpdl_mpi.comm.agree import agree
-from hpdl_mpi.comm.collectives import ring_all_gather, ring_allreduce, ring_reduce_scatter
+from hpdl_mpi.comm.collectives import among, ring_all_gather, ring_allreduce, ring_reduce_scatter
 from hpdl_mpi.comm.communicator import Communicator, Transfer, Work
 from hpdl_mpi.comm.execute import Collective, compile_reduction
 from hpdl_mpi.comm.single import SingleCommunicator
@@ -15,6 +15,7 @@ __all__ = [
     "Transfer",
     "Work",
     "agree",
+    "among",
     "compile_reduction",
     "ring_all_gather",
     "ring_allreduce",

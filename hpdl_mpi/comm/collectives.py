@@ -12,6 +12,9 @@ References
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
+
 from hpdl_mpi.base.shares import share
 from hpdl_mpi.comm.schedule import Op, Program, Round, Step
 
@@ -29,6 +32,11 @@ def ring_all_gather(num_ranks: int, num_elements: int, rank: int) -> Program:
 def ring_allreduce(num_ranks: int, num_elements: int, rank: int) -> Program:
     """Sum the arrays so that every rank ends with the whole sum, the same bits everywhere."""
     return ring_reduce_scatter(num_ranks, num_elements, rank) + ring_all_gather(num_ranks, num_elements, rank)
+
+
+def among(program: Program, ranks: Sequence[int]) -> Program:
+    """Return the program with `ranks` in place of 0, 1, ...: a collective of some ranks of a larger group."""
+    return [tuple(replace(step, peer=ranks[step.peer]) for step in steps) for steps in program]
 
 
 def _ring(num_ranks: int, num_elements: int, rank: int, receive: Op, first_chunk: int) -> Program:

@@ -127,7 +127,7 @@ class Dataset:
         """Bytes of the blocks kept in memory at most."""
         return sum(reader.cache_bytes for reader in self._readers.values())
 
-    def read(self, ids: np.ndarray, inputs_out: np.ndarray, targets_out: np.ndarray) -> None:
+    def read(self, ids: np.ndarray, inputs_out: np.ndarray | None, targets_out: np.ndarray | None) -> None:
         """Copy samples into the caller's arrays; local, blocking, thread-safe.
 
         Parameters
@@ -135,7 +135,7 @@ class Dataset:
         ids : int64 (n,)
             Any order, repeats allowed.
         inputs_out, targets_out : (n, *input_shape), (n, *target_shape)
-            C-contiguous, of `input_dtype` and `target_dtype`; overwritten.
+            C-contiguous, of `input_dtype` and `target_dtype`; overwritten. None: these are not read.
 
         Raises
         ------
@@ -144,8 +144,10 @@ class Dataset:
         IndexError
             An id outside ``range(num_samples)``.
         """
-        self._read("inputs", ids, inputs_out)
-        self._read("targets", ids, targets_out)
+        if inputs_out is not None:
+            self._read("inputs", ids, inputs_out)
+        if targets_out is not None:
+            self._read("targets", ids, targets_out)
 
     def _read(self, which: Which, ids: np.ndarray, out: np.ndarray) -> None:
         reader = self._readers[which]

@@ -25,10 +25,10 @@ class Batch:
 
     Attributes
     ----------
-    inputs : float (n, *input_shape)
-        Transformed, channels last, C-contiguous.
-    targets : int64 (n,) or float (n, k)
-        Class numbers, or values after the target transform.
+    inputs : float (n, *input_shape), or None
+        Transformed, channels last, C-contiguous; None if the loader leaves them out.
+    targets : int64 (n,) or float (n, k), or None
+        Class numbers, or values after the target transform; None if the loader leaves them out.
     sample_ids : int64 (n,)
         Of the dataset; n may be 0.
     global_size : int
@@ -37,27 +37,30 @@ class Batch:
         Samples of the epoch before this global batch; ``offset + global_size`` resumes after it.
     """
 
-    inputs: np.ndarray
-    targets: np.ndarray
+    inputs: np.ndarray | None
+    targets: np.ndarray | None
     sample_ids: np.ndarray
     global_size: int
     offset: int
 
 
 class _Buffers:
-    """Arrays for one batch, and the stored samples that it is made from."""
+    """Arrays for one batch, and the stored samples that it is made from; None for what is left out."""
 
     def __init__(self, loader: Loader) -> None:
         data, rows = loader.dataset, loader.max_share
-        self.inputs = aligned((rows, *loader.input_shape), loader.dtype)
-        self.targets = aligned((rows, *loader.target_shape), loader.target_dtype)
-        self.raw_inputs = aligned((rows, *data.input_shape), data.input_dtype)
-        self.raw_targets = aligned((rows, *data.target_shape), data.target_dtype)
+        self.inputs = self.targets = self.raw_inputs = self.raw_targets = None
+        if loader.reads_inputs:
+            self.inputs = aligned((rows, *loader.input_shape), loader.dtype)
+            self.raw_inputs = aligned((rows, *data.input_shape), data.input_dtype)
+        if loader.reads_targets:
+            self.targets = aligned((rows, *loader.target_shape), loader.target_dtype)
+            self.raw_targets = aligned((rows, *data.target_shape), data.target_dtype)
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all four."""
-        return sum(array.nbytes for array in vars(self).values())
+        """Bytes of all of them."""
+        return sum(array.nbytes for array in vars(self).values() if array is not None)
 
 
 class Loader:
@@ -82,6 +85,8 @@ class Loader:
         float32 or float64, of inputs and of targets that are not classes.
     depth : int
         Batches to read ahead.
+    reads_inputs, reads_targets : bool
+        Whether batches have them; a rank amid a pipeline needs neither.
 
     Attributes
     ----------
@@ -110,6 +115,8 @@ class Loader:
         target_transform: Transform | None = None,
         dtype: DTypeLike = np.float32,
         depth: int = 2,
+        reads_inputs: bool = True,
+        reads_targets: bool = True,
     ) -> None:
         require("global_batch_size", global_batch_size, _is_int(global_batch_size, 1), "an integer above 0")
         require("seed", seed, _is_int(seed, 0), "an integer of at least 0")
@@ -127,6 +134,7 @@ class Loader:
         self.dp_rank, self.dp_size = dp_rank, dp_size
         self.transform = transform or Transform()
         self.target_transform = target_transform or Transform()
+        self.reads_inputs, self.reads_targets = reads_inputs, reads_targets
         self.dtype = np.dtype(dtype)
         self.input_shape = self.transform.output_shape(dataset.input_shape)
         self.classes = target_transform is None and dataset.target_dtype.kind in "iub"
@@ -231,17 +239,23 @@ class Loader:
     def _fill(self, buffers: _Buffers, global_ids: np.ndarray, offset: int) -> Batch:
         first, last = share(global_ids.size, self.dp_rank, self.dp_size)
         ids, n = global_ids[first:last], last - first
-        inputs, targets = buffers.inputs[:n], buffers.targets[:n]
-        raw_inputs, raw_targets = buffers.raw_inputs[:n], buffers.raw_targets[:n]
+        inputs, targets = _first(buffers.inputs, n), _first(buffers.targets, n)
+        raw_inputs, raw_targets = _first(buffers.raw_inputs, n), _first(buffers.raw_targets, n)
         self.dataset.read(ids, raw_inputs, raw_targets)
-        self.transform.apply(raw_inputs, inputs)
-        if self.classes:
-            np.copyto(targets, raw_targets.reshape(n), casting="unsafe")
-            if raw_targets.dtype == np.uint64 and n and targets.min() < 0:
-                self._refuse_huge_label(ids, raw_targets.reshape(n))
-        else:
-            self.target_transform.apply(raw_targets, targets)
+        if inputs is not None and raw_inputs is not None:
+            self.transform.apply(raw_inputs, inputs)
+        if targets is not None and raw_targets is not None:
+            self._prepare_targets(ids, raw_targets, targets)
         return Batch(inputs, targets, ids, global_ids.size, offset)
+
+    def _prepare_targets(self, ids: np.ndarray, raw: np.ndarray, targets: np.ndarray) -> None:
+        if not self.classes:
+            self.target_transform.apply(raw, targets)
+            return
+        labels = raw.reshape(len(ids))
+        np.copyto(targets, labels, casting="unsafe")
+        if labels.dtype == np.uint64 and len(ids) and targets.min() < 0:
+            self._refuse_huge_label(ids, labels)
 
     @staticmethod
     def _refuse_huge_label(ids: np.ndarray, labels: np.ndarray) -> None:
@@ -255,6 +269,10 @@ class Loader:
             expected="at most 2^63 - 1",
             remedy="mend the labels",
         )
+
+
+def _first(array: np.ndarray | None, count: int) -> np.ndarray | None:
+    return None if array is None else array[:count]
 
 
 def _is_int(value: object, least: int) -> bool:

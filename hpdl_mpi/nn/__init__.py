@@ -2,7 +2,7 @@
 
 from hpdl_mpi.nn import init
 from hpdl_mpi.nn.activations import LeakyReLU, ReLU, Sigmoid, Softmax, Tanh
-from hpdl_mpi.nn.containers import Parallel, Residual, Sequential
+from hpdl_mpi.nn.containers import Parallel, Recompute, Residual, Sequential
 from hpdl_mpi.nn.context import Context, MicroBatch
 from hpdl_mpi.nn.conv import Conv2d
 from hpdl_mpi.nn.dropout import Dropout
@@ -35,6 +35,7 @@ __all__ = [
     "Parameter",
     "Pool",
     "ReLU",
+    "Recompute",
     "Residual",
     "Segment",
     "Sequential",

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import abc
+from dataclasses import replace
 from itertools import accumulate, pairwise
+from typing import Self
 
 import numpy as np
 
 from hpdl_mpi.kernels.elementwise import add, copy_columns
 from hpdl_mpi.nn.context import Context, join
-from hpdl_mpi.nn.layer import Layer, Shape, has_parameters
+from hpdl_mpi.nn.layer import Layer, Shape, has_parameters, walk
 
 
 class _Container(Layer):
@@ -70,10 +72,55 @@ class Sequential(_Container):
 
     def __init__(self, *layers: Layer, **named: Layer) -> None:
         super().__init__({str(i): layer for i, layer in enumerate(layers)} | named)
+        self._ties: dict[str, str] = {}
 
     def build(self, input_shape: Shape) -> None:
         for name in self._layers:
             input_shape = self._build_child(name, input_shape)
+        self.join_tied()
+
+    def tie(self, name: str, to: str) -> Self:
+        """Make two parameters one, as that of an embedding and that of the output layer; return the container.
+
+        Both layers read the one, add their gradients to one, and it is saved once. They may end up on different ranks
+        of a pipeline.
+
+        Parameters
+        ----------
+        name : str
+            The parameter that is given up, by its path in this container: ``head.weight``.
+        to : str
+            The one that stays, which says how it starts and whether it decays; not itself given up.
+        """
+        self._ties[name] = to
+        return self
+
+    def join_tied(self) -> None:
+        """Let tied parameters be one, after the layers inside have declared theirs: `build` does so.
+
+        Raises
+        ------
+        InputError
+            There is no such parameter, or their shapes differ.
+        """
+        places = {
+            join(layer.path, parameter.name): (layer, parameter.name)
+            for layer in walk(self)
+            for parameter in layer.declared.values()
+        }
+        for name, to in self._ties.items():
+            for wanted in (name, to):
+                if join(self.path, wanted) not in places:
+                    raise self.refuse("no such parameter to tie", found=wanted, expected=" or ".join(sorted(places)))
+            (layer, local), (other, theirs) = (places[join(self.path, wanted)] for wanted in (name, to))
+            given, kept = layer.declared[local], other.declared[theirs]
+            if given.shape != kept.shape or kept.tied or to == name:
+                raise self.refuse(
+                    f"{name} and {to} cannot be one",
+                    found=f"shapes {given.shape} and {kept.shape}",
+                    expected="two parameters of one shape, the second not tied to another",
+                )
+            layer.declared[local] = replace(kept, name=local, tied=join(self.path, to))
 
     def output_shape(self, input_shape: Shape) -> Shape:
         for layer in self._layers.values():
@@ -114,6 +161,46 @@ class Sequential(_Container):
             ctx.release(gradient)
             gradient = dx
         return gradient
+
+
+class Recompute(_Container):
+    """Keeps nothing of a layer but its input, and runs it forward once more when backward comes.
+
+    Less memory for a third more work: Chen et al., "Training deep nets with sublinear memory cost" (2016). The second
+    run has the same random keys, so gradients are the same to the bit. The names inside stay what they were.
+    """
+
+    def __init__(self, layer: Layer) -> None:
+        super().__init__({"": layer})
+
+    @property
+    def inner(self) -> Layer:
+        """The layer."""
+        return self._layers[""]
+
+    def build(self, input_shape: Shape) -> None:
+        self._build_child("", input_shape)
+
+    def output_shape(self, input_shape: Shape) -> Shape:
+        return self.inner.output_shape(input_shape)
+
+    def operations(self, input_shape: Shape) -> int:
+        return self.inner.operations(input_shape)
+
+    def forward(self, x: np.ndarray, ctx: Context) -> np.ndarray:
+        saving, ctx.batch.saving = ctx.batch.saving, False
+        y = self.inner.forward(x, self._child("", ctx, ctx.needs_dx))
+        ctx.batch.saving = saving
+        ctx.save(x=x)
+        return y
+
+    def _backward(self, dy: np.ndarray, ctx: Context, half: str) -> np.ndarray | None:
+        child = self._child("", ctx, ctx.needs_dx)
+        ctx.batch.recomputing = True
+        ctx.release(self.inner.forward(ctx.saved["x"], child))
+        ctx.batch.recomputing = False
+        ctx.drop("x")
+        return getattr(self.inner, half)(dy, child)
 
 
 class Residual(_Container):

@@ -21,12 +21,14 @@ class MicroBatch:
         Dropout drops and statistics run only when set.
     saving : bool
         Whether forward keeps what backward needs.
+    recomputing : bool
+        Whether this forward repeats one: it draws the same and counts nothing, running statistics for one, twice.
     sample_ids : int64 array, shape (n,)
         The samples' numbers in the dataset: randomness belongs to them, not to ranks or positions.
     seed, epoch : int
     """
 
-    __slots__ = ("epoch", "pool", "sample_ids", "saving", "seed", "training")
+    __slots__ = ("epoch", "pool", "recomputing", "sample_ids", "saving", "seed", "training")
 
     def __init__(self, pool: Pool, seed: int = 0) -> None:
         self.pool = pool
@@ -34,6 +36,7 @@ class MicroBatch:
         self.epoch = 0
         self.training = False
         self.saving = False
+        self.recomputing = False
         self.sample_ids: np.ndarray = np.zeros(0, np.int64)
 
     def begin(self, sample_ids: np.ndarray, *, epoch: int = 0, training: bool) -> None:
@@ -44,8 +47,8 @@ class MicroBatch:
 
 
 def join(path: str, name: str) -> str:
-    """Return the path of what is called `name` inside the layer at `path`."""
-    return f"{path}.{name}" if path else name
+    """Return the path of what is called `name` inside the layer at `path`; what has no name is the layer itself."""
+    return f"{path}.{name}" if path and name else path or name
 
 
 class Context:

@@ -19,13 +19,29 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Parameter:
-    """A trained array that a layer declares: its local name, its shape, how it starts, whether decay applies."""
+    """A trained array that a layer declares.
+
+    Attributes
+    ----------
+    name : str
+        Within the layer.
+    shape : tuple of int
+    init : Initializer
+        How it starts.
+    fans : (int, int)
+        The numbers of inputs and outputs that it connects.
+    decay : bool
+        Whether weight decay applies to it.
+    tied : str or None
+        The full name of the parameter that it is one with, see `Sequential.tie`.
+    """
 
     name: str
     shape: Shape
     init: Initializer
     fans: tuple[int, int]
     decay: bool = True
+    tied: str | None = None
 
 
 class Layer(abc.ABC):
@@ -114,8 +130,8 @@ class Layer(abc.ABC):
         self.declared[name] = Parameter(name, shape, init, fans, decay)
 
     def full_name(self, parameter: Parameter) -> str:
-        """Return a parameter's name in the whole model."""
-        return join(self.path, parameter.name)
+        """Return a parameter's name in the whole model; tied ones have one name."""
+        return parameter.tied or join(self.path, parameter.name)
 
     def refuse(self, what: str, *, found: object, expected: object, remedy: str | None = None) -> InputError:
         """Return the error of a layer that cannot be built as asked; it names the layer's place in the model."""

@@ -13,6 +13,7 @@ from numpy.typing import DTypeLike
 from hpdl_mpi.base.errors import InputError
 from hpdl_mpi.base.memory import Allocator, aligned, heap
 from hpdl_mpi.kernels.random import derive_key
+from hpdl_mpi.nn.context import join
 from hpdl_mpi.nn.layer import Layer, Parameter, Shape, walk
 
 _ALIGNMENT = 32
@@ -61,13 +62,18 @@ class Layout:
     """
 
     def __init__(self, model: Layer) -> None:
-        segments, end = [], 0
+        _refuse_shared(model)
+        places: dict[str, Parameter] = {}
         for layer, parameter in reversed(list(_parameters(model))):
+            # What is tied lies where its last gradient lands.
+            places.pop(layer.full_name(parameter), None)
+            places[layer.full_name(parameter)] = parameter
+        segments, end = [], 0
+        for name, parameter in places.items():
             stop = end + math.prod(parameter.shape)
-            segments.append(Segment(layer.full_name(parameter), end, stop, parameter))
+            segments.append(Segment(name, end, stop, parameter))
             end = -(-stop // _ALIGNMENT) * _ALIGNMENT
         self.segments = tuple(segments)
-        _refuse_shared(segments)
         self.size = end
         self.num_parameters = sum(segment.stop - segment.start for segment in segments)
 
@@ -95,8 +101,8 @@ class Layout:
             parameter.init(params[segment.start : segment.stop], key, *parameter.fans)
 
 
-def _refuse_shared(segments: list[Segment]) -> None:
-    names = Counter(segment.name for segment in segments)
+def _refuse_shared(model: Layer) -> None:
+    names = Counter(join(layer.path, parameter.name) for layer, parameter in _parameters(model))
     for name, count in names.items():
         if count > 1:
             raise InputError(
@@ -104,7 +110,7 @@ def _refuse_shared(segments: list[Segment]) -> None:
                 where=f"parameter {name}",
                 found=f"{count} places",
                 expected="one",
-                remedy="make a layer for each place",
+                remedy="make a layer for each place; Sequential.tie lets them share parameters",
             )
 
 

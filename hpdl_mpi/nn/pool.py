@@ -84,6 +84,10 @@ class Pool:
         elif isinstance(array, np.ndarray) and id(array.base) in self._owned:
             raise RuntimeError(f"an array of shape {array.shape} was released more often than it was held")
 
+    def count(self, array: np.ndarray) -> int:
+        """Return how many hold an array of the pool; 0 if it came from elsewhere."""
+        return self._live.get(id(array.base), (None, 0))[1]
+
     def _find(self, nbytes: int) -> np.ndarray:
         """Return the smallest free buffer that fits without much waste, or a new one."""
         for i in range(bisect.bisect_left(self._sizes, nbytes), len(self._sizes)):

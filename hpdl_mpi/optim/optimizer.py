@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import abc
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 
@@ -23,6 +23,8 @@ class Chunks:
     layout : Layout
     start, stop : int, optional
         The slice of the flat arrays that is updated, by default all of it; positions count from `start`.
+    names : collection of str, optional
+        Of the parameters that the table has; by default all.
 
     Attributes
     ----------
@@ -31,11 +33,15 @@ class Chunks:
         1 where decay applies, else 0.
     """
 
-    def __init__(self, layout: Layout, start: int = 0, stop: int | None = None) -> None:
+    def __init__(
+        self, layout: Layout, start: int = 0, stop: int | None = None, *, names: Collection[str] | None = None
+    ) -> None:
         stop = layout.size if stop is None else stop
         bounds: list[tuple[int, int]] = []
         decays: list[float] = []
         for segment in layout.segments:
+            if names is not None and segment.name not in names:
+                continue
             first, last = max(segment.start, start), min(segment.stop, stop)
             for begin in range(first, last, _CHUNK):
                 bounds.append((begin - start, min(begin + _CHUNK, last) - start))
@@ -44,10 +50,10 @@ class Chunks:
         self.decays = np.array(decays, np.float64)
         self._sums = np.zeros(len(bounds))
 
-    def norm(self, x: np.ndarray) -> float:
-        """Return the Euclidean norm of a flat slice, summed in float64 and in a fixed order."""
+    def sum_squares(self, x: np.ndarray) -> float:
+        """Return the sum of squares of a flat slice, summed in float64 and in a fixed order."""
         sum_squares(x, self.bounds, self._sums)
-        return math.sqrt(math.fsum(self._sums))
+        return math.fsum(self._sums)
 
 
 class Optimizer(abc.ABC):

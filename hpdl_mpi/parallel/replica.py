@@ -1,25 +1,21 @@
-"""A rank's copy of the model: its layers, its flat arrays, and what it does with a micro-batch."""
+"""A rank's part in a copy of the model: its layers, its flat arrays, and what it does with a micro-batch."""
 
 from __future__ import annotations
 
 import math
 import weakref
+from collections.abc import Callable, Iterable
 
 import numpy as np
 from numpy.typing import DTypeLike
 
 from hpdl_mpi.base.errors import require
 from hpdl_mpi.base.memory import check_memory
-from hpdl_mpi.comm import SingleCommunicator
-from hpdl_mpi.nn import Layer, Layout, Loss, LossSums, Pool, Shape
+from hpdl_mpi.comm import Work
+from hpdl_mpi.nn import Layer, Layout, Loss, LossSums, Pool, Sequential, Shape
 from hpdl_mpi.nn.layer import walk
 from hpdl_mpi.optim import Chunks, Optimizer
-from hpdl_mpi.parallel.pipeline import Executor, Feed, Schedule, Stage, complete, forward_only, make_schedule
-
-FORWARD = complete(forward_only((0,), num_microbatches=1))
-"""One micro-batch through a whole model."""
-
-_LEARN = complete(make_schedule("1f1b", num_ranks=1, num_microbatches=1))
+from hpdl_mpi.parallel.pipeline import Executor, Feed, Pipeline, Schedule, complete, cut, forward_only
 
 _DTYPES = (np.dtype(np.float32), np.dtype(np.float64))
 
@@ -28,12 +24,12 @@ _owners: weakref.WeakKeyDictionary[Layer, weakref.ref[Replica]] = weakref.WeakKe
 
 
 class Replica:
-    """Owns the flat arrays of a model and runs micro-batches through it. Local: knows no other rank.
+    """A copy of the model, of which this rank owns a part; a pipeline's ranks together own all of it.
 
     Parameters
     ----------
     model : Layer
-        Built and bound here. Its layers with parameters belong to the replica for as long as that lives.
+        The whole model. Built here, and this rank's layers bound. It belongs to the replica for as long as that lives.
     input_shape : tuple of int
         Of one sample.
     optimizer : Optimizer
@@ -41,13 +37,22 @@ class Replica:
         float32 or float64, of parameters, gradients, optimizer slots and activations.
     seed : int
         Of the starting values and of all randomness in layers.
+    pipeline : Pipeline, optional
+        By default this rank owns all of the model and runs a batch in one micro-batch.
     ranks_on_node : int
         For how many replicas like this one the machine must have memory left: for those of all its ranks where one rank
         looks before any is made; for none, 0, where another rank has looked.
 
     Attributes
     ----------
+    stages : list of Stage
+        All of the model; those of other ranks lend their shapes.
+    shapes : dict of str to tuple of int
+        Of all parameters of the model, by full name.
     layout : Layout
+        Of this rank's parameters. A stage's lie side by side.
+    owned : frozenset of str
+        The names of this rank's parameters without those that tie it to a rank before it, which owns them.
     params, grads : array, shape (layout.size,)
     slots : dict of str to array
         The optimizer's state, like `params`.
@@ -69,17 +74,27 @@ class Replica:
         *,
         dtype: DTypeLike,
         seed: int,
+        pipeline: Pipeline | None = None,
         ranks_on_node: int = 1,
     ) -> None:
         require("training.dtype", dtype, dtype in _DTYPES, "float32 or float64")
         require("seed", seed, isinstance(seed, (int, np.integer)) and seed >= 0, "an integer of at least 0")
         _refuse_owned(model)
-        model.build(input_shape)
         self.model = model
         self.input_shape = input_shape
         self.dtype = np.dtype(dtype)
         self.seed = seed
-        self.layout = Layout(model)
+        self.pipeline = pipeline or Pipeline()
+        self.stages = cut(model, input_shape, self.pipeline.cuts, self.pipeline.recompute)
+        self.shapes = {
+            layer.full_name(parameter): parameter.shape
+            for stage in self.stages
+            for layer in walk(stage.model)
+            for parameter in layer.declared.values()
+        }
+        own = Sequential(*(self.stages[stage].model for stage in self.pipeline.own))
+        self.layout = Layout(own)
+        self.owned = frozenset(name for name in self.names if self.holders(name)[0] == self.pipeline.comm.rank)
         check_memory(
             (2 + len(optimizer.slots)) * self.layout.size * self.dtype.itemsize,
             "the model's parameters, gradients and optimizer state",
@@ -88,13 +103,33 @@ class Replica:
         self.params = self.layout.allocate(dtype)
         self.grads = self.layout.allocate(dtype)
         self.slots = {name: self.layout.allocate(dtype) for name in optimizer.slots}
-        self.layout.bind(model, self.params, self.grads)
+        self.layout.bind(own, self.params, self.grads)
         _owners.update({layer: weakref.ref(self) for layer in walk(model) if layer.declared})
         self.pool = Pool()
         self._optimizer = optimizer
         self._chunks = Chunks(self.layout)
-        self._stage = Stage(model, input_shape, model.output_shape(input_shape))
+        self._owned_chunks = Chunks(self.layout, names=self.owned)
         self.reset()
+
+    @property
+    def names(self) -> list[str]:
+        """The full names of this rank's parameters, in the order of the layout."""
+        return [segment.name for segment in self.layout.segments]
+
+    @property
+    def output_shape(self) -> Shape:
+        """The shape of one sample of the model's outputs."""
+        return self.stages[-1].output_shape
+
+    @property
+    def num_parameters(self) -> int:
+        """Elements of all parameters of the model."""
+        return sum(math.prod(shape) for shape in self.shapes.values())
+
+    def holders(self, name: str) -> list[int]:
+        """Return the ranks of the pipeline that have a parameter, first the one of the first stage, which owns it."""
+        ranks = self.pipeline.schedule.stage_ranks
+        return list(dict.fromkeys(ranks[stage] for stage, part in enumerate(self.stages) if name in part.names))
 
     def release(self) -> None:
         """Let go of the model: another replica may take it, and this one must not be used any more."""
@@ -109,44 +144,71 @@ class Replica:
             array.fill(0)
         self.step = 0
 
-    def executor(self, schedule: Schedule, loss: Loss | None) -> Executor:
-        """Return what runs batches through the model: in micro-batches as a complete schedule for one rank says."""
+    def trainer(self, loss: Loss, reduce: Callable[[int], Iterable[Work]] | None = None) -> Executor:
+        """Return what runs batches forward and backward, as the pipeline's schedule says; for `reduce` see there."""
+        return self._executor(complete(self.pipeline.schedule), loss, reduce)
+
+    def evaluator(self, loss: Loss | None) -> Executor:
+        """Return what runs batches forward only, in the same micro-batches; without a loss it keeps the outputs."""
+        schedule = self.pipeline.schedule
+        return self._executor(complete(forward_only(schedule.stage_ranks, schedule.num_microbatches)), loss)
+
+    def _executor(
+        self, schedule: Schedule, loss: Loss | None, reduce: Callable[[int], Iterable[Work]] | None = None
+    ) -> Executor:
         return Executor(
-            schedule, [self._stage], SingleCommunicator(), pool=self.pool, dtype=self.dtype, loss=loss, seed=self.seed
+            schedule,
+            self.stages,
+            self.pipeline.comm,
+            pool=self.pool,
+            dtype=self.dtype,
+            loss=loss,
+            seed=self.seed,
+            reduce=reduce,
         )
 
-    def learn(
-        self, inputs: np.ndarray, targets: np.ndarray, sample_ids: np.ndarray, loss: Loss, *, epoch: int, scale: float
-    ) -> LossSums:
-        """Run a micro-batch forward and backward and add `scale` times the loss sum's gradient to ``grads``.
+    def learn(self, feed: Feed, loss: Loss) -> LossSums:
+        """Run a batch forward and backward and add the gradient of its loss to ``grads``. Collective on the pipeline.
+
+        Returns
+        -------
+        LossSums
+            Zeros where the last stage is not.
+        """
+        return self.trainer(loss).run(feed)[0]
+
+    def evaluate(self, feed: Feed, loss: Loss) -> LossSums:
+        """Run a batch forward only and compare it with its targets; like `learn`."""
+        return self.evaluator(loss).run(feed)[0]
+
+    def predict(self, inputs: np.ndarray, sample_ids: np.ndarray) -> np.ndarray:
+        """Return the model's outputs for samples that all ranks of the pipeline give. Collective on the pipeline.
 
         Parameters
         ----------
         inputs : array, shape (n, *input_shape)
             Borrowed.
-        targets : array, shape (n, ...)
         sample_ids : int64 array, shape (n,)
-        loss : Loss
-        epoch : int
-        scale : float
+
+        Returns
+        -------
+        array, shape (n, *output_shape)
+            On every rank; the caller owns it.
         """
-        return self.executor(_LEARN, loss).run(Feed(sample_ids, inputs, targets, epoch, scale))[0]
+        result = np.empty((len(inputs), *self.output_shape), self.dtype)
+        outputs = self.evaluator(None).run(Feed(sample_ids, inputs))[1]
+        if outputs:
+            np.concatenate(outputs, out=result)
+        self.pipeline.comm.bcast(result, root=self.pipeline.schedule.stage_ranks[-1])
+        return result
 
-    def evaluate(self, inputs: np.ndarray, targets: np.ndarray, sample_ids: np.ndarray, loss: Loss) -> LossSums:
-        """Run a micro-batch forward only and compare it with its targets."""
-        return self.executor(FORWARD, loss).run(Feed(sample_ids, inputs, targets))[0]
-
-    def predict(self, inputs: np.ndarray, sample_ids: np.ndarray) -> np.ndarray:
-        """Return a copy of the model's outputs for a micro-batch of at least one sample; the caller owns it."""
-        return self.executor(FORWARD, None).run(Feed(sample_ids, inputs))[1][0]
-
-    def gradient_norm(self) -> float:
-        """Return the Euclidean norm of ``grads``."""
-        return self._chunks.norm(self.grads)
+    def squared_gradient(self) -> float:
+        """Return the sum of squares of the gradients of the parameters that this rank owns."""
+        return self._owned_chunks.sum_squares(self.grads)
 
     def is_finite(self) -> bool:
-        """Return whether all parameters are numbers whose squares are."""
-        return math.isfinite(self._chunks.norm(self.params))
+        """Return whether all of this rank's parameters are numbers whose squares are."""
+        return math.isfinite(self._chunks.sum_squares(self.params))
 
     def update(self, *, lr: float, scale: float) -> None:
         """Let the optimizer take a step with `scale` times ``grads``, which are zero afterwards."""

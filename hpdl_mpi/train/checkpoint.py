@@ -12,8 +12,9 @@ import hashlib
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import h5py
 import numpy as np
@@ -23,25 +24,27 @@ from hpdl_mpi.base.files import fsync, write_whole
 from hpdl_mpi.comm import Communicator
 from hpdl_mpi.data.hdf5 import lies_elsewhere, reading
 from hpdl_mpi.nn import Shape
-from hpdl_mpi.parallel import Replica
+from hpdl_mpi.parallel import ProcessGrid, Replica
 from hpdl_mpi.train.manifest import DAMAGED, FORMAT, StoredFile, damaged, read_manifest, remedy, seal
 from hpdl_mpi.train.progress import Progress
 
 _PREFIX = "step-"
 
+Result = TypeVar("Result")
 
-def save(folder: Path, replica: Replica, progress: Progress, comm: Communicator, *, keep: int) -> Path:
-    """Write a checkpoint below `folder` and remove all but the `keep` latest. Collective over the data-parallel ranks.
+
+def save(folder: Path, replica: Replica, progress: Progress, grid: ProcessGrid, *, keep: int) -> Path:
+    """Write a checkpoint below `folder` and remove all but the `keep` latest. Collective.
 
     Parameters
     ----------
     folder : Path
         Of all checkpoints of a run, seen by all ranks.
     replica : Replica
-        Equal on all ranks of `comm`, which is checked; rank 0 writes its own.
+        Equal on all data-parallel ranks, which is checked; the ranks of the first pipeline write theirs.
     progress : Progress
         What `load` returns.
-    comm : Communicator
+    grid : ProcessGrid
     keep : int
 
     Raises
@@ -51,32 +54,46 @@ def save(folder: Path, replica: Replica, progress: Progress, comm: Communicator,
     StorageError
         The folder cannot be written or the disk is full; earlier checkpoints are intact.
     """
-    _compare_checksums(replica, comm)
-    require_finite(replica)
+    _compare_checksums(replica, grid)
+    require_finite(replica, grid.comm)
     final = folder / f"{_PREFIX}{replica.step:010d}"
-    failure = None
-    if comm.rank == 0:
-        try:
-            _write(final, replica, progress)
-            for old in _all(folder)[:-keep]:
-                _remove(old)
-        except (OSError, RuntimeError) as error:  # HDF5 reports a full disk as either
-            failure = _reason(error)
-    failure = comm.bcast_obj(failure)
-    if failure is not None:
-        raise StorageError(
-            "the checkpoint could not be written; earlier checkpoints are intact",
-            where=final,
-            found=failure,
-            remedy="make room or mend the permissions, then continue with --resume",
-            shared=True,
-        )
+    aside = final.with_name(f".{final.name}.part")
+    leads, writes = grid.comm.rank == 0, grid.coordinate("dp") == 0
+    try:
+        begun = _together(grid.comm, final, lambda: leads and _begin(final, aside))
+        if any(begun):
+            stored = _together(grid.comm, final, lambda: _store(aside, replica, grid.comm.rank) if writes else None)
+            files = [file for file in stored if file is not None]
+            _together(grid.comm, final, lambda: _end(final, aside, replica, progress, files, keep) if leads else None)
+    finally:
+        if leads:
+            shutil.rmtree(aside, ignore_errors=True)
     return final
 
 
-def require_finite(replica: Replica) -> None:
-    """Raise a TrainingError, alike on all ranks, unless all parameters are finite."""
-    if not replica.is_finite():
+def _together(comm: Communicator, final: Path, function: Callable[[], Result]) -> list[Result]:
+    """Call a function on every rank and return all results; what fails on one, fails on all. Collective."""
+    result, failure = None, None
+    try:
+        result = function()
+    except (OSError, RuntimeError) as error:  # HDF5 reports a full disk as either
+        failure = _reason(error)
+    outcomes = comm.allgather_obj((result, failure))
+    for _, reason in outcomes:
+        if reason is not None:
+            raise StorageError(
+                "the checkpoint could not be written; earlier checkpoints are intact",
+                where=final,
+                found=reason,
+                remedy="make room or mend the permissions, then continue with --resume",
+                shared=True,
+            )
+    return [result for result, _ in outcomes]
+
+
+def require_finite(replica: Replica, comm: Communicator) -> None:
+    """Raise a TrainingError on all ranks unless all parameters are finite. Collective."""
+    if not all(comm.allgather_obj(replica.is_finite())):
         raise TrainingError(
             f"parameters are not finite after step {replica.step}, so they are not saved",
             where="training",
@@ -106,8 +123,7 @@ def load(path: Path, replica: Replica) -> Progress:
             remedy="put the run folder on a file system that all nodes see",
         )
     manifest = read_manifest(path)
-    shapes = {segment.name: segment.shape for segment in replica.layout.segments}
-    _compare_shapes(path, manifest["parameters"], shapes)
+    _compare_shapes(path, manifest["parameters"], replica.shapes)
     targets = {
         (kind, segment.name): array[segment.start : segment.stop]
         for kind, array in _arrays(replica).items()
@@ -115,7 +131,8 @@ def load(path: Path, replica: Replica) -> Progress:
     }
     filled = dict.fromkeys(targets, 0)
     for entry in manifest["files"]:
-        _read_slices(path / entry["name"], entry, targets, filled)
+        if any((kind, name) in targets for kind, name, _, _ in entry["slices"]):
+            _read_slices(path / entry["name"], entry, targets, filled)
     for (kind, name), count in filled.items():
         if count != targets[kind, name].size:
             raise InputError(
@@ -129,9 +146,15 @@ def load(path: Path, replica: Replica) -> Progress:
     return manifest["progress"]
 
 
-def checksum(replica: Replica) -> str:
-    """Return a digest of the parameters' bytes."""
-    return hashlib.blake2b(replica.params.data, digest_size=16).hexdigest()
+def digest(replica: Replica) -> str:
+    """Return a digest of all parameters of the model, the same on every grid. Collective on the pipeline."""
+    values = replica.layout.views(replica.params)
+    own = {name: hashlib.blake2b(values[name].data, digest_size=16).digest() for name in replica.owned}
+    parts = {name: part for rank in replica.pipeline.comm.allgather_obj(own) for name, part in rank.items()}
+    whole = hashlib.blake2b(digest_size=16)
+    for name, part in sorted(parts.items()):
+        whole.update(name.encode() + b"\0" + part)
+    return whole.hexdigest()
 
 
 def _all(folder: Path) -> list[Path]:
@@ -139,12 +162,14 @@ def _all(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob(f"{_PREFIX}*") if (path / "manifest.json").exists())
 
 
-def _compare_checksums(replica: Replica, comm: Communicator) -> None:
-    sums = comm.allgather_obj(checksum(replica))
-    astray = [rank for rank, value in enumerate(sums) if value != sums[0]]
+def _compare_checksums(replica: Replica, grid: ProcessGrid) -> None:
+    mine = hashlib.blake2b(replica.params.data, digest_size=16).digest()
+    sums = grid.comm.allgather_obj((grid.coordinate("pp"), mine))
+    first: dict[int, bytes] = {}
+    astray = [rank for rank, (pp, value) in enumerate(sums) if first.setdefault(pp, value) != value]
     if astray:
         raise TrainingError(
-            f"data-parallel ranks {astray} hold other parameters than rank 0 after step {replica.step}",
+            f"ranks {astray} hold other parameters than those they are replicas of, after step {replica.step}",
             remedy="this is a fault of the machine or of a layer that is not deterministic: continue from the last "
             "checkpoint with --resume",
             shared=True,
@@ -165,30 +190,41 @@ def sweep(folder: Path) -> None:
             shutil.rmtree(part, ignore_errors=True)
 
 
-def _write(final: Path, replica: Replica, progress: Progress) -> None:
+def _begin(final: Path, aside: Path) -> bool:
+    """Make room for a checkpoint aside; return False if this step is saved already, for its state is the same."""
     if (final / "manifest.json").exists():
-        return  # this step is saved already, and its state is the same
-    aside = final.with_name(f".{final.name}.part")
+        return False
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
-    try:
-        name = "rank-00000.h5"
-        slices = _write_slices(aside / name, replica)
-        manifest = {
-            "format": FORMAT,
-            "step": replica.step,
-            "dtype": replica.dtype.name,
-            "input_shape": replica.input_shape,
-            "parameters": {segment.name: segment.shape for segment in replica.layout.segments},
-            "files": [{"name": name, "sha256": _sha256(aside / name), "slices": slices}],
-            "progress": progress.to_dict(),
-        }
-        write_whole(aside / "manifest.json", seal(manifest))
-        shutil.rmtree(final, ignore_errors=True)  # what is left of one that was removed
-        os.rename(aside, final)
-        fsync(final.parent)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
+    return True
+
+
+def _store(aside: Path, replica: Replica, rank: int) -> StoredFile:
+    """Write the parameters that this rank owns, and their optimizer state."""
+    name = f"rank-{rank:05d}.h5"
+    slices = _write_slices(aside / name, replica)
+    return {"name": name, "sha256": _sha256(aside / name), "slices": slices}
+
+
+def _end(
+    final: Path, aside: Path, replica: Replica, progress: Progress, files: Sequence[StoredFile], keep: int
+) -> None:
+    """Write the manifest, put the checkpoint in its place and remove old ones."""
+    manifest = {
+        "format": FORMAT,
+        "step": replica.step,
+        "dtype": replica.dtype.name,
+        "input_shape": replica.input_shape,
+        "parameters": replica.shapes,
+        "files": files,
+        "progress": progress.to_dict(),
+    }
+    write_whole(aside / "manifest.json", seal(manifest))
+    shutil.rmtree(final, ignore_errors=True)  # what is left of one that was removed
+    os.rename(aside, final)
+    fsync(final.parent)
+    for old in _all(final.parent)[:-keep]:
+        _remove(old)
 
 
 def _arrays(replica: Replica) -> dict[str, np.ndarray]:
@@ -197,7 +233,7 @@ def _arrays(replica: Replica) -> dict[str, np.ndarray]:
 
 
 def _write_slices(path: Path, replica: Replica) -> list[tuple[str, str, int, int]]:
-    """Write all segments of all flat arrays; return (kind, parameter name, first, last + 1 element) of each.
+    """Write all that this rank owns of all flat arrays; return (kind, parameter, first, last + 1 element) of each.
 
     HDF5 only lays the file out. We write the elements ourselves, straight from the flat arrays: where the disk is full
     that raises an error, while HDF5 can crash the process.
@@ -206,6 +242,8 @@ def _write_slices(path: Path, replica: Replica) -> list[tuple[str, str, int, int
     with h5py.File(path, "w") as file:
         for kind, array in _arrays(replica).items():
             for segment in replica.layout.segments:
+                if segment.name not in replica.owned:
+                    continue
                 part = array[segment.start : segment.stop]
                 dataset = _lay_out(file, f"{kind}/{segment.name}/0", part)
                 slices.append((kind, segment.name, 0, part.size))

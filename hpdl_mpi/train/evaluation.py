@@ -1,4 +1,4 @@
-"""Evaluation: the loss and score of a whole dataset, shared among the ranks."""
+"""Evaluation: the loss and score of a whole dataset, shared among the pipelines."""
 
 from __future__ import annotations
 
@@ -11,12 +11,11 @@ from hpdl_mpi.data import Loader
 from hpdl_mpi.nn import Loss, LossSums
 from hpdl_mpi.parallel import Replica
 from hpdl_mpi.parallel.pipeline import Feed
-from hpdl_mpi.parallel.replica import FORWARD
 from hpdl_mpi.train.metrics import Metrics
 
 
 class Evaluator:
-    """Evaluates a replica on a dataset. A call is collective over the data-parallel ranks.
+    """Evaluates a replica on a dataset. A call is collective.
 
     Parameters
     ----------
@@ -25,6 +24,7 @@ class Evaluator:
     loader : Loader
         This rank's share, not shuffled.
     comm : Communicator
+        All ranks.
     unit : float, optional
         See `Metrics.of`.
     """
@@ -32,7 +32,7 @@ class Evaluator:
     def __init__(
         self, replica: Replica, loss: Loss, loader: Loader, comm: Communicator, unit: float | None = None
     ) -> None:
-        self._executor = replica.executor(FORWARD, loss)
+        self._executor = replica.evaluator(loss)
         self._task, self._loader, self._comm, self._unit = loss.task, loader, comm, unit
 
     def __call__(self) -> Metrics:
@@ -40,6 +40,6 @@ class Evaluator:
         totals = np.zeros(len(LossSums._fields))
         with self._loader.dataset.naming_files(), closing(self._loader.epoch(0)) as batches:
             for batch in batches:
-                totals += self._executor.run(Feed(batch.sample_ids, batch.inputs, batch.targets))[0]
+                totals += self._executor.run(Feed.of(batch))[0]
         self._comm.allreduce(totals)
         return Metrics.of(LossSums(*totals.tolist()), self._task, self._unit)

@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from hpdl_mpi.base.errors import InputError
 from hpdl_mpi.data.transform import Layout
+from hpdl_mpi.parallel.pipeline import Recomputed
 
 Positive = Annotated[int, Field(ge=1)]
 Text = Annotated[str, Field(min_length=1)]
@@ -116,21 +117,34 @@ class Parallel(_Section):
     dp : int, optional
         Data-parallel ranks; by default what remains of the world after pp.
     pp : int
-        Pipeline stages.
+        Ranks of a pipeline.
     threads : int, optional
         Threads per rank; by default the cores of a node shared among its ranks.
+    schedule : str
+        Of the pipeline: a name that ``hpdl schedule show`` knows, or a CSV file.
+    num_chunks : int, optional
+        Stages on each rank, for schedules that leave a choice.
+    num_microbatches : int, optional
+        That each pipeline's share of a batch is cut into; by default four for each of its ranks, one without a
+        pipeline, and more where `memory_limit` asks for it.
+    cuts : list of int, optional
+        The numbers of the outermost layers at which stages begin, but for the first; by default stages take equal time.
+    recompute : {"none", "stage", "block"}
+        What keeps its input alone and runs forward once more in backward: whole stages, or the model's outermost
+        layers that are made of layers.
+    memory_limit : int or str, optional
+        Bytes of a rank, or a text such as "2 GiB": for parameters, gradients, optimizer state and activations.
     """
 
     dp: Positive | None = None
     pp: Positive = 1
     threads: Positive | None = None
-
-    @pydantic.field_validator("pp")
-    @classmethod
-    def _one_stage(cls, pp: int) -> int:
-        if pp != 1:
-            raise ValueError("this version trains with one pipeline stage: pp = 1")
-        return pp
+    schedule: Text = "1f1b"
+    num_chunks: Positive | None = None
+    num_microbatches: Positive | None = None
+    cuts: list[Positive] | None = None
+    recompute: Recomputed = "none"
+    memory_limit: Annotated[pydantic.ByteSize, Field(gt=0)] | None = None
 
 
 class Checkpoint(_Section):

@@ -13,7 +13,8 @@ from hpdl_mpi.comm import Communicator, compile_reduction
 from hpdl_mpi.data import Batch
 from hpdl_mpi.kernels.threads import available_cores, max_threads, set_threads
 from hpdl_mpi.nn import Loss
-from hpdl_mpi.parallel import Replica
+from hpdl_mpi.parallel import ProcessGrid, Replica
+from hpdl_mpi.parallel.pipeline import Feed
 
 Result = TypeVar("Result")
 
@@ -52,30 +53,32 @@ def start_threads(comm: Communicator, wanted: int | None, environ: Mapping[str, 
     return threads
 
 
-def first_on_node(comm: Communicator, function: Callable[[], Result]) -> Result:
-    """Call a function on each node's first rank, and after that on all others. Collective."""
-    if comm.node_rank == 0:
+def first_on_node(grid: ProcessGrid, function: Callable[[], Result]) -> Result:
+    """Call a function on each node's first rank and its pipeline, and after that on all others. Collective.
+
+    The function may be collective over a pipeline.
+    """
+    first = any(grid.axis("pp").allgather_obj(grid.comm.node_rank == 0))
+    if first:
         result = function()
-    comm.barrier()
-    if comm.node_rank != 0:
+    grid.comm.barrier()
+    if not first:
         result = function()
     return result
 
 
 def rehearse_evaluation(replica: Replica, batch: Batch, loss: Loss) -> None:
-    """Run every kernel of an evaluation step once, so that no rank but a node's first waits for the compiler."""
-    if len(batch.sample_ids):
-        replica.evaluate(batch.inputs, batch.targets, batch.sample_ids, loss)
+    """Run every kernel of an evaluation step once, so that only a node's first pipeline waits for the compiler."""
+    replica.evaluate(Feed.of(batch), loss)
 
 
 def rehearse(replica: Replica, batch: Batch, loss: Loss) -> None:
     """Run every kernel of a training and of an evaluation step once, and go back to the start.
 
-    It compiles what the cache lacks, so that no step of the run waits for the compiler.
+    It compiles what the cache lacks, so that no step of the run waits for the compiler. Collective on the pipeline.
     """
-    arrays = (batch.inputs, batch.targets, batch.sample_ids, loss)
-    replica.learn(*arrays, epoch=0, scale=1.0)
-    replica.gradient_norm()
+    replica.learn(Feed.of(batch), loss)
+    replica.squared_gradient()
     replica.update(lr=0.0, scale=1.0)
     rehearse_evaluation(replica, batch, loss)
     for dtype in (np.float64, replica.dtype):  # of the loss and of the gradients

@@ -8,11 +8,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from hpdl_mpi.base.errors import TrainingError
-from hpdl_mpi.comm import Communicator
 from hpdl_mpi.data import Batch, Loader
 from hpdl_mpi.nn import Loss
 from hpdl_mpi.optim import Optimizer, Schedule
-from hpdl_mpi.parallel import DataParallelStep, Replica, StepReport
+from hpdl_mpi.parallel import ProcessGrid, Replica, StepReport, TrainingStep
 from hpdl_mpi.train import checkpoint
 from hpdl_mpi.train.evaluation import Evaluator
 from hpdl_mpi.train.job import Checkpoint
@@ -29,8 +28,7 @@ class TrainingLoop:
 
     Attributes
     ----------
-    comm : Communicator
-        The data-parallel ranks.
+    grid : ProcessGrid
     num_steps : int
         Length of the whole run.
     eval_every : int or None
@@ -45,12 +43,12 @@ class TrainingLoop:
         When the run did, by `time.perf_counter`.
     """
 
-    comm: Communicator
+    grid: ProcessGrid
     replica: Replica
     loss: Loss
     optimizer: Optimizer
     schedule: Schedule
-    step: DataParallelStep
+    step: TrainingStep
     loader: Loader
     evaluator: Evaluator | None
     num_steps: int
@@ -78,7 +76,7 @@ class TrainingLoop:
         progress = self.progress
         self._wall_before = progress.wall_seconds
         self._evaluated: tuple[int, Metrics] | None = None
-        self.comm.barrier()  # the first step's time shall not hold the wait for ranks that started later
+        self.grid.comm.barrier()  # the first step's time shall not hold the wait for ranks that started later
         self._take_lap()
         self._epoch_began = progress.samples, progress.seconds
         while self.replica.step < self.num_steps:
@@ -150,7 +148,7 @@ class TrainingLoop:
                 remedy="look for bad values in the test data with `hpdl data verify`; what was saved is intact",
                 shared=True,
             )
-        checkpoint.require_finite(self.replica)
+        checkpoint.require_finite(self.replica, self.grid.comm)
 
     def _end_epoch(self) -> str:
         """Note that the epoch is over, and return what there is to say about it."""
@@ -186,7 +184,7 @@ class TrainingLoop:
         if self.log:
             self.progress.metrics_bytes = self.log.flush()
         path = checkpoint.save(
-            self.folder.checkpoints, self.replica, self.progress, self.comm, keep=self.checkpoints.keep
+            self.folder.checkpoints, self.replica, self.progress, self.grid, keep=self.checkpoints.keep
         )
         self._take_lap()
         return path

@@ -124,7 +124,7 @@ def headline(grid: ProcessGrid, threads: int, replica: Replica, loader: Loader, 
     comm = grid.comm
     ranks = f"{_count(comm.size, 'rank')} on {_count(comm.num_nodes, 'node')}, {_count(threads, 'thread')} each"
     axes = " x ".join(f"{name} {size}" for name, size in grid.shape.items())
-    parameters = f"{replica.layout.num_parameters:,} parameters ({replica.dtype})"
+    parameters = f"{replica.num_parameters:,} parameters ({replica.dtype})"
     samples = f"{loader.dataset.num_samples:,} samples in batches of {loader.global_batch_size}"
     return f"hpdl_mpi {__version__}: {ranks}; {axes}\n{parameters}; {samples}; steps {replica.step} to {num_steps}"
 

@@ -90,7 +90,7 @@ def restore(comm: Communicator, replica: Replica, train: Dataset, recipe: Recipe
     )
     require_alike(
         comm,
-        ([(place.name, place.shape) for place in replica.layout.segments], list(replica.slots), replica.dtype.str),
+        (list(replica.shapes.items()), list(replica.slots), replica.dtype.str),
         "ranks have built different models or optimizers",
         where="model",
         remedy="build the same on every rank, whatever its number",
@@ -99,7 +99,7 @@ def restore(comm: Communicator, replica: Replica, train: Dataset, recipe: Recipe
     progress = checkpoint.load(latest, replica) if latest else Progress(recipe, train.fingerprint)
     require_alike(
         comm,
-        (replica.step, checkpoint.checksum(replica)),
+        (replica.step, checkpoint.digest(replica)),
         "ranks begin with different parameters",
         where=latest or "model",
         remedy="give every rank the same seed, and the same run folder",

@@ -13,7 +13,6 @@ from hpdl_mpi.comm import Communicator, agree
 from hpdl_mpi.train import checkpoint
 from hpdl_mpi.train.choices import make_loss, make_model, make_optimizer, make_schedule, make_transforms, read_job
 from hpdl_mpi.train.job import Job, Parallel
-from hpdl_mpi.train.launch import first_on_node
 from hpdl_mpi.train.runfolder import RunFolder, resumed_job
 from hpdl_mpi.train.source import PathLike, Source
 from hpdl_mpi.train.trainer import Trainer
@@ -71,8 +70,17 @@ def run_job(
     )
 
 
-def open_run(run: PathLike, comm: Communicator) -> tuple[Trainer, Job]:
+def open_run(run: PathLike, comm: Communicator, *, pp: int = 1) -> tuple[Trainer, Job]:
     """Return a trainer that holds the model of a run's latest checkpoint, and the run's job. Collective.
+
+    Parameters
+    ----------
+    run : path-like
+        The run folder.
+    comm : Communicator
+        All ranks.
+    pp : int
+        Ranks of a pipeline, for a model that is too large for one. The run's own cuts are taken if it had as many.
 
     Raises
     ------
@@ -82,9 +90,12 @@ def open_run(run: PathLike, comm: Communicator) -> tuple[Trainer, Job]:
     folder = RunFolder(run)
     job = agree(comm, folder.read_job)
     with amended(f"{folder.job}: "):
-        trainer = make_trainer(job.model_copy(update={"parallel": Parallel(threads=None)}), comm)
+        same = {"dp": None, "threads": None} if pp == job.parallel.pp > 1 else None
+        parallel = job.parallel.model_copy(update=same) if same else Parallel(pp=pp)
+        training = job.training.model_copy(update={"accumulate": 1})
+        trainer = make_trainer(job.model_copy(update={"parallel": parallel, "training": training}), comm)
     latest = agree(comm, lambda: _latest(folder))
-    first_on_node(comm, lambda: trainer.load(latest))
+    trainer.load(latest)
     return trainer, job
 
 
@@ -128,7 +139,7 @@ def _resolved(job: Job, source: Source, trainer: Trainer) -> dict[str, Any]:
     tree = job.model_dump(exclude_none=True)
     tree["data"]["transform"] = asdict(source.transform)
     tree["data"]["target_transform"] = asdict(source.target_transform)
-    tree["parallel"] |= {"dp": trainer.grid.shape["dp"], "threads": trainer.threads}
+    tree["parallel"] |= {"dp": trainer.grid.shape["dp"], "threads": trainer.threads} | trainer.chosen
     return tree
 
 

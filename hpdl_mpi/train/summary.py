@@ -12,6 +12,8 @@ from hpdl_mpi.data import Loader
 from hpdl_mpi.kernels.threads import set_threads
 from hpdl_mpi.nn import Layer, Loss, Sequential, Shape, walk
 from hpdl_mpi.parallel import Replica
+from hpdl_mpi.parallel.pipeline import Feed
+from hpdl_mpi.plan.costs import zero_targets
 from hpdl_mpi.train.choices import make_loss, make_model, make_optimizer
 from hpdl_mpi.train.job import Job
 from hpdl_mpi.train.run import make_source
@@ -107,13 +109,8 @@ def summarize(job: Job, num_ranks: int) -> Summary:
 
 
 def _learn_zeros(replica: Replica, loss: Loss, size: int) -> None:
-    output_shape = replica.model.output_shape(replica.input_shape)
-    if loss.task == "classification":
-        targets = np.zeros((size, *output_shape[:-1]), np.int64)
-    else:
-        targets = np.zeros((size, *output_shape), replica.dtype)
-    inputs = np.zeros((size, *replica.input_shape), replica.dtype)
-    replica.learn(inputs, targets, np.arange(size), loss, epoch=0, scale=1.0)
+    targets = zero_targets(loss, replica.output_shape, size, replica.dtype)
+    replica.learn(Feed(np.arange(size), np.zeros((size, *replica.input_shape), replica.dtype), targets), loss)
 
 
 def _rows(layer: Layer, input_shape: Shape) -> Iterator[Row]:

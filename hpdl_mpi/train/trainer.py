@@ -18,8 +18,10 @@ from hpdl_mpi.data.hdf5 import memory_dtype
 from hpdl_mpi.data.sampler import Shuffle
 from hpdl_mpi.nn import Layer, Loss, Shape
 from hpdl_mpi.optim import Constant, Optimizer, Schedule
-from hpdl_mpi.parallel import DataParallelStep, ProcessGrid, Replica
+from hpdl_mpi.parallel import ProcessGrid, Replica, TrainingStep
 from hpdl_mpi.parallel.grid import check_shape
+from hpdl_mpi.parallel.pipeline import Pipeline
+from hpdl_mpi.plan import plan_pipeline
 from hpdl_mpi.train import checkpoint as checkpoints
 from hpdl_mpi.train.evaluation import Evaluator
 from hpdl_mpi.train.job import Checkpoint, Parallel
@@ -32,6 +34,9 @@ from hpdl_mpi.train.restore import plain_values, require_alike, require_same_cal
 from hpdl_mpi.train.runfolder import MetricsLog, RunFolder
 from hpdl_mpi.train.signals import StopSignals
 from hpdl_mpi.train.source import AS_STORED, PathLike, Source
+
+_EVALUATED = 256
+"""Samples of a batch that is evaluated or predicted, unless told."""
 
 _TEST_SHARE = 32
 """Samples of an evaluation batch that each rank has at least."""
@@ -49,11 +54,11 @@ class Trainer:
     lr_schedule : Schedule, optional
         Constant by default.
     parallel : Parallel, optional
-        The grid of ranks and their threads; by default all ranks are data-parallel.
+        The grid of ranks, their threads and the pipeline; by default all ranks are data-parallel.
     dtype : {"float32", "float64"}
     seed : int
     accumulate : int
-        Micro-batches that each rank's share of a batch is cut into.
+        Another name for the number of micro-batches in `parallel`, where there is no pipeline.
     clip_norm : float, optional
         Upper bound of the gradient's global norm.
     comm : Communicator, optional
@@ -79,10 +84,12 @@ class Trainer:
         self.loss = loss
         self.optimizer = optimizer
         self.schedule = lr_schedule or Constant()
-        self.grid = self._make_grid(parallel or Parallel())
-        self.threads = start_threads(self.comm, parallel.threads if parallel else None)
+        self.parallel = _with_accumulation(parallel or Parallel(), accumulate)
+        self.grid = self._make_grid(self.parallel)
+        self.threads = start_threads(self.comm, self.parallel.threads)
         self._dtype, self._seed = dtype, seed
-        self._accumulate, self._clip_norm = accumulate, clip_norm
+        self._clip_norm = clip_norm
+        self._pipeline = Pipeline()
         self._replica: Replica | None = None
         self._source = Source("")
 
@@ -91,9 +98,38 @@ class Trainer:
         agree(self.comm, lambda: check_shape(shape, self.comm.size))
         return ProcessGrid(self.comm, shape)
 
+    def _plan(self, input_shape: Shape, max_share: int) -> Pipeline:
+        """Return how the model is cut and a batch divided: rank 0 measures for all. Collective."""
+        settings = self.parallel
+        schedule, cuts = agree(
+            self.comm,
+            lambda: plan_pipeline(
+                self.model,
+                input_shape,
+                self.loss,
+                num_ranks=settings.pp,
+                max_share=max_share,
+                dtype=self._dtype,
+                num_slots=len(self.optimizer.slots),
+                schedule=settings.schedule,
+                num_chunks=settings.num_chunks,
+                num_microbatches=settings.num_microbatches,
+                cuts=settings.cuts,
+                recompute=settings.recompute,
+                limit_bytes=settings.memory_limit,
+            ),
+        )
+        return Pipeline(self.grid.axis("pp"), schedule, cuts, settings.recompute)
+
+    @property
+    def chosen(self) -> dict[str, Any]:
+        """What was measured or chosen of the pipeline, by the keys of `Parallel`."""
+        pipeline = self._pipeline
+        return {"num_microbatches": pipeline.schedule.num_microbatches, "cuts": list(pipeline.cuts)}
+
     @property
     def replica(self) -> Replica:
-        """This rank's copy of the model, once `fit` or `load` has made it."""
+        """This rank's part of the model, once `fit` or `load` has made it."""
         if self._replica is None:
             raise RuntimeError("the model is not built yet: call fit or load first")
         return self._replica
@@ -181,7 +217,7 @@ class Trainer:
             lengths
             | {"shuffle": shuffle, "checkpoint": checkpoint, "resume": resume}
             | {"validate": validate is not None, "run_dir": run_dir is not None}
-            | {"accumulate": self._accumulate, "clip_norm": self._clip_norm}
+            | {"parallel": self.parallel, "clip_norm": self._clip_norm}
             | {key: (type(part).__name__, plain_values(part)) for key, part in parts.items()},
         )
         source = Source(train, inputs, targets, transform or AS_STORED, target_transform or AS_STORED)
@@ -189,11 +225,12 @@ class Trainer:
         with ExitStack() as stack:
             signals = stack.enter_context(StopSignals(checkpoint.signal))
             input_shape = self._claim(stack, source, validate, folder, resume)
+            self._pipeline = self._plan(input_shape, -(-global_batch_size // self.grid.shape["dp"]))
             loader = self._loader(train, global_batch_size, shuffle)
             tests = self._test_loader(validate, global_batch_size) if validate is not None else None
             for opened in filter(None, (loader, tests)):
                 stack.callback(opened.dataset.close)
-            first_on_node(self.comm, lambda: self._build(input_shape, loader))
+            first_on_node(self.grid, lambda: self._build(input_shape, loader))
             checkpointed = folder.checkpoints if folder and resume else None
             recipe = self._recipe(global_batch_size, shuffle)
             progress = restore(self.comm, self.replica, loader.dataset, recipe, checkpointed)
@@ -203,23 +240,22 @@ class Trainer:
             stack.callback(reporter.close)
             log = self._begin_log(stack, folder, progress, describe)
             reporter.say(headline(self.grid, self.threads, self.replica, loader, num_steps))
-            dp, unit = self.grid.axis("dp"), self._source.unit
+            unit = self._source.unit
             loop = TrainingLoop(
-                comm=dp,
+                grid=self.grid,
                 replica=self.replica,
                 loss=self.loss,
                 optimizer=self.optimizer,
                 schedule=self.schedule,
-                step=DataParallelStep(
+                step=TrainingStep(
                     self.replica,
                     self.loss,
-                    dp,
-                    accumulate=self._accumulate,
+                    self.grid,
                     clip_norm=self._clip_norm,
                     num_flags=len(signals.numbers),
                 ),
                 loader=loader,
-                evaluator=Evaluator(self.replica, self.loss, tests, dp, unit) if tests else None,
+                evaluator=Evaluator(self.replica, self.loss, tests, self.comm, unit) if tests else None,
                 num_steps=num_steps,
                 eval_every=eval_every,
                 checkpoints=checkpoint,
@@ -237,7 +273,7 @@ class Trainer:
         return summary
 
     def load(self, checkpoint: PathLike) -> None:
-        """Build the model and fill it from a checkpoint, which also says how samples are prepared. Local.
+        """Build the model and fill it from a checkpoint, which also says how samples are prepared. Collective.
 
         Parameters
         ----------
@@ -249,12 +285,14 @@ class Trainer:
         InputError
             The checkpoint is damaged, or of another model.
         """
-        manifest = checkpoints.read_manifest(Path(checkpoint))
-        self._build(tuple(manifest["input_shape"]), None)
-        recipe = checkpoints.load(Path(checkpoint), self.replica).recipe
+        path = Path(checkpoint)
+        input_shape = agree(self.comm, lambda: tuple(checkpoints.read_manifest(path)["input_shape"]))
+        self._pipeline = self._plan(input_shape, _EVALUATED)
+        first_on_node(self.grid, lambda: self._build(input_shape, None))
+        recipe = checkpoints.load(path, self.replica).recipe
         self._source = Source("", recipe.inputs, recipe.targets, recipe.transform, recipe.target_transform)
 
-    def evaluate(self, data: PathLike, *, batch_size: int = 256) -> Metrics:
+    def evaluate(self, data: PathLike, *, batch_size: int = _EVALUATED) -> Metrics:
         """Return the metrics of a dataset, prepared like the training data. Collective.
 
         Parameters
@@ -267,11 +305,13 @@ class Trainer:
         agree(self.comm, lambda: source.check(self.model, self.loss, self.grid.shape["dp"], shape))
         loader = self._loader(data, batch_size, "none")
         with loader.dataset:
-            first_on_node(self.comm, lambda: self._rehearse(loader, rehearse_evaluation))
-            return Evaluator(self.replica, self.loss, loader, self.grid.axis("dp"), self._source.unit)()
+            first_on_node(self.grid, lambda: self._rehearse(loader, rehearse_evaluation))
+            return Evaluator(self.replica, self.loss, loader, self.comm, self._source.unit)()
 
-    def predict(self, inputs: np.ndarray, *, batch_size: int = 256) -> np.ndarray:
-        """Return the model's outputs for samples as they are stored, in the targets' own units. Local.
+    def predict(self, inputs: np.ndarray, *, batch_size: int = _EVALUATED) -> np.ndarray:
+        """Return the model's outputs for samples as they are stored, in the targets' own units.
+
+        Collective on a pipeline, whose ranks all give the same samples and get all outputs; local without one.
 
         Parameters
         ----------
@@ -289,7 +329,7 @@ class Trainer:
         shape = transform.output_shape(inputs.shape[1:])
         if shape != replica.input_shape:
             raise InputError("samples of another shape", where="inputs", found=shape, expected=replica.input_shape)
-        result = np.empty((len(inputs), *replica.model.output_shape(shape)), replica.dtype)
+        result = np.empty((len(inputs), *replica.output_shape), replica.dtype)
         for start in range(0, len(inputs), batch_size):
             raw = inputs[start : start + batch_size]
             raw = np.ascontiguousarray(raw, memory_dtype(raw.dtype))
@@ -368,6 +408,8 @@ class Trainer:
             transform=self._source.transform,
             target_transform=None if classifies else self._source.target_transform,
             dtype=self._dtype,
+            reads_inputs=self._pipeline.reads_inputs,
+            reads_targets=self._pipeline.reads_targets,
         )
 
     def _test_loader(self, path: PathLike, train_batch_size: int) -> Loader:
@@ -384,6 +426,7 @@ class Trainer:
             self.optimizer,
             dtype=self._dtype,
             seed=self._seed,
+            pipeline=self._pipeline,
             # The node's other ranks build after its first, when that one's share is taken already.
             ranks_on_node=self.comm.node_size if self.comm.node_rank == 0 else 0,
         )
@@ -417,12 +460,14 @@ class Trainer:
     ) -> dict[str, Any]:
         return {
             "model": name or type(self.model).__name__,
-            "num_parameters": self.replica.layout.num_parameters,
+            "num_parameters": self.replica.num_parameters,
             "world_size": self.comm.size,
             "num_nodes": self.comm.num_nodes,
             "threads": self.threads,
             "dp": self.grid.shape["dp"],
             "pp": self.grid.shape["pp"],
+            "num_microbatches": self._pipeline.schedule.num_microbatches,
+            "cuts": list(self._pipeline.cuts),
             "epochs": progress.epoch,
             "steps": self.replica.step,
             "global_batch_size": global_batch_size,
@@ -432,5 +477,20 @@ class Trainer:
             "test_rmse": metrics.rmse if metrics else None,
             "samples_per_second": progress.samples / progress.seconds if progress.seconds else None,
             "wall_seconds": progress.wall_seconds,
-            "parameters_digest": checkpoints.checksum(self.replica),
+            "parameters_digest": checkpoints.digest(self.replica),
         }
+
+
+def _with_accumulation(parallel: Parallel, accumulate: int) -> Parallel:
+    """Return the settings with the number of micro-batches that `accumulate` asks for."""
+    possible = isinstance(accumulate, int | np.integer) and accumulate >= 1
+    require("training.accumulate", accumulate, possible, "an integer of at least 1")
+    given = parallel.num_microbatches
+    if accumulate > 1 and given not in (None, accumulate):
+        raise InputError(
+            "both say into how many micro-batches a batch is cut",
+            where="training.accumulate and parallel.num_microbatches",
+            found=f"{accumulate} and {given}",
+            remedy="leave one of them out",
+        )
+    return parallel.model_copy(update={"num_microbatches": int(accumulate)}) if accumulate > 1 else parallel

@@ -3,12 +3,13 @@
 from hpdl_mpi.parallel.pipeline.action import Action, Op, Schedule
 from hpdl_mpi.parallel.pipeline.check import check
 from hpdl_mpi.parallel.pipeline.execute import Executor, Feed
+from hpdl_mpi.parallel.pipeline.flow import members
 from hpdl_mpi.parallel.pipeline.generators import forward_only
 from hpdl_mpi.parallel.pipeline.named import FAMILIES, make_schedule
-from hpdl_mpi.parallel.pipeline.partition import LayerCost, partition
+from hpdl_mpi.parallel.pipeline.partition import LayerCost, StageCosts, partition, refuse_too_many_stages
 from hpdl_mpi.parallel.pipeline.passes import complete
-from hpdl_mpi.parallel.pipeline.simulate import Simulation, StageCost, simulate
-from hpdl_mpi.parallel.pipeline.stages import Stage, cut
+from hpdl_mpi.parallel.pipeline.simulate import Simulation, StageCost, in_flight, simulate
+from hpdl_mpi.parallel.pipeline.stages import Pipeline, Recomputed, Stage, cut, pieces
 from hpdl_mpi.parallel.pipeline.table import format_schedule, read_schedule
 
 __all__ = [
@@ -18,17 +19,24 @@ __all__ = [
     "Feed",
     "LayerCost",
     "Op",
+    "Pipeline",
+    "Recomputed",
     "Schedule",
     "Simulation",
     "Stage",
     "StageCost",
+    "StageCosts",
     "check",
     "complete",
     "cut",
     "format_schedule",
     "forward_only",
+    "in_flight",
     "make_schedule",
+    "members",
     "partition",
+    "pieces",
     "read_schedule",
+    "refuse_too_many_stages",
     "simulate",
 ]

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import DTypeLike
 
 from hpdl_mpi.base.errors import InputError
 from hpdl_mpi.base.shares import share
+from hpdl_mpi.base.trace import Trace, now
 from hpdl_mpi.comm import Communicator, Work
-from hpdl_mpi.comm.communicator import COLLECTIVE_TAG
+from hpdl_mpi.data import Batch
 from hpdl_mpi.nn import Context, Loss, LossSums, MicroBatch, Pool
 from hpdl_mpi.parallel.pipeline.action import Action, Op, Schedule
+from hpdl_mpi.parallel.pipeline.flow import Flow, Key
 from hpdl_mpi.parallel.pipeline.stages import Stage
-
-_Key = tuple[int, int]
-"""Stage and micro-batch."""
 
 
 @dataclass
@@ -43,6 +42,11 @@ class Feed:
     epoch: int = 0
     scale: float = 1.0
 
+    @classmethod
+    def of(cls, batch: Batch, epoch: int = 0, scale: float = 1.0) -> Feed:
+        """Return what a loader's batch gives."""
+        return cls(batch.sample_ids, batch.inputs, batch.targets, epoch, scale)
+
 
 @dataclass
 class _Slot:
@@ -50,23 +54,6 @@ class _Slot:
 
     batch: MicroBatch
     context: Context
-
-
-@dataclass
-class _Incoming:
-    """A message that will be, or has been, received."""
-
-    array: np.ndarray
-    work: Work
-
-
-@dataclass
-class _Flow:
-    """What is between actions: outputs on their way forward or gradients on their way back, by receiving stage."""
-
-    here: dict[_Key, np.ndarray] = field(default_factory=dict)
-    coming: dict[_Key, _Incoming] = field(default_factory=dict)
-    leaving: dict[_Key, np.ndarray] = field(default_factory=dict)
 
 
 class Executor:
@@ -90,7 +77,13 @@ class Executor:
         None to predict.
     seed : int
     reduce : callable, optional
-        Is called with the number of a stage when this rank's part of its gradient is whole.
+        Is called with the number of a stage when this rank's part of its gradient is whole. The work that it starts
+        is moved along between actions, and over when `run` returns.
+
+    Attributes
+    ----------
+    trace : Trace or None
+        Where each action, message and wait is recorded, if it is set.
     """
 
     def __init__(
@@ -103,7 +96,7 @@ class Executor:
         dtype: DTypeLike,
         loss: Loss | None,
         seed: int = 0,
-        reduce: Callable[[int], None] = lambda stage: None,
+        reduce: Callable[[int], Iterable[Work]] | None = None,
     ) -> None:
         assert schedule.num_ranks == comm.size, "a schedule has a program for each rank"
         assert schedule.num_stages == len(stages), "a schedule has the model's stages"
@@ -111,6 +104,7 @@ class Executor:
         trains = any(action.op in (Op.I, Op.B) for action in schedule.actions())
         assert reduces == trains, "a schedule to train is complete"
         assert loss is not None or not trains, "training needs a loss"
+        self.trace: Trace | None = None
         self._schedule = schedule
         self._program = schedule.programs[comm.rank]
         self._trains = trains
@@ -120,20 +114,19 @@ class Executor:
         self._dtype = np.dtype(dtype)
         self._loss = loss
         self._seed = seed
-        self._reduce = reduce
+        self._start_reduction = reduce or (lambda stage: ())
+        self._reducing: list[Work] = []
         self._idle: dict[int, list[_Slot]] = {stage: [] for stage in range(len(stages))}
-        self._live: dict[_Key, _Slot] = {}
-        self._forward, self._backward = _Flow(), _Flow()
-        self._sending: list[tuple[Work, np.ndarray]] = []
-        self._do = {
-            Op.F: self._compute_forward,
-            Op.I: self._compute_dgrad,
-            Op.W: self._compute_wgrad,
-            Op.B: self._compute_backward,
-            Op.SEND_F: self._send_output,
-            Op.RECV_F: self._receive_input,
-            Op.SEND_B: self._send_gradient,
-            Op.RECV_B: self._receive_gradient,
+        self._live: dict[Key, _Slot] = {}
+        self._forward = Flow(1, schedule, comm, pool, dtype)
+        self._backward = Flow(-1, schedule, comm, pool, dtype)
+        inputs, outputs = ([getattr(stage, name) for stage in stages] for name in ("input_shape", "output_shape"))
+        # How each message begins, how far from the action's stage the one is that gets it, and the shapes it can have.
+        self._moves = {
+            Op.SEND_F: (self._forward.send, 1, inputs),
+            Op.RECV_F: (self._forward.receive, 0, inputs),
+            Op.SEND_B: (self._backward.send, -1, outputs),
+            Op.RECV_B: (self._backward.receive, 0, outputs),
         }
 
     def run(self, feed: Feed) -> tuple[LossSums, list[np.ndarray]]:
@@ -158,68 +151,84 @@ class Executor:
                 self._perform(action)
             except Exception as error:
                 if self._comm.size > 1:
-                    error.add_note(self._where(index))
+                    error.add_note(self._place(index))
                 raise
-        for work, array in self._sending:
-            work.wait()
-            self._pool.release(array)
-        self._sending.clear()
-        left = [*self._live, *self._forward.here, *self._forward.coming, *self._forward.leaving]
-        left += [*self._backward.here, *self._backward.coming, *self._backward.leaving]
-        assert not left, f"nothing is left after a batch, but {left}"
+        self._finish_messages()
+        assert not self._live, f"nothing is left after a batch, but {list(self._live)}"
         return self._sums, self._outputs
+
+    def _place(self, index: int) -> str:
+        from hpdl_mpi.parallel.pipeline.picture import draw_place  # loads much that a run without a failure needs not
+
+        return draw_place(self._schedule, self._comm.rank, index)
 
     def _perform(self, action: Action) -> None:
         if action.op is Op.REDUCE:
-            self._reduce(action.stage)
+            self._reducing += self._start_reduction(action.stage)
         else:
             start, stop = self._bounds[action.microbatch]
             if start < stop:  # a batch with fewer samples than micro-batches leaves some of them empty, on all ranks
-                self._do[action.op](action.stage, action.microbatch)
-        self._forget_sent()
+                self._begin(action)
+        self._forward.move_along()
+        self._backward.move_along()
+        if self._reducing:
+            self._reducing = [work for work in self._reducing if not work.test()]
 
-    def _where(self, index: int) -> str:
-        """Return this rank's program around the action that failed."""
-        around = [str(action) for action in self._program[max(0, index - 3) : index + 4]]
-        around[min(index, 3)] = f"[{around[min(index, 3)]}]"
-        return f"rank {self._comm.rank} of the pipeline, action {index + 1} of {len(self._program)}: {' '.join(around)}"
+    def _begin(self, action: Action) -> None:
+        """Compute, or begin to send or to receive."""
+        if action.op is Op.F:
+            self._compute_forward(action)
+        elif action.op is Op.W:
+            self._compute_wgrad(action)
+        elif action.op in (Op.I, Op.B):
+            self._compute_dgrad(action)
+        else:
+            self._move(action)
 
-    # What computes.
+    def _finish_messages(self) -> None:
+        start = now()
+        for work in self._reducing:
+            work.wait()
+        self._reducing.clear()
+        self._forward.finish()
+        self._backward.finish()
+        if self.trace:
+            self.trace.add("reduce", "end of messages and reductions", start)
 
-    def _compute_forward(self, stage: int, number: int) -> None:
+    def _compute_forward(self, action: Action) -> None:
+        stage, number = key = action.stage, action.microbatch
         part = slice(*self._bounds[number])
         slot = self._idle[stage].pop() if self._idle[stage] else self._new_slot(stage)
         slot.batch.begin(self._feed.sample_ids[part], epoch=self._feed.epoch, training=self._trains)
-        if stage == 0:
-            assert self._feed.inputs is not None, "the first stage is fed"
-            x = self._feed.inputs[part]
-            self._check_samples(x)
-        else:
-            x = self._take(self._forward, (stage, number))
+        x = self._forward.take(key, self.trace) if stage > 0 else self._samples(part)
+        began = now()
         y = self._stages[stage].model.forward(x, slot.context)
         if stage > 0:
             self._pool.release(x)
+        if stage + 1 < len(self._stages):
+            self._forward.put(y, (stage + 1, number))
+        else:
+            self._finish(y, part, slot, key)
+        self._note(action, began)
         if self._trains:
-            self._live[stage, number] = slot
+            self._live[key] = slot
         else:
             self._idle[stage].append(slot)
-        if stage + 1 < len(self._stages):
-            self._hand_on(self._forward, y, (stage + 1, number))
-        else:
-            self._finish(y, part, slot, (stage, number))
 
-    def _check_samples(self, x: np.ndarray) -> None:
-        """Refuse what kernels would misread."""
+    def _samples(self, part: slice) -> np.ndarray:
+        assert self._feed.inputs is not None, "the first stage is fed"
+        x = self._feed.inputs[part]
         shape = self._stages[0].input_shape
-        if x.shape[1:] != shape or x.dtype != self._dtype or not x.flags.c_contiguous:
+        if x.shape[1:] != shape or x.dtype != self._dtype or not x.flags.c_contiguous:  # kernels would misread them
             raise InputError(
                 "the model cannot take these samples",
                 where="inputs",
                 found=f"shape {x.shape}, {x.dtype}, strides {x.strides}",
                 expected=f"C-contiguous samples of shape {shape}, {self._dtype}",
             )
+        return x
 
-    def _finish(self, y: np.ndarray, part: slice, slot: _Slot, key: _Key) -> None:
+    def _finish(self, y: np.ndarray, part: slice, slot: _Slot, key: Key) -> None:
         """Compare the model's outputs with their targets, or keep a copy of them."""
         if self._loss is None:
             self._outputs.append(y.copy())
@@ -228,82 +237,46 @@ class Executor:
             sums, gradient = self._loss(y, self._feed.targets[part], self._feed.scale, slot.context)
             self._sums = LossSums(*(one + other for one, other in zip(self._sums, sums, strict=True)))
             if gradient is not None:
-                self._backward.here[key] = gradient
+                self._backward.put(gradient, key)
         self._pool.release(y)
 
-    def _compute_dgrad(self, stage: int, number: int) -> None:
-        self._go_back(stage, number, self._stages[stage].model.backward_input)
-
-    def _compute_backward(self, stage: int, number: int) -> None:
-        self._go_back(stage, number, self._stages[stage].model.backward)
-        self._idle[stage].append(self._live.pop((stage, number)))
-
-    def _go_back(self, stage: int, number: int, half: Callable[[np.ndarray, Context], np.ndarray | None]) -> None:
-        dy = self._take(self._backward, (stage, number))
-        dx = half(dy, self._live[stage, number].context)
+    def _compute_dgrad(self, action: Action) -> None:
+        """Compute the gradient of a stage's input, and that of its weights too if the action says both."""
+        stage, number = key = action.stage, action.microbatch
+        both = action.op is Op.B
+        model, slot = self._stages[stage].model, self._live[key]
+        dy = self._backward.take(key, self.trace)
+        began = now()
+        dx = (model.backward if both else model.backward_input)(dy, slot.context)
         self._pool.release(dy)
         if stage > 0:
             assert dx is not None, "a stage gives the one before its gradient"
-            self._hand_on(self._backward, dx, (stage - 1, number))
+            self._backward.put(dx, (stage - 1, number))
+        self._note(action, began)
+        if both:
+            self._idle[stage].append(self._live.pop(key))
 
-    def _compute_wgrad(self, stage: int, number: int) -> None:
-        slot = self._live.pop((stage, number))
-        self._stages[stage].model.backward_weight(slot.context)
-        self._idle[stage].append(slot)
+    def _compute_wgrad(self, action: Action) -> None:
+        slot = self._live.pop((action.stage, action.microbatch))
+        began = now()
+        self._stages[action.stage].model.backward_weight(slot.context)
+        self._note(action, began)
+        self._idle[action.stage].append(slot)
+
+    def _note(self, action: Action, began: float) -> None:
+        if self.trace:
+            self.trace.add("compute", str(action), began)
 
     def _new_slot(self, stage: int) -> _Slot:
         batch = MicroBatch(self._pool, self._seed)
         return _Slot(batch, Context(batch, needs_dx=stage > 0))
 
-    # What moves.
-
-    def _hand_on(self, flow: _Flow, array: np.ndarray, key: _Key) -> None:
-        """Leave a result for another stage of this rank, or for the send that follows."""
-        here = self._schedule.stage_ranks[key[0]] == self._comm.rank
-        (flow.here if here else flow.leaving)[key] = array
-
-    def _take(self, flow: _Flow, key: _Key) -> np.ndarray:
-        """Return what another stage left or sent, and wait for it if need be."""
-        if key in flow.here:
-            return flow.here.pop(key)
-        incoming = flow.coming.pop(key)
-        incoming.work.wait()
-        return incoming.array
-
-    def _send_output(self, stage: int, number: int) -> None:
-        self._send(self._forward, (stage + 1, number), 0)
-
-    def _send_gradient(self, stage: int, number: int) -> None:
-        self._send(self._backward, (stage - 1, number), 1)
-
-    def _receive_input(self, stage: int, number: int) -> None:
-        source = self._schedule.stage_ranks[stage - 1]
-        self._receive(self._forward, (stage, number), self._stages[stage].input_shape, source, 0)
-
-    def _receive_gradient(self, stage: int, number: int) -> None:
-        source = self._schedule.stage_ranks[stage + 1]
-        self._receive(self._backward, (stage, number), self._stages[stage].output_shape, source, 1)
-
-    def _send(self, flow: _Flow, key: _Key, kind: int) -> None:
-        array = flow.leaving.pop(key)
-        dest = self._schedule.stage_ranks[key[0]]
-        self._sending.append((self._comm.isend(array, dest, self._tag(key, kind)), array))
-
-    def _receive(self, flow: _Flow, key: _Key, shape: tuple[int, ...], source: int, kind: int) -> None:
-        start, stop = self._bounds[key[1]]
-        array = self._pool.take((stop - start, *shape), self._dtype)
-        flow.coming[key] = _Incoming(array, self._comm.irecv(array, source, self._tag(key, kind)))
-
-    def _tag(self, key: _Key, kind: int) -> int:
-        """Return the tag of a message to a stage; those of one tag are sent and received in one order, as is proved."""
-        return (2 * (key[0] * self._schedule.num_microbatches + key[1]) + kind) % COLLECTIVE_TAG
-
-    def _forget_sent(self) -> None:
-        """Give back the arrays of messages that have left; this also moves the others along."""
-        still = []
-        for work, array in self._sending:
-            if work.test():
-                self._pool.release(array)
-            else:
-                still.append((work, array))
-        self._sending = still
+    def _move(self, action: Action) -> None:
+        """Begin to send or to receive."""
+        begin, offset, shapes = self._moves[action.op]
+        stage = action.stage + offset
+        start, stop = self._bounds[action.microbatch]
+        began = now()
+        begin((stage, action.microbatch), shapes[stage], stop - start)
+        if self.trace:
+            self.trace.add("receive" if offset == 0 else "send", str(action), began)

@@ -12,31 +12,74 @@ from hpdl_mpi.base.errors import InputError
 
 @dataclass(frozen=True, slots=True)
 class LayerCost:
-    """What one of the layers that a model can be cut between costs.
+    """What one of the layers that a model can be cut between costs, for one micro-batch.
 
     Attributes
     ----------
-    seconds : float
-        Forward and backward of one micro-batch.
+    forward, backward : float
+        Seconds.
     fixed_bytes : int
-        Parameters, gradients and optimizer state.
+        Parameters, gradients and optimizer state, whatever the number of micro-batches.
     saved_bytes : int
-        What it keeps of each micro-batch on its way.
+        What it keeps from forward to backward, beside what the layer before it keeps already.
+    entry_bytes : int
+        What it keeps besides where a stage begins with it.
+    input_bytes : int
+        Of its input: all that a stage beginning with it keeps if it is to be recomputed.
+    working_bytes : int
+        What it takes for a moment only.
     """
 
-    seconds: float
+    forward: float
+    backward: float
     fixed_bytes: int = 0
     saved_bytes: int = 0
+    entry_bytes: int = 0
+    input_bytes: int = 0
+    working_bytes: int = 0
 
 
-def partition(layers: Sequence[LayerCost], held: Sequence[int], limit_bytes: float = math.inf) -> list[int]:
-    """Return the cuts that make the slowest stage as fast as can be; of equal ones those whose times differ least.
+class StageCosts:
+    """What stages of certain layers would take.
 
     Parameters
     ----------
     layers : sequence of LayerCost
     held : sequence of int
         For each stage how many micro-batches its rank keeps at most; so its length is the number of stages.
+    recompute : bool
+        Stages keep their inputs alone, and run forward twice.
+    """
+
+    def __init__(self, layers: Sequence[LayerCost], held: Sequence[int], *, recompute: bool = False) -> None:
+        self.num_layers, self.num_stages = len(layers), len(held)
+        self._layers, self._held, self._recompute = layers, held, recompute
+        names = ("forward", "backward", "fixed_bytes", "saved_bytes")
+        sums = ([0, *accumulate(getattr(layer, name) for layer in layers)] for name in names)
+        self._forward, self._backward, self._fixed, self._saved = sums
+
+    def seconds(self, start: int, stop: int) -> float:
+        """Return the time of the layers from `start` to `stop`, forward and backward of one micro-batch."""
+        forward = self._forward[stop] - self._forward[start]
+        return self._backward[stop] - self._backward[start] + forward * (2 if self._recompute else 1)
+
+    def nbytes(self, stage: int, start: int, stop: int) -> float:
+        """Return the memory of the layers from `start` to `stop` as a stage."""
+        first, held = self._layers[start], self._held[stage]
+        saved = self._saved[stop] - self._saved[start] + first.entry_bytes
+        kept = held * first.input_bytes + saved if self._recompute else held * saved
+        working = max(layer.working_bytes for layer in self._layers[start:stop])
+        # At each end one message may be leaving and one be awaited, outputs one way and gradients the other.
+        ends = [self._layers[cut].input_bytes for cut in (start, stop) if 0 < cut < self.num_layers]
+        return self._fixed[stop] - self._fixed[start] + kept + working + 2 * sum(ends)
+
+
+def partition(costs: StageCosts, limit_bytes: float = math.inf) -> list[int]:
+    """Return the cuts that make the slowest stage as fast as can be; of equal ones those whose times differ least.
+
+    Parameters
+    ----------
+    model : StageCosts
     limit_bytes : float
         Of a stage. A rank of several stages has as many times that.
 
@@ -50,22 +93,13 @@ def partition(layers: Sequence[LayerCost], held: Sequence[int], limit_bytes: flo
     InputError
         There are fewer layers than stages, or no cuts keep all stages within the limit.
     """
-    num_layers, num_stages = len(layers), len(held)
-    if num_stages > num_layers:
-        raise InputError(
-            "more stages than layers",
-            where="parallel.pp",
-            found=f"{num_stages} stages, {num_layers} layers to cut between",
-            expected=f"at most {num_layers} stages",
-        )
-    seconds, fixed, saved = (
-        [0, *accumulate(getattr(layer, name) for layer in layers)] for name in ("seconds", "fixed_bytes", "saved_bytes")
-    )
+    num_layers, num_stages = costs.num_layers, costs.num_stages
+    refuse_too_many_stages(num_stages, num_layers)
 
     def time_of(stage: int, start: int, stop: int) -> float:
         """Return the time of a stage of these layers, infinite if they do not fit."""
-        needed = fixed[stop] - fixed[start] + held[stage] * (saved[stop] - saved[start])
-        return seconds[stop] - seconds[start] if needed <= limit_bytes else math.inf
+        fits = math.isinf(limit_bytes) or costs.nbytes(stage, start, stop) <= limit_bytes
+        return costs.seconds(start, stop) if fits else math.inf
 
     bounds = _best_bounds(num_layers, num_stages, time_of, max, math.inf)
     if bounds is None:
@@ -73,13 +107,24 @@ def partition(layers: Sequence[LayerCost], held: Sequence[int], limit_bytes: flo
             "no cuts keep all stages within the memory",
             where="parallel.pp",
             found=f"{num_stages} stages",
-            expected=f"at most {limit_bytes:.0f} bytes for each",
+            expected=f"at most {limit_bytes:,.0f} bytes for each",
             remedy="use more ranks, smaller micro-batches or fewer of them on their way, or recompute activations",
         )
     slowest = max(time_of(stage, *pair) for stage, pair in enumerate(pairwise(bounds)))
     even = _best_bounds(num_layers, num_stages, time_of, lambda total, time: total + time * time, slowest)
     assert even is not None, "what was found once is found again"
     return even[1:-1]
+
+
+def refuse_too_many_stages(num_stages: int, num_layers: int, chunks: int = 1) -> None:
+    """Raise an InputError that names the largest pipeline unless each stage can have a layer."""
+    if num_stages > num_layers:
+        raise InputError(
+            "more stages than layers",
+            where="parallel.pp",
+            found=f"{num_stages} stages, {num_layers} layers to cut between",
+            expected=f"at most {num_layers // chunks}" + (f", with {chunks} stages each" if chunks > 1 else ""),
+        )
 
 
 def _best_bounds(

@@ -10,13 +10,15 @@ from rich.text import Text
 
 from hpdl_mpi.base.errors import InputError
 from hpdl_mpi.base.files import write_file
-from hpdl_mpi.parallel.pipeline.action import Action, Op, Schedule
-from hpdl_mpi.parallel.pipeline.simulate import Simulation, Timing
+from hpdl_mpi.parallel.pipeline.action import COMPUTE, Action, Op, Schedule
+from hpdl_mpi.parallel.pipeline.simulate import Simulation, Timing, simulate
 
 _STYLES = {Op.F: "on dark_blue", Op.I: "on dark_cyan", Op.W: "on dark_green", Op.B: "on deep_sky_blue4"}
 _COLORS = {Op.F: "#4c72b0", Op.I: "#55a868", Op.W: "#dd8452", Op.B: "#64b5cd"}
 _NAMES = {Op.F: "forward", Op.I: "dgrad", Op.W: "wgrad", Op.B: "backward"}
 _MAX_CELLS = 20_000
+_PLACE_WIDTH = 100
+_PLACE_RANKS = 8
 
 
 def chunk_of(schedule: Schedule, action: Action) -> int:
@@ -60,6 +62,31 @@ def _row(schedule: Schedule, timings: list[Timing], column: Callable[[float], in
         row.append(label.ljust(width)[:width], _STYLES[timing.action.op])
     row.append("." * (length - len(row)), "dim")
     return row
+
+
+def draw_place(schedule: Schedule, rank: int, index: int) -> str:
+    """Return plain lines that show what all ranks do about when `rank` is at action `index` of its program.
+
+    Each rank's computations stand at their simulated time; carets mark the place. Of very many ranks, those near the
+    rank are shown.
+    """
+    action = schedule.programs[rank][index]
+    done = sum(before.op in COMPUTE for before in schedule.programs[rank][:index])
+    simulation = simulate(schedule)
+    timings = simulation.timings[rank]
+    cell = len(str(schedule.num_microbatches - 1)) + 1
+    marked = timings[min(done, len(timings) - 1)].start
+    middle = int(marked) * cell
+    start = max(0, middle - _PLACE_WIDTH // 2) // cell * cell
+    ranks = range(max(0, rank - _PLACE_RANKS), min(schedule.num_ranks, rank + _PLACE_RANKS + 1))
+    lines = [f"rank {rank} of the pipeline was at {action}, action {index + 1} of {len(schedule.programs[rank])}:"]
+    for other in ranks:
+        length = int(simulation.makespan) * cell
+        row = _row(schedule, simulation.timings[other], lambda time: cell * round(time), length).plain
+        lines.append(f"{other:>4} {row[start : start + _PLACE_WIDTH]}")
+        if other == rank:
+            lines.append(" " * (5 + middle - start) + "^" * cell)
+    return "\n".join(lines)
 
 
 def draw_png(schedule: Schedule, simulation: Simulation, path: Path, title: str) -> None:

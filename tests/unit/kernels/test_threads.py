@@ -14,6 +14,7 @@ from hpdl_mpi.kernels.jit import thread_count
 from hpdl_mpi.kernels.threads import available_cores, set_threads
 from hpdl_mpi.nn import AvgPool2d, Conv2d, CrossEntropy, Dropout, Flatten, Linear, MaxPool2d, ReLU, Sequential
 from hpdl_mpi.optim import SGD
+from hpdl_mpi.parallel.pipeline import Feed
 from hpdl_mpi.parallel.replica import Replica
 
 RNG = np.random.default_rng(0)
@@ -41,7 +42,7 @@ def replica() -> Replica:
 def train(one: Replica, *, batch: int = BATCH) -> np.ndarray:
     """Take three steps; return a copy of the parameters."""
     for epoch in range(3):
-        one.learn(X[:batch], TARGETS[:batch], np.arange(batch), CrossEntropy(), epoch=epoch, scale=1 / batch)
+        one.learn(Feed(np.arange(batch), X[:batch], TARGETS[:batch], epoch, scale=1 / batch), CrossEntropy())
         one.update(lr=0.1, scale=1.0)
     return one.params.copy()
 

@@ -8,6 +8,7 @@ import pytest
 from hpdl_mpi.models import MODELS, lenet, mlp
 from hpdl_mpi.nn import CrossEntropy, Dropout, Layer, Layout, Shape, walk
 from hpdl_mpi.optim import SGD
+from hpdl_mpi.parallel.pipeline import Feed
 from hpdl_mpi.parallel.replica import Replica
 from tests import reference as ref
 
@@ -71,7 +72,7 @@ def test_models_learn_a_few_samples_by_heart(model: Layer) -> None:
     x, targets, ids = rng.normal(size=(6, 8, 8, 1)), np.arange(6) % 3, np.arange(6)
     one, _ = replica(model, (8, 8, 1))
     for _ in range(60):
-        sums = one.learn(x, targets, ids, CrossEntropy(), epoch=0, scale=1 / 6)
+        sums = one.learn(Feed(ids, x, targets, scale=1 / 6), CrossEntropy())
         one.update(lr=0.1, scale=1.0)
     assert sums.score == 6
     assert sums.loss / 6 < 0.05

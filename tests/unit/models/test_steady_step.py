@@ -44,7 +44,8 @@ from hpdl_mpi.nn import (
     Tanh,
 )
 from hpdl_mpi.optim import SGD, Adam, AdamW, Optimizer
-from hpdl_mpi.parallel import DataParallelStep, Replica
+from hpdl_mpi.parallel import ProcessGrid, Replica, TrainingStep
+from hpdl_mpi.parallel.pipeline import Pipeline, make_schedule
 
 MICRO_BATCH = 256
 INPUTS = {"lenet": (28, 28, 1), "mlp": (28, 28, 1)}
@@ -91,10 +92,11 @@ def steps(
 ) -> Callable[[], None]:
     """Return a function that takes a whole training step; it has been called, so kernels and buffers are there."""
     rng = np.random.default_rng(0)
-    replica = Replica(model, shape, optimizer or OPTIMIZERS["sgd"], dtype=np.float32, seed=0)
-    learn = DataParallelStep(
-        replica, loss or CrossEntropy(), SingleCommunicator(), accumulate=accumulate, clip_norm=1.0, num_flags=2
-    )
+    pipeline = Pipeline(schedule=make_schedule("1f1b", num_ranks=1, num_microbatches=accumulate))
+    optimizer = optimizer or OPTIMIZERS["sgd"]
+    replica = Replica(model, shape, optimizer, dtype=np.float32, seed=0, pipeline=pipeline)
+    grid = ProcessGrid(SingleCommunicator(), {"pp": 1, "dp": 1})
+    learn = TrainingStep(replica, loss or CrossEntropy(), grid, clip_norm=1.0, num_flags=2)
     size = accumulate * MICRO_BATCH
     inputs = rng.normal(size=(size, *shape)).astype(np.float32)
     outputs = model.output_shape(shape)

@@ -79,7 +79,7 @@ def test_gaps_stay_zero_whatever_is_done(optimizer: Optimizer) -> None:
 def test_model_without_parameters_has_an_empty_layout() -> None:
     rig = Rig(Case(lambda: Sequential(ReLU()), (3,), lambda x, p: x))
     assert (rig.layout.size, rig.layout.num_parameters, rig.layout.segments) == (0, 0, ())
-    assert Chunks(rig.layout).norm(rig.grads) == 0
+    assert Chunks(rig.layout).sum_squares(rig.grads) == 0
 
 
 def test_layer_that_stands_in_a_model_twice_is_refused() -> None:
@@ -89,8 +89,8 @@ def test_layer_that_stands_in_a_model_twice_is_refused() -> None:
     with pytest.raises(InputError) as caught:
         Layout(model)
     assert str(caught.value) == (
-        "parameter 2.bias: the same layer stands in the model more than once. Found 2 places; expected one. "
-        "Make a layer for each place."
+        "parameter 2.weight: the same layer stands in the model more than once. Found 2 places; expected one. "
+        "Make a layer for each place; Sequential.tie lets them share parameters."
     )
 
 

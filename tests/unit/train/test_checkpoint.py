@@ -18,7 +18,8 @@ from hpdl_mpi.base.errors import InputError, StorageError, TrainingError
 from hpdl_mpi.comm import SingleCommunicator, run_threads
 from hpdl_mpi.data import Transform
 from hpdl_mpi.nn import LossSums
-from hpdl_mpi.parallel import Replica
+from hpdl_mpi.parallel import ProcessGrid, Replica
+from hpdl_mpi.parallel.pipeline import Pipeline, make_schedule
 from hpdl_mpi.train import checkpoint
 from hpdl_mpi.train.manifest import seal
 from hpdl_mpi.train.progress import Progress, Recipe
@@ -48,7 +49,11 @@ def make_replica(width=4, optimizer=None, seed=0):
 def save(folder, step, replica=None, keep=2):
     replica = replica or make_replica(seed=step)
     replica.step = step
-    return checkpoint.save(folder, replica, PROGRESS, SingleCommunicator(), keep=keep)
+    return checkpoint.save(folder, replica, PROGRESS, grid_of(SingleCommunicator()), keep=keep)
+
+
+def grid_of(comm, pp=1):
+    return ProcessGrid(comm, {"pp": pp, "dp": comm.size // pp})
 
 
 def load(path, replica=None):
@@ -347,13 +352,77 @@ def test_slices_of_several_files_are_put_together(tmp_path):
     assert_equal(load(path, make_replica(seed=99, optimizer=optim.SGD(0.1)))[1], saved)
 
 
+def test_a_checkpoint_of_one_grid_loads_on_any_other(tmp_path):
+    """Grids of one, two and four stages, some with two pipelines; the tied weight is written once."""
+
+    def part(comm, pp, chunks, cuts, seed):
+        grid = grid_of(comm, pp)
+        schedule = make_schedule("interleaved" if chunks > 1 else "1f1b", pp, 2, chunks)
+        pipeline = Pipeline(grid.axis("pp"), schedule, cuts)
+        model = nn.Sequential(nn.Linear(3), nn.Tanh(), nn.Linear(3), nn.Linear(2)).tie("2.weight", to="0.weight")
+        replica = Replica(model, (3,), optim.Adam(0.1), dtype=np.float32, seed=seed, pipeline=pipeline)
+        for number, slot in enumerate(replica.slots.values()):
+            replica.layout.initialize(slot, seed=seed + number + 10)
+        return replica, grid
+
+    def write(comm, pp, chunks, cuts):
+        replica, grid = part(comm, pp, chunks, cuts, seed=1)
+        replica.step = comm.size * 10 + pp
+        return checkpoint.save(tmp_path, replica, PROGRESS, grid, keep=9), checkpoint.digest(replica)
+
+    def read(comm, path, pp, chunks, cuts):
+        replica, _ = part(comm, pp, chunks, cuts, seed=99)
+        expected, _ = part(comm, pp, chunks, cuts, seed=1)
+        assert checkpoint.load(path, replica) == PROGRESS
+        np.testing.assert_array_equal(replica.params, expected.params)
+        for name, slot in replica.slots.items():
+            np.testing.assert_array_equal(slot, expected.slots[name])
+        return checkpoint.digest(replica)
+
+    grids = [(1, 1, 1, ()), (2, 2, 1, (2,)), (4, 2, 1, (1,)), (2, 2, 2, (1, 2, 3)), (4, 4, 1, (1, 2, 3))]
+    digests = set()
+    for num_ranks, *grid in grids:
+        outcomes = run_threads(num_ranks, lambda comm, grid=grid: write(comm, *grid))
+        path = outcomes[0][0]
+        files = json.loads((path / "manifest.json").read_text())["files"]
+        assert len(files) == grid[0]
+        assert sum(name == "0.weight" for file in files for _, name, _, _ in file["slices"]) == 3  # and two slots
+        digests |= {digest for _, digest in outcomes}
+        for readers, *other in grids:
+            found = run_threads(readers, lambda comm, path=path, other=other: read(comm, path, *other))
+            digests |= set(found)
+    assert len(digests) == 1
+
+
+def test_a_rank_that_cannot_write_fails_all_and_leaves_nothing(tmp_path, monkeypatch):
+    store = checkpoint._store
+
+    def fail_on_one(aside, replica, rank):
+        if rank == 1:
+            raise OSError(28, "No space left on device")
+        return store(aside, replica, rank)
+
+    monkeypatch.setattr(checkpoint, "_store", fail_on_one)
+
+    def run(comm):
+        pipeline = Pipeline(comm, make_schedule("1f1b", 2, 1), (1,))
+        model = nn.Sequential(nn.Linear(4), nn.Linear(2))
+        replica = Replica(model, (3,), optim.SGD(0.1), dtype=np.float32, seed=0, pipeline=pipeline)
+        with pytest.raises(StorageError, match=r"Found No space left on device\. Make room") as caught:
+            checkpoint.save(tmp_path, replica, PROGRESS, grid_of(comm, 2), keep=2)
+        assert caught.value.shared
+
+    run_threads(2, run)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_ranks_that_have_drifted_apart_are_found(tmp_path):
     def run(comm):
         replica = make_replica()
         if comm.rank == 2:
             replica.params[5] += 1e-3
-        with pytest.raises(TrainingError, match=r"data-parallel ranks \[2\] hold other parameters than rank 0"):
-            checkpoint.save(tmp_path, replica, PROGRESS, comm, keep=2)
+        with pytest.raises(TrainingError, match=r"ranks \[2\] hold other parameters than those they are"):
+            checkpoint.save(tmp_path, replica, PROGRESS, grid_of(comm), keep=2)
 
     run_threads(3, run)
     assert list(tmp_path.iterdir()) == []

@@ -6,6 +6,7 @@ import pytest
 
 from hpdl_mpi.base.errors import InputError
 from hpdl_mpi.comm import SingleCommunicator, run_threads
+from hpdl_mpi.parallel import ProcessGrid
 from hpdl_mpi.train import launch
 
 
@@ -92,8 +93,21 @@ def test_the_first_rank_of_each_node_goes_before_the_others():
     order = []
 
     def run(comm):
-        return launch.first_on_node(comm, lambda: order.append(comm.rank))
+        grid = ProcessGrid(comm, {"pp": 1, "dp": comm.size})
+        return launch.first_on_node(grid, lambda: order.append(comm.rank))
 
     run_threads(5, run, nodes=[0, 0, 1, 1, 1])
     assert set(order[:2]) == {0, 2}
     assert sorted(order) == [0, 1, 2, 3, 4]
+
+
+def test_a_nodes_first_rank_goes_with_its_pipeline():
+    order = []
+
+    def run(comm):
+        grid = ProcessGrid(comm, {"pp": 2, "dp": 3})
+        return launch.first_on_node(grid, lambda: order.append(comm.rank))
+
+    run_threads(6, run)
+    assert set(order[:2]) == {0, 3}
+    assert sorted(order) == list(range(6))

@@ -399,7 +399,7 @@ def test_ranks_that_see_different_data_are_named(images, tmp_path):
 @pytest.mark.parametrize(
     ("trainer", "fit", "key"),
     [
-        ({"accumulate": 2}, {}, "accumulate"),
+        ({"accumulate": 2}, {}, "parallel"),
         ({"optimizer": optim.SGD(0.2)}, {}, "optimizer"),
         ({}, {"global_batch_size": 8}, "global_batch_size"),
         ({}, {"validate": None}, "validate"),

@@ -1,16 +1,30 @@
-"""Batches through pipelines of threads: every schedule gives the gradients of one process."""
+"""Batches through grids of threads: every schedule gives the gradients of one process."""
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from hpdl_mpi import nn
 from hpdl_mpi.base.errors import InputError, TrainingError
+from hpdl_mpi.base.trace import Trace
 from hpdl_mpi.comm import run_threads
 from hpdl_mpi.comm.faults import Kill
-from hpdl_mpi.parallel.pipeline import cut, make_schedule
+from hpdl_mpi.optim import SGD
+from hpdl_mpi.parallel import Replica
+from hpdl_mpi.parallel.pipeline import Feed, Pipeline, Schedule, complete, cut, make_schedule
 from tests.pipeline_cases import NAMES
-from tests.pipeline_training import NUM_LAYERS, check_outcomes, make_batch, make_model, run_alone, run_pipeline
+from tests.pipeline_training import (
+    CLASSES,
+    FEATURES,
+    NUM_LAYERS,
+    Outcome,
+    check_outcomes,
+    make_batch,
+    make_model,
+    run_alone,
+    run_grid,
+)
 
 CUTS = {
     1: [[]],
@@ -23,6 +37,11 @@ CUTS = {
 """Numbers of stages, and where to cut: evenly or not, and so that a stage has no parameters."""
 
 
+def on_threads(dp: int, schedule: Schedule, cuts: list[int], num_samples: int, **settings: object) -> list[Outcome]:
+    batch = make_batch(num_samples)
+    return run_threads(dp * schedule.num_ranks, lambda comm: run_grid(comm, dp, schedule, cuts, batch, **settings))
+
+
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("num_ranks", [1, 2, 3, 4])
 def test_gradients_and_outputs_are_those_of_one_process(name: str, num_ranks: int) -> None:
@@ -30,47 +49,119 @@ def test_gradients_and_outputs_are_those_of_one_process(name: str, num_ranks: in
         schedule = make_schedule(name, num_ranks, num_microbatches)
         for cuts in CUTS[schedule.num_stages]:
             for num_samples in (13, 3):  # fewer samples than micro-batches leave some empty
-                feed = make_batch(num_samples)
-                found = run_threads(
-                    num_ranks,
-                    lambda comm, cuts=cuts, schedule=schedule, feed=feed: run_pipeline(comm, schedule, cuts, feed),
-                )
-                check_outcomes(found, run_alone(feed, num_microbatches))
+                found = on_threads(1, schedule, cuts, num_samples)
+                check_outcomes(found, run_alone(make_batch(num_samples), num_microbatches))
 
 
-def test_a_rank_that_fails_says_at_which_action() -> None:
-    feed = make_batch(8)
-    feed.targets[5] = 99  # in the last micro-batch but one
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(("dp", "pp"), [(2, 1), (2, 2), (3, 2), (2, 3)])
+def test_pipelines_side_by_side_sum_their_gradients(name: str, dp: int, pp: int) -> None:
+    for num_microbatches, num_samples in ((2, 13), (5, 7), (3, 1)):  # some pipelines have no sample at all
+        schedule = make_schedule(name, pp, num_microbatches)
+        found = on_threads(dp, schedule, CUTS[schedule.num_stages][0], num_samples)
+        check_outcomes(found, run_alone(make_batch(num_samples), num_microbatches, dp), dp)
+
+
+@pytest.mark.parametrize("recompute", ["stage", "block"])
+@pytest.mark.parametrize("name", NAMES)
+def test_recomputing_changes_no_bit(name: str, recompute: str) -> None:
+    schedule = make_schedule(name, 2, 3)
+    cuts = CUTS[schedule.num_stages][0]
+    check_outcomes(on_threads(1, schedule, cuts, 13, recompute=recompute), run_alone(make_batch(13), 3))
+
+
+def test_clipping_sees_the_norm_over_all_stages_with_tied_weights_once() -> None:
+    expected = run_alone(make_batch(13), 3)
+    norm = np.sqrt(sum(np.sum(gradient**2) for gradient in expected.gradients.values()))
+    for dp, pp in ((1, 1), (1, 2), (2, 2), (1, 4)):
+        schedule = make_schedule("1f1b", pp, 3)
+        for outcome in on_threads(dp, schedule, CUTS[pp][0], 13, clip_norm=norm / 10):
+            for name, gradient in outcome.gradients.items():
+                clipped = expected.gradients[name] / (10 * (1 + 1e-6 / norm))
+                np.testing.assert_allclose(gradient, clipped, rtol=1e-9, atol=1e-15)
+
+
+def make_replica(pipeline: Pipeline) -> Replica:
+    return Replica(make_model(), (FEATURES,), SGD(0.1), dtype=np.float64, seed=0, pipeline=pipeline)
+
+
+def feed_of(num_samples: int) -> Feed:
+    return Feed.of(make_batch(num_samples), scale=1 / num_samples)
+
+
+def test_a_stage_is_reduced_when_its_last_weight_gradient_is_done_and_the_rank_goes_on() -> None:
+    schedule = make_schedule("interleaved", 1, 4, 2)
+    replica = make_replica(Pipeline(schedule=schedule, cuts=(4,)))
+    trace, seen = Trace(), []
+
+    def reduce(stage: int) -> tuple[()]:
+        seen.append((stage, len(trace.spans)))
+        return ()
+
+    executor = replica.trainer(nn.CrossEntropy(), reduce)
+    executor.trace = trace
+    executor.run(feed_of(8))
+    names = [span.name for span in trace.spans if span.kind == "compute"]
+    assert names == [str(a) for a in complete(schedule).programs[0] if a.op in ("F", "B", "I", "W")]
+    assert [stage for stage, _ in seen] == [1, 0]
+    assert trace.spans[seen[0][1] - 1].name == "1B3"
+    assert seen[0][1] < seen[1][1]
+
+
+def test_a_recomputed_stage_keeps_its_input_alone() -> None:
+    peaks = []
+    for recompute in ("none", "stage"):
+        schedule = make_schedule("gpipe", 1, 8, None)
+        replica = make_replica(Pipeline(schedule=schedule, recompute=recompute))
+        replica.learn(feed_of(64), nn.CrossEntropy())
+        peaks.append(replica.pool.peak_live)
+    assert peaks[1] < 0.5 * peaks[0]
+
+
+def test_a_rank_that_fails_shows_the_grid_and_its_place() -> None:
+    batch = make_batch(8)
+    batch.targets[5] = 99  # in the last micro-batch but one
 
     with pytest.raises(InputError) as caught:
-        run_threads(2, lambda comm: run_pipeline(comm, make_schedule("1f1b", 2, 4), [4], feed))
+        run_threads(2, lambda comm: run_grid(comm, 1, make_schedule("1f1b", 2, 4), [4], batch))
     (note,) = caught.value.__notes__
-    assert note == ("rank 1 of the pipeline, action 12 of 21: 1I1 1SEND_B1 1W1 [1F2] 1RECV_F3 1I2 1SEND_B2")
+    assert note.splitlines() == [
+        "rank 1 of the pipeline was at 1F2, action 12 of 21:",
+        "   0 F0F1..B0  F2B1  F3B2  ..B3  ",
+        "   1 ..F0I0W0F1I1W1F2I2W2F3I3W3..",
+        "                   ^^",
+    ]
 
 
 def test_a_rank_that_is_killed_ends_the_others() -> None:
-    feed = make_batch(8)
     with pytest.raises(TrainingError, match="killed"):
         run_threads(
             2,
-            lambda comm: run_pipeline(comm, make_schedule("1f1b", 2, 4), [4], feed),
+            lambda comm: run_grid(comm, 1, make_schedule("1f1b", 2, 4), [4], make_batch(8)),
             faults=[Kill(rank=1, index=3)],
         )
 
 
 def test_stages_have_the_names_and_shapes_of_the_whole_model() -> None:
-    stages = cut(make_model(), (5,), [2, 4])
-    assert [stage.input_shape for stage in stages] == [(5,), (6,), (6,)]
+    stages = cut(make_model(), (FEATURES,), [2, 4])
+    assert [stage.input_shape for stage in stages] == [(5,), ((6,),) * 3, ((6,),) * 3]
     assert [list(stage.model.children) for stage in stages] == [["0", "1"], ["2", "3"], ["4", "5", "6", "7"]]
     assert stages[2].model.children["6"].path == "6"
+    assert stages[2].names == {"2.layer.body.0.weight", "6.bias", "7.weight", "7.bias"}
+    assert stages[2].output_shape == (CLASSES,)
 
 
 @pytest.mark.parametrize("cuts", [[0], [NUM_LAYERS], [3, 3], [4, 2]])
 def test_cuts_that_leave_a_stage_empty_are_refused(cuts: list[int]) -> None:
     with pytest.raises(InputError, match=r"parallel\.cuts: the cuts leave a stage without layers"):
-        cut(make_model(), (5,), cuts)
+        cut(make_model(), (FEATURES,), cuts)
 
 
 def test_only_a_sequential_can_be_cut() -> None:
     with pytest.raises(InputError, match="only a Sequential can be cut into stages"):
         cut(nn.Linear(3), (5,), [1])
+
+
+def test_a_model_without_blocks_has_none_to_recompute() -> None:
+    with pytest.raises(InputError, match=r"parallel\.recompute: the model has no blocks"):
+        cut(nn.Sequential(nn.Linear(3)), (5,), [], "block")

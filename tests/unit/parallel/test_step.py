@@ -1,4 +1,4 @@
-"""The data-parallel step: what it refuses, and what it reports."""
+"""The training step: what it refuses, and what it reports."""
 
 from __future__ import annotations
 
@@ -11,18 +11,14 @@ from hpdl_mpi import nn, optim
 from hpdl_mpi.base.errors import InputError
 from hpdl_mpi.comm import SingleCommunicator
 from hpdl_mpi.data import Batch
-from hpdl_mpi.parallel import DataParallelStep, Replica
+from hpdl_mpi.parallel import ProcessGrid, Replica, TrainingStep
+from hpdl_mpi.parallel.pipeline import Pipeline, make_schedule
 
 
-def make_step(**settings: object) -> DataParallelStep:
-    replica = Replica(nn.Linear(2), (3,), optim.SGD(0.1), dtype=np.float32, seed=0)
-    return DataParallelStep(replica, nn.CrossEntropy(), SingleCommunicator(), **settings)
-
-
-@pytest.mark.parametrize("accumulate", [0, -1, 1.5, "2"])
-def test_impossible_number_of_micro_batches_is_refused(accumulate: object) -> None:
-    with pytest.raises(InputError, match=r"^training\.accumulate: out of range.*expected an integer of at least 1"):
-        make_step(accumulate=accumulate)
+def make_step(num_microbatches: int = 1, **settings: object) -> TrainingStep:
+    pipeline = Pipeline(schedule=make_schedule("1f1b", num_ranks=1, num_microbatches=num_microbatches))
+    replica = Replica(nn.Linear(2), (3,), optim.SGD(0.1), dtype=np.float32, seed=0, pipeline=pipeline)
+    return TrainingStep(replica, nn.CrossEntropy(), ProcessGrid(SingleCommunicator(), {"pp": 1, "dp": 1}), **settings)
 
 
 @pytest.mark.parametrize("clip_norm", [0.0, -1.0, math.inf, math.nan])
@@ -32,7 +28,7 @@ def test_impossible_bound_of_the_gradient_is_refused(clip_norm: float) -> None:
 
 
 def test_sums_are_over_all_micro_batches_and_votes_are_those_of_this_batch() -> None:
-    step = make_step(accumulate=3, num_flags=2)
+    step = make_step(num_microbatches=3, num_flags=2)
     inputs, targets = np.zeros((7, 3), np.float32), np.arange(7) % 2
     batch = Batch(inputs, targets, np.arange(7), global_size=7, offset=0)
     for flags in ((True, False), (False, True)):

@@ -1,0 +1,143 @@
+"""What each layer of a model costs on this machine: measured one layer at a time, so that the whole need not fit."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+from numpy.typing import DTypeLike
+
+from hpdl_mpi.nn import Context, Layer, Layout, Loss, MicroBatch, Pool, Shape, has_parameters, walk
+from hpdl_mpi.parallel.pipeline import LayerCost, members
+from hpdl_mpi.parallel.pipeline.flow import Activation
+
+_REPEATS = 3
+"""Timed runs, after one that wakes everything; the fastest counts."""
+
+
+def measure_layers(
+    layers: dict[str, Layer], input_shape: Shape, loss: Loss, *, size: int, dtype: DTypeLike, num_slots: int
+) -> list[LayerCost]:
+    """Return what each of the layers that a model can be cut between costs with a micro-batch of noise. Local.
+
+    Each layer gets parameters of its own, which go when it is measured; the loss counts with the last layer.
+
+    Parameters
+    ----------
+    layers : dict of str to Layer
+        In a model that is built. They keep no parameters.
+    input_shape : tuple of int
+        Of one sample of the model's.
+    loss : Loss
+    size : int
+        Samples of the micro-batch.
+    dtype : dtype
+    num_slots : int
+        Arrays of optimizer state beside parameters and gradients.
+    """
+    costs: list[LayerCost] = []
+    shape, kept, dtype = input_shape, True, np.dtype(dtype)  # samples are the loader's
+    for number, (name, layer) in enumerate(layers.items()):
+        last = number + 1 == len(layers)
+        found = _Measurement(layer, name, shape, size, dtype, loss if last else None, needs_dx=number > 0)
+        costs.append(found.cost(2 + num_slots, kept))
+        for inner in walk(layer):
+            inner.params.clear()
+            inner.grads.clear()
+        shape, kept = layer.output_shape(shape), found.keeps_output or (found.is_view and kept)
+    return costs
+
+
+def zero_targets(loss: Loss, output_shape: Shape, size: int, dtype: DTypeLike) -> np.ndarray:
+    """Return targets that a loss can take: class 0 for each sample, or zeros like the outputs."""
+    if loss.task == "classification":
+        return np.zeros((size, *output_shape[:-1]), np.int64)
+    return np.zeros((size, *output_shape), dtype)
+
+
+class _Measurement:
+    """One layer's forward and backward, on arrays of its own.
+
+    Attributes
+    ----------
+    keeps_input, keeps_output : bool
+        Whether the layer keeps them for backward.
+    is_view : bool
+        Whether its output is its input in another shape.
+    """
+
+    def __init__(
+        self, layer: Layer, name: str, shape: Shape, size: int, dtype: np.dtype, loss: Loss | None, *, needs_dx: bool
+    ) -> None:
+        self._layer, self._loss, self._size, self._dtype = layer, loss, size, dtype
+        layout = Layout(layer)
+        params, grads = layout.allocate(dtype), layout.allocate(dtype)
+        layout.initialize(params, seed=0)
+        layout.bind(layer, params, grads)
+        self._pool = Pool()
+        self._batch = MicroBatch(self._pool)
+        learns = needs_dx or has_parameters(layer)
+        self._ctx = Context(self._batch, name, needs_dx=needs_dx, needs_backward=learns)
+        self._num_parameters, self._learns = layout.size, learns
+        noise = np.random.default_rng(0)
+        self._x = self._take(shape, noise)
+        self._dy = self._take(layer.output_shape(shape), noise)
+        self._targets = np.zeros(0) if loss is None else zero_targets(loss, layer.output_shape(shape), size, dtype)
+        self.seconds = min((self._run() for _ in range(1 + _REPEATS)), key=sum)
+
+    def _take(self, shape: Shape, noise: np.random.Generator) -> Activation:
+        arrays = []
+        for sample in members(shape):
+            arrays.append(self._pool.take((self._size, *sample), self._dtype))
+            arrays[-1][...] = noise.random((self._size, *sample), np.float32)
+        return arrays[0] if members(shape) == (shape,) else tuple(arrays)
+
+    def _run(self) -> tuple[float, float]:
+        """Run once and return the seconds of forward and backward."""
+        x, pool, layer, ctx = self._x, self._pool, self._layer, self._ctx
+        self._batch.begin(np.arange(self._size), training=True)
+        begun = pool.bytes_live
+        start = time.perf_counter()
+        y = layer.forward(x, ctx)
+        forward = time.perf_counter() - start
+        self._note_kept(y, begun)
+        pool.peak_live = after_forward = pool.bytes_live
+        start = time.perf_counter()
+        dy = self._dy
+        if self._loss is not None:
+            _, dy = self._loss(y, self._targets, 1.0, ctx)
+        dx = layer.backward(dy, ctx) if self._learns else None
+        backward = time.perf_counter() - start
+        self.working_bytes = pool.peak_live - after_forward + self.output_bytes  # of the output's gradient
+        if self._loss is not None:
+            pool.release(dy)
+        pool.release(y)
+        pool.release(dx)
+        return forward, backward
+
+    def _note_kept(self, y: Activation, begun: int) -> None:
+        """Note what the layer keeps now that forward is done: of its input, its output, and inside."""
+        pool = self._pool
+        inputs, outputs = (value if isinstance(value, tuple) else (value,) for value in (self._x, y))
+        held = {id(array.base) for array in inputs}
+        fresh = [array for array in outputs if id(array.base) not in held]
+        self.is_view = len(fresh) < len(outputs)
+        views = len(outputs) - len(fresh)
+        self.keeps_input = sum(pool.count(array) for array in inputs) > len(inputs) + views
+        self.keeps_output = any(pool.count(array) > 1 for array in fresh)
+        self.input_bytes = sum(array.nbytes for array in inputs)
+        self.output_bytes = sum(array.nbytes for array in fresh)
+        self.inner_bytes = pool.bytes_live - begun - self.output_bytes
+
+    def cost(self, num_arrays: int, kept_before: bool) -> LayerCost:
+        """Return what the layer costs where the layer before it keeps its output, this one's input, or does not."""
+        keeps_more = self.keeps_input and not kept_before
+        saved = self.inner_bytes + self.keeps_output * self.output_bytes + keeps_more * self.input_bytes
+        return LayerCost(
+            *self.seconds,
+            fixed_bytes=num_arrays * self._num_parameters * self._dtype.itemsize,
+            saved_bytes=saved,
+            entry_bytes=self.input_bytes if self.keeps_input and kept_before else 0,
+            input_bytes=self.input_bytes,
+            working_bytes=self.working_bytes,
+        )

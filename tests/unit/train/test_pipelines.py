@@ -1,0 +1,186 @@
+"""Training on grids of pipelines: the steps of one rank, resumed on other grids, evaluated and predicted."""
+
+from __future__ import annotations
+
+import h5py
+import numpy as np
+import pytest
+
+from hpdl_mpi import nn, optim
+from hpdl_mpi.base.errors import InputError
+from hpdl_mpi.comm import SingleCommunicator, run_threads
+from hpdl_mpi.train import Parallel, Trainer
+from hpdl_mpi.train.checkpoint import latest
+from hpdl_mpi.train.signals import Stopped
+from tests.training_cases import fit_images, make_trainer, step_losses, write_images
+
+GRIDS = [
+    (2, {"pp": 2, "schedule": "1f1b"}),
+    (2, {"pp": 2, "schedule": "zb-h1", "num_microbatches": 3, "cuts": [1], "recompute": "stage"}),
+    (3, {"pp": 3, "schedule": "zb-h2", "num_microbatches": 5, "cuts": [1, 4]}),
+    (4, {"pp": 2, "schedule": "gpipe", "num_microbatches": 1, "cuts": [5]}),
+    (4, {"pp": 2, "schedule": "zb-v", "num_microbatches": 5, "cuts": [1, 3, 5]}),
+    (4, {"pp": 4, "schedule": "1f1b", "num_microbatches": 3, "cuts": [1, 2, 5]}),
+    (3, {"pp": 3, "schedule": "interleaved", "num_chunks": 2, "num_microbatches": 6}),
+    (1, {"num_microbatches": 4}),
+]
+
+
+@pytest.fixture
+def images(tmp_path):
+    return write_images(tmp_path / "images.h5")
+
+
+@pytest.fixture
+def alone(images, tmp_path):
+    folder = tmp_path / "alone"
+    return folder, fit_images(make_trainer(SingleCommunicator()), images, folder)
+
+
+def trainer_on(comm, settings, **changes):
+    return make_trainer(comm, parallel=Parallel(threads=1, **settings), **changes)
+
+
+@pytest.mark.parametrize(("num_ranks", "settings"), GRIDS)
+def test_every_grid_takes_the_steps_of_one_rank(alone, images, tmp_path, num_ranks, settings):
+    folder = tmp_path / "grid"
+    summaries = run_threads(num_ranks, lambda comm: fit_images(trainer_on(comm, settings), images, folder))
+    # float64, 12 steps: sums of at most 50 terms in another order differ by far less than 1e-9 relative.
+    np.testing.assert_allclose(step_losses(folder), step_losses(alone[0]), rtol=1e-9)
+    for summary in summaries:
+        assert summary["parameters_digest"] == summaries[0]["parameters_digest"]
+        assert summary["test_loss"] == pytest.approx(alone[1]["test_loss"], rel=1e-9)
+        assert summary["num_parameters"] == alone[1]["num_parameters"]
+
+
+class StopAfter(nn.CrossEntropy):
+    """Stops the run in a step of the rank that has the last stage."""
+
+    def __init__(self, calls):
+        super().__init__()
+        self.calls = calls
+
+    def __call__(self, outputs, targets, scale, ctx):
+        self.calls -= ctx.batch.training
+        if self.calls == 0:
+            raise KeyboardInterrupt
+        return super().__call__(outputs, targets, scale, ctx)
+
+
+def test_a_run_goes_on_with_any_other_grid(alone, images, tmp_path):
+    folder = tmp_path / "run"
+    for number, (num_ranks, settings) in enumerate(GRIDS[:5]):
+        summaries = run_threads(
+            num_ranks,
+            lambda comm, number=number, settings=settings: fit_images(
+                trainer_on(comm, settings), images, folder, resume=True, epochs=None, steps=2 * (number + 1)
+            ),
+        )
+        assert summaries[0]["steps"] == 2 * (number + 1)
+    # the schedule of rates knows the length of each part, so the steps are not those of one long run
+    assert len(step_losses(folder)) == 10
+    assert summaries[0]["train_loss"] < 2
+
+
+def test_a_checkpoint_of_a_pipeline_goes_on_as_if_there_had_been_no_stop(alone, images, tmp_path):
+    """A run on one rank, cut by a stop and taken up by pipelines, gives the steps of the run without it."""
+    folder = tmp_path / "run"
+
+    def part(comm, settings, **changes):
+        return fit_images(trainer_on(comm, settings, **changes), images, folder, resume=True)
+
+    from hpdl_mpi.train.signals import StopSignals
+
+    def stop_after(step):
+        flags = StopSignals.flags
+
+        def raised(self):
+            stop_after.calls += 1
+            return tuple(number == 0 and stop_after.calls == step for number in range(len(flags(self))))
+
+        stop_after.calls = 0
+        return raised
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(StopSignals, "flags", stop_after(5))
+        with pytest.raises(Stopped):
+            part(SingleCommunicator(), {})
+    summaries = run_threads(4, lambda comm: part(comm, GRIDS[4][1]))
+    np.testing.assert_allclose(step_losses(folder), step_losses(alone[0]), rtol=1e-9)
+    assert summaries[0]["test_loss"] == pytest.approx(alone[1]["test_loss"], rel=1e-9)
+
+
+def test_pipelines_evaluate_and_predict_what_one_rank_does(alone, images):
+    folder, _ = alone
+    with h5py.File(images) as file:
+        samples = file["x"][()]
+
+    def use(comm, settings):
+        trainer = trainer_on(comm, settings)
+        trainer.load(latest(folder / "checkpoints"))
+        return trainer.evaluate(images), trainer.predict(samples)
+
+    ((metrics, outputs),) = [use(SingleCommunicator(), {})]
+    for num_ranks, settings in GRIDS:
+        for found, predicted in run_threads(num_ranks, lambda comm, settings=settings: use(comm, settings)):
+            assert found.loss == pytest.approx(metrics.loss, rel=1e-12)
+            assert found.accuracy == metrics.accuracy
+            np.testing.assert_array_equal(predicted, outputs)
+
+
+@pytest.mark.parametrize(
+    ("num_ranks", "settings", "message"),
+    [
+        (8, {"pp": 8}, r"parallel\.pp: more stages than layers\. Found 8 stages, 6 layers.*expected at most 6\."),
+        (4, {"pp": 4, "schedule": "zb-v"}, r"Found 8 stages, 6 layers.*expected at most 3, with 2 stages each"),
+        (
+            2,
+            {"pp": 2, "schedule": "best"},
+            r"parallel\.schedule: no such schedule\. Found 'best'; expected gpipe, 1f1b",
+        ),
+        (2, {"pp": 2, "cuts": [1, 3]}, r"parallel\.cuts: out of range\. Found \[1, 3\]; expected 1 numbers of layers"),
+        (2, {"pp": 2, "cuts": [6]}, r"parallel\.cuts: the cuts leave a stage without layers"),
+        (2, {"pp": 2, "recompute": "block"}, r"parallel\.recompute: the model has no blocks"),
+        (2, {"pp": 2, "memory_limit": "1 KiB"}, r"parallel\.pp: no cuts keep all stages within the memory"),
+        (2, {"pp": 2, "cuts": [3], "memory_limit": "1 KiB"}, r"parallel\.cuts: a stage does not fit the memory"),
+        (3, {"pp": 2}, r"the grid does not fit the number of ranks"),
+    ],
+)
+def test_impossible_pipelines_are_refused_alike_on_all_ranks(images, num_ranks, settings, message):
+    def run(comm):
+        with pytest.raises(InputError, match=message) as caught:
+            fit_images(trainer_on(comm, settings), images)
+        assert caught.value.shared
+
+    run_threads(num_ranks, run)
+
+
+def test_micro_batches_are_asked_for_in_one_place(images):
+    with pytest.raises(InputError, match=r"both say into how many micro-batches a batch is cut\. Found 2 and 3"):
+        trainer_on(SingleCommunicator(), {"num_microbatches": 3}, accumulate=2)
+    with pytest.raises(InputError, match=r"training\.accumulate: out of range"):
+        trainer_on(SingleCommunicator(), {}, accumulate=0)
+
+
+def test_a_memory_limit_makes_micro_batches_smaller(tmp_path):
+    """One rank and two: the activations of 64 samples do not fit, those of fewer do."""
+    data = write_images(tmp_path / "images.h5", num_samples=64)
+
+    def fit(comm, pp, limit):
+        model = nn.Sequential(
+            nn.Flatten(), *(layer for _ in range(4) for layer in (nn.Linear(64), nn.Tanh())), nn.Linear(5)
+        )
+        parallel = Parallel(pp=pp, threads=1, memory_limit=limit)
+        trainer = Trainer(model, loss=nn.CrossEntropy(), optimizer=optim.SGD(0.1), parallel=parallel, comm=comm)
+        summary = trainer.fit(data, steps=1, global_batch_size=64)
+        replica = trainer.replica
+        arrays = replica.params.nbytes + replica.grads.nbytes
+        return summary["num_microbatches"], arrays + replica.pool.peak_live
+
+    unlimited = run_threads(1, lambda comm: fit(comm, 1, None))[0]
+    assert unlimited[0] == 1
+    for pp in (1, 2):
+        limit = unlimited[1] * 3 // 4 if pp == 1 else unlimited[1] * 45 // 100
+        for number, used in run_threads(pp, lambda comm, pp=pp, limit=limit: fit(comm, pp, limit)):
+            assert number > 1
+            assert used <= limit
