@@ -1,14 +1,16 @@
-"""What a rank did and when: spans of time, recorded as they end."""
+"""What a rank did and when: spans of time, recorded as they end, for Chrome's and Perfetto's viewers."""
 
 from __future__ import annotations
 
+import json
 import time
-from typing import Literal, NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal, NamedTuple
 
 now = time.perf_counter
-"""The clock of all spans: seconds from an arbitrary point, another one on each rank."""
+"""The clock of all spans: seconds from an arbitrary point, which differs from machine to machine."""
 
-Kind = Literal["compute", "send", "receive", "wait", "reduce", "update"]
+Kind = Literal["step", "compute", "send", "receive", "wait", "update"]
 
 
 class Span(NamedTuple):
@@ -17,7 +19,7 @@ class Span(NamedTuple):
     Attributes
     ----------
     kind : str
-        ``wait`` is time in which the rank could do nothing; the others are its own work.
+        A step holds the others. In a ``wait`` the rank can do nothing; the rest is its own work.
     name : str
     start, stop : float
         Seconds, by `now`.
@@ -27,6 +29,11 @@ class Span(NamedTuple):
     name: str
     start: float
     stop: float
+
+    @property
+    def seconds(self) -> float:
+        """How long it took."""
+        return self.stop - self.start
 
 
 class Trace:
@@ -44,3 +51,28 @@ class Trace:
     def add(self, kind: Kind, name: str, start: float) -> None:
         """Record what began at `start` and ends now."""
         self.spans.append(Span(kind, name, start, now()))
+
+    def shifted(self, seconds: float) -> list[Span]:
+        """Return the spans on another clock, which shows so much more."""
+        return [span._replace(start=span.start + seconds, stop=span.stop + seconds) for span in self.spans]
+
+
+def chrome_trace(spans: Sequence[Sequence[Span]]) -> bytes:
+    """Return the spans of all ranks in the Trace Event Format (JSON), which chrome://tracing and Perfetto read.
+
+    Parameters
+    ----------
+    spans : sequence of sequence of Span
+        By rank, on one clock.
+    """
+    first = min((span.start for mine in spans for span in mine), default=0.0)
+    events = [event for rank, mine in enumerate(spans) for event in _events(rank, mine, first)]
+    return json.dumps({"displayTimeUnit": "ms", "traceEvents": events}).encode()
+
+
+def _events(rank: int, spans: Sequence[Span], first: float) -> Iterator[dict[str, Any]]:
+    yield {"ph": "M", "name": "process_name", "pid": rank, "args": {"name": f"rank {rank}"}}
+    yield {"ph": "M", "name": "process_sort_index", "pid": rank, "args": {"sort_index": rank}}
+    for span in spans:
+        microseconds = {"ts": (span.start - first) * 1e6, "dur": span.seconds * 1e6}
+        yield {"ph": "X", "name": span.name, "cat": span.kind, "pid": rank, "tid": 0} | microseconds

@@ -33,5 +33,34 @@ def step_table(result: dict[str, Any]) -> Table:
     return table
 
 
+def pipeline_table(result: dict[str, Any]) -> Table:
+    """Return the result of `bench_pipeline` as a table, a row for each contender; ratios are its step over ours."""
+    title = (
+        f"Training step: {result['model']} on a pipeline of {result['num_ranks']} ranks, {result['num_microbatches']} "
+        f"micro-batches of {result['microbatch_size']}, float32, 1 thread each"
+    )
+    caption = (
+        f"{result['machine']['cpu']}; median of {result['rounds']} rounds; stages begin at layers {result['cuts']}; "
+        "bubbles: measured, simulated with measured costs, published formula"
+    )
+    table = Table(box=box.SIMPLE, title=title, caption=caption)
+    table.add_column("contender", no_wrap=True)
+    for heading in ("step, ms", "simulated, ms", "bubble, %", "overhead, %", "peak, MiB", "ratio"):
+        table.add_column(heading, justify="right")
+    for name, figures in ({result["schedule"]: result} | result["vs"]).items():
+        bubbles = [figures.get(f"bubble_{key}") for key in ("measured", "predicted", "formula")]
+        ours = "predicted_seconds" in figures
+        table.add_row(
+            name,
+            _milliseconds(figures["step_seconds"]),
+            _milliseconds(figures["predicted_seconds"]) if ours else "",
+            " / ".join(f"{100 * bubble:.1f}" for bubble in bubbles if bubble is not None),
+            f"{100 * figures['executor_overhead']:.1f}" if ours else "",
+            f"{figures['peak_bytes'] / 2**20:.0f}",
+            f"{figures['step_seconds'] / result['step_seconds']:.2f}",
+        )
+    return table
+
+
 def _milliseconds(seconds: float) -> str:
     return f"{seconds * 1e3:.1f}"

@@ -16,6 +16,14 @@ def mlp() -> nn.Module:
     return nn.Sequential(*hidden, nn.Linear(1024, 10))
 
 
+def mlp_deep() -> nn.Module:
+    """Return the twin of `hpdl_mpi.models.mlp_deep`, with the Flatten in front that lets it take images."""
+    from torch import nn
+
+    hidden = [layer for _ in range(23) for layer in (nn.Linear(1024, 1024), nn.ReLU())]
+    return nn.Sequential(nn.Flatten(), *hidden, nn.Linear(1024, 1024))
+
+
 def lenet() -> nn.Module:
     """Return the twin of `hpdl_mpi.models.lenet` for grey images of 28 x 28."""
     from torch import nn
@@ -34,4 +42,4 @@ def lenet() -> nn.Module:
     )
 
 
-TORCH_MODELS = {"lenet": lenet, "mlp": mlp}
+TORCH_MODELS = {"lenet": lenet, "mlp": mlp, "mlp_deep": mlp_deep}

@@ -33,7 +33,11 @@ class Workload:
         return inputs, generator.integers(self.num_classes, size=size)
 
 
-WORKLOADS = {"lenet": Workload((28, 28, 1), 10), "mlp": Workload((784,), 10)}
+WORKLOADS = {
+    "lenet": Workload((28, 28, 1), 10),
+    "mlp": Workload((784,), 10),
+    "mlp_deep": Workload((1024,), 1024),
+}
 
 LEARNING_RATE = 1e-5
 """So small that thousands of steps on one batch change nothing: no unit dies and leaves denormal numbers behind."""

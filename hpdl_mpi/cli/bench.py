@@ -15,11 +15,6 @@ app = typer.Typer(help="Measure, beside what others use today.", no_args_is_help
 JsonFile = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the result here too.")]
 
 
-@app.callback()
-def _group() -> None:
-    """Keep `step` a command of its own while it is the only one."""
-
-
 @app.command()
 def step(
     model: Annotated[str, typer.Option(help="lenet or mlp.")] = "lenet",
@@ -47,3 +42,58 @@ def step(
     Console().print(step_table(result))
     if json_file:
         write_json(json_file, result)
+
+
+@app.command()
+def pipeline(
+    model: Annotated[str, typer.Option(help="A model that can be cut: mlp_deep, mlp, lenet.")] = "mlp_deep",
+    schedule: Annotated[str, typer.Option(help="A name that `hpdl schedule show` knows, or a CSV file.")] = "1f1b",
+    microbatches: Annotated[int, typer.Option("--microbatches", "-m", min=1, help="Micro-batches of a step.")] = 8,
+    microbatch_size: Annotated[int, typer.Option(min=1, help="Samples of a micro-batch.")] = 64,
+    chunks: Annotated[int | None, typer.Option(min=1, help="Stages on each rank, for interleaved.")] = None,
+    cuts: Annotated[
+        str | None, typer.Option(metavar="N,N,...", help="Layers at which stages begin.", show_default="equal times")
+    ] = None,
+    vs: Annotated[
+        str | None, typer.Option(metavar="KEY", help="torch-pipelining, or another schedule of ours.")
+    ] = None,
+    rounds: Annotated[int, typer.Option(min=10, help="Every contender takes a turn in each.")] = 10,
+    json_file: JsonFile = None,
+) -> None:
+    """Time a training step on a pipeline of all ranks; start it with mpirun."""
+    from rich.console import Console
+
+    from hpdl_mpi.base.files import check_destination, write_json
+    from hpdl_mpi.bench.pipeline import bench_pipeline
+    from hpdl_mpi.bench.table import pipeline_table
+    from hpdl_mpi.comm import agree, world
+
+    comm = world()
+    bounds = agree(comm, lambda: None if cuts is None else _numbers(cuts))
+    if json_file:
+        agree(comm, partial(check_destination, json_file))
+    result = bench_pipeline(
+        comm,
+        model,
+        schedule,
+        microbatches,
+        microbatch_size=microbatch_size,
+        num_chunks=chunks,
+        cuts=bounds,
+        vs=vs,
+        num_rounds=rounds,
+        say=partial(typer.echo, err=True),
+    )
+    if comm.rank == 0:
+        Console().print(pipeline_table(result))
+        if json_file:
+            write_json(json_file, result)
+
+
+def _numbers(text: str) -> list[int]:
+    from hpdl_mpi.base.errors import InputError
+
+    try:
+        return [int(number) for number in text.split(",")]
+    except ValueError:
+        raise InputError("no list of numbers", where="--cuts", found=repr(text), expected="such as 8,16") from None

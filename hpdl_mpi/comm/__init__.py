@@ -1,6 +1,7 @@
 """How ranks talk: communicators, and collectives as schedules. The only room that imports mpi4py."""
 
 from hpdl_mpi.comm.agree import agree
+from hpdl_mpi.comm.clock import clock_offset
 from hpdl_mpi.comm.collectives import among, ring_all_gather, ring_allreduce, ring_reduce_scatter
 from hpdl_mpi.comm.communicator import Communicator, Transfer, Work
 from hpdl_mpi.comm.execute import Collective, compile_reduction
@@ -16,6 +17,7 @@ __all__ = [
     "Work",
     "agree",
     "among",
+    "clock_offset",
     "compile_reduction",
     "ring_all_gather",
     "ring_allreduce",

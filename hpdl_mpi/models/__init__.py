@@ -3,9 +3,9 @@
 from collections.abc import Callable
 
 from hpdl_mpi.models.lenet import lenet
-from hpdl_mpi.models.mlp import mlp
+from hpdl_mpi.models.mlp import mlp, mlp_deep
 from hpdl_mpi.nn import Layer
 
-MODELS: dict[str, Callable[..., Layer]] = {"lenet": lenet, "mlp": mlp}
+MODELS: dict[str, Callable[..., Layer]] = {"lenet": lenet, "mlp": mlp, "mlp_deep": mlp_deep}
 
-__all__ = ["MODELS", "lenet", "mlp"]
+__all__ = ["MODELS", "lenet", "mlp", "mlp_deep"]

@@ -23,3 +23,17 @@ def mlp(hidden: Sequence[int] = (1024, 1024), outputs: int = 10, dropout: float 
     for width in hidden:
         layers += [Linear(width), ReLU()] + ([Dropout(dropout)] if dropout else [])
     return Sequential(*layers, Linear(outputs))
+
+
+def mlp_deep(depth: int = 24, width: int = 1024, outputs: int = 1024) -> Layer:
+    """Return `depth` equal layers, Linear and ReLU, the last one without: a model to cut into pipelines.
+
+    Parameters
+    ----------
+    depth : int
+        Linear layers.
+    width : int
+        Of all but the last.
+    outputs : int
+    """
+    return mlp([width] * (depth - 1), outputs)

@@ -10,6 +10,7 @@ import numpy as np
 
 from hpdl_mpi.base.errors import require
 from hpdl_mpi.base.memory import aligned
+from hpdl_mpi.base.trace import Kind, Trace, now
 from hpdl_mpi.comm import Collective, Communicator, among, ring_allreduce
 from hpdl_mpi.data import Batch
 from hpdl_mpi.nn import Loss, LossSums
@@ -78,12 +79,17 @@ class TrainingStep:
         require("training.clip_norm", clip_norm, clip_norm is None or clip_norm > 0, "a number above 0")
         self._replica = replica
         self._clip_norm = clip_norm
+        self._trace: Trace | None = None
         self._executor = replica.trainer(loss, _StageReduction(replica, grid.axis("dp")))
         self._tied = _tied_reductions(replica)
         self._totals = aligned(_SUMS + num_flags, np.float64)
         self._reduce_totals = _all_reduce(grid.comm, self._totals)
         self._squares = aligned(1, np.float64)
         self._reduce_squares = _all_reduce(grid.axis("pp"), self._squares)
+
+    def record(self, trace: Trace | None) -> None:
+        """Record each step's actions, messages, waits and update from now on, or no longer."""
+        self._trace = self._executor.trace = trace
 
     def __call__(
         self, batch: Batch, *, epoch: int, lr: float, flags: Callable[[], Sequence[bool]] = tuple
@@ -99,28 +105,42 @@ class TrainingStep:
         flags : callable
             Returns the flags that this rank raises; asked after its gradients are done.
         """
+        started = now()
         totals = self._totals
         totals.fill(0.0)
         nominal = batch.global_size
         totals[:_SUMS], _ = self._executor.run(Feed.of(batch, epoch, 1.0 / nominal))
+        began = now()
         for reduce_tied in self._tied:
             reduce_tied()
         for index, flag in enumerate(flags(), _SUMS):
             totals[index] = flag
         self._reduce_totals()
+        self._note("wait", "totals", began)
         reduced = totals.tolist()
         report = StepReport(LossSums(*reduced[:_SUMS]), tuple(int(vote) for vote in reduced[_SUMS:]))
         if report.finite:
             weight = report.sums.weight
             self._update(nominal / weight if weight else 0.0, lr)
+        self._note("step", f"step {self._replica.step}", started)
         return report
 
     def _update(self, scale: float, lr: float) -> None:
         if self._clip_norm is not None:
+            began = now()
             self._squares[0] = self._replica.squared_gradient()
+            self._note("update", "norm", began)
+            began = now()
             self._reduce_squares()
+            self._note("wait", "norm", began)
             scale *= clip_factor(scale * math.sqrt(self._squares[0]), self._clip_norm)
+        began = now()
         self._replica.update(lr=lr, scale=scale)
+        self._note("update", "update", began)
+
+    def _note(self, kind: Kind, name: str, began: float) -> None:
+        if self._trace:
+            self._trace.add(kind, name, began)
 
 
 @dataclass

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from typing import Any
 
 import numpy as np
 from numpy.typing import DTypeLike
@@ -11,7 +12,7 @@ from hpdl_mpi.nn import Context, Layer, Layout, Loss, MicroBatch, Pool, Shape, h
 from hpdl_mpi.parallel.pipeline import LayerCost, members
 from hpdl_mpi.parallel.pipeline.flow import Activation
 
-_REPEATS = 3
+_REPEATS = 5
 """Timed runs, after one that wakes everything; the fastest counts."""
 
 
@@ -20,7 +21,8 @@ def measure_layers(
 ) -> list[LayerCost]:
     """Return what each of the layers that a model can be cut between costs with a micro-batch of noise. Local.
 
-    Each layer gets parameters of its own, which go when it is measured; the loss counts with the last layer.
+    Each layer gets parameters of its own, which go when it is measured; the loss counts with the last layer. Layers
+    that are alike are measured once, so that noise does not tell them apart.
 
     Parameters
     ----------
@@ -36,16 +38,28 @@ def measure_layers(
         Arrays of optimizer state beside parameters and gradients.
     """
     costs: list[LayerCost] = []
+    measured: dict[Any, _Measurement] = {}
     shape, kept, dtype = input_shape, True, np.dtype(dtype)  # samples are the loader's
     for number, (name, layer) in enumerate(layers.items()):
-        last = number + 1 == len(layers)
-        found = _Measurement(layer, name, shape, size, dtype, loss if last else None, needs_dx=number > 0)
+        last, needs_dx = number + 1 == len(layers), number > 0
+        kind = _kind(layer), shape, last, needs_dx
+        if kind not in measured:
+            measured[kind] = _Measurement(layer, name, shape, size, dtype, loss if last else None, needs_dx=needs_dx)
+            for inner in walk(layer):
+                inner.params.clear()
+                inner.grads.clear()
+        found = measured[kind]
         costs.append(found.cost(2 + num_slots, kept))
-        for inner in walk(layer):
-            inner.params.clear()
-            inner.grads.clear()
         shape, kept = layer.output_shape(shape), found.keeps_output or (found.is_view and kept)
     return costs
+
+
+def _kind(layer: Layer) -> Any:
+    """Return what two layers that do the same work have in common."""
+    shapes = [parameter.shape for parameter in layer.declared.values()]
+    settings = sorted((key, value) for key, value in vars(layer).items() if isinstance(value, bool | int | float | str))
+    settings = [(key, value) for key, value in settings if key != "path"]
+    return type(layer), tuple(shapes), tuple(settings), tuple(_kind(child) for child in layer.children.values())
 
 
 def zero_targets(loss: Loss, output_shape: Shape, size: int, dtype: DTypeLike) -> np.ndarray:
@@ -84,6 +98,7 @@ class _Measurement:
         self._dy = self._take(layer.output_shape(shape), noise)
         self._targets = np.zeros(0) if loss is None else zero_targets(loss, layer.output_shape(shape), size, dtype)
         self.seconds = min((self._run() for _ in range(1 + _REPEATS)), key=sum)
+        del self._pool, self._x, self._dy, self._layer
 
     def _take(self, shape: Shape, noise: np.random.Generator) -> Activation:
         arrays = []

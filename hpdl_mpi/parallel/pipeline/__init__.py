@@ -5,6 +5,7 @@ from hpdl_mpi.parallel.pipeline.check import check
 from hpdl_mpi.parallel.pipeline.execute import Executor, Feed
 from hpdl_mpi.parallel.pipeline.flow import members
 from hpdl_mpi.parallel.pipeline.generators import forward_only
+from hpdl_mpi.parallel.pipeline.measure import StepTimes, compare, measured_costs, recorded, split_steps
 from hpdl_mpi.parallel.pipeline.named import FAMILIES, make_schedule
 from hpdl_mpi.parallel.pipeline.partition import LayerCost, StageCosts, partition, refuse_too_many_stages
 from hpdl_mpi.parallel.pipeline.passes import complete
@@ -26,17 +27,22 @@ __all__ = [
     "Stage",
     "StageCost",
     "StageCosts",
+    "StepTimes",
     "check",
+    "compare",
     "complete",
     "cut",
     "format_schedule",
     "forward_only",
     "in_flight",
     "make_schedule",
+    "measured_costs",
     "members",
     "partition",
     "pieces",
     "read_schedule",
+    "recorded",
     "refuse_too_many_stages",
     "simulate",
+    "split_steps",
 ]

@@ -193,7 +193,7 @@ class Executor:
         self._forward.finish()
         self._backward.finish()
         if self.trace:
-            self.trace.add("reduce", "end of messages and reductions", start)
+            self.trace.add("wait", "messages and reductions", start)
 
     def _compute_forward(self, action: Action) -> None:
         stage, number = key = action.stage, action.microbatch

@@ -12,7 +12,7 @@ from hpdl_mpi.base.trace import Trace, now
 from hpdl_mpi.comm import Communicator, Transfer
 from hpdl_mpi.comm.communicator import COLLECTIVE_TAG
 from hpdl_mpi.nn import Pool, Shape
-from hpdl_mpi.parallel.pipeline.action import Schedule
+from hpdl_mpi.parallel.pipeline.action import Action, Op, Schedule
 
 Key = tuple[int, int]
 """The stage that something is for, and its micro-batch."""
@@ -67,7 +67,7 @@ class Flow:
         for transfer in transfers:
             transfer.wait()
         if trace:
-            trace.add("wait", f"for {'output' if self._direction > 0 else 'gradient'} {key[1]} of stage", start)
+            trace.add("wait", str(Action(Op.RECV_F if self._direction > 0 else Op.RECV_B, *key)), start)
         return value
 
     def send(self, key: Key, shape: Shape, count: int) -> None:

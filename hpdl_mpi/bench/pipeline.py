@@ -1,0 +1,304 @@
+"""``hpdl bench pipeline``: a training step on the ranks of a pipeline, ours and PyTorch's, or two schedules of ours."""
+
+from __future__ import annotations
+
+import importlib.util
+import socket
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from statistics import median
+from typing import Any, Protocol
+
+from hpdl_mpi.base.errors import InputError, require
+from hpdl_mpi.bench import memory
+from hpdl_mpi.bench.contender import Contender, worker_command
+from hpdl_mpi.bench.machine import describe_command, describe_machine, describe_versions
+from hpdl_mpi.bench.pipeline_hpdl import PipelineSubject
+from hpdl_mpi.bench.pipeline_torch import TORCH_SCHEDULES
+from hpdl_mpi.bench.rounds import turn_order
+from hpdl_mpi.bench.statistics import pairwise_ratio, spread
+from hpdl_mpi.bench.workloads import WORKLOADS
+from hpdl_mpi.comm import Communicator, agree
+from hpdl_mpi.kernels.elementwise import add
+from hpdl_mpi.kernels.threads import set_threads
+from hpdl_mpi.models import MODELS
+from hpdl_mpi.nn import CrossEntropy
+from hpdl_mpi.parallel.pipeline import FAMILIES, Schedule, compare, complete
+from hpdl_mpi.plan import plan_pipeline
+
+TORCH = "torch-pipelining"
+
+_PAUSE_SECONDS = 0.05
+_LEAST_STEPS = 3
+_REMEDY = "Install PyTorch with pip install 'hpdl_mpi[bench]'"
+_DISTRIBUTIONS = ("numpy", "numba", "llvmlite", "mpi4py")
+
+
+class Player(Protocol):
+    """What takes turns on all ranks at once."""
+
+    warm_seconds: float
+    num_parameters: int
+    peak_bytes: int
+
+    def turn(self, steps: int) -> float:
+        """Run steps and return the seconds of all. Collective."""
+
+
+def bench_pipeline(
+    comm: Communicator,
+    model: str,
+    schedule: str,
+    num_microbatches: int,
+    *,
+    microbatch_size: int = 64,
+    num_chunks: int | None = None,
+    cuts: Sequence[int] | None = None,
+    vs: str | None = None,
+    num_rounds: int = 10,
+    turn_seconds: float = 2.0,
+    say: Callable[[str], None] = lambda text: None,
+) -> dict[str, Any]:
+    """Time training steps of a model in float32 on a pipeline of all ranks, with SGD and momentum. Collective.
+
+    Parameters
+    ----------
+    comm : Communicator
+        All ranks; each runs one thread.
+    model : str
+        One of `WORKLOADS` that can be cut.
+    schedule : str
+        See `make_schedule`.
+    num_microbatches, microbatch_size : int
+    num_chunks : int, optional
+        Stages on each rank.
+    cuts : sequence of int, optional
+        Where stages begin; by default they take equal time.
+    vs : str, optional
+        `TORCH`, which gets the same cuts, schedule and micro-batches, or another schedule of ours, with its own cuts.
+    num_rounds : int
+    turn_seconds : float
+        About how long each contender computes in each round.
+    say : callable
+        Shown on rank 0 what goes on.
+
+    Returns
+    -------
+    dict
+        Ready for JSON. ``step_seconds`` and ``predicted_seconds`` are of whole steps; bubbles leave the update out.
+        ``peak_bytes`` is the most that a rank held above the level after its imports. ``ratio`` is the other's step
+        over ours, medians over rounds.
+
+    Raises
+    ------
+    InputError
+        An argument is out of range, or a contender cannot run.
+    ContenderError
+        A contender crashed or hung.
+    """
+    agree(comm, lambda: _check(model, vs, schedule, num_rounds))
+    set_threads(1)
+    _wake()
+    level = memory.resident()
+    if comm.rank == 0:
+        say("measuring layers")
+    plan, cuts = _plan(comm, model, schedule, num_microbatches, microbatch_size, num_chunks, cuts)
+    with ExitStack() as stack:
+        ours = PipelineSubject(comm, model, microbatch_size, plan, cuts, level)
+        players: dict[str, Player] = {schedule: ours}
+        if vs == TORCH:
+            players[TORCH] = stack.enter_context(_TorchPlayer(comm, model, microbatch_size, schedule, plan, cuts))
+        elif vs is not None:
+            other, other_cuts = _plan(comm, model, vs, num_microbatches, microbatch_size, None, None)
+            players[vs] = PipelineSubject(comm, model, microbatch_size, other, other_cuts, memory.resident())
+        _check_twins(comm, players)
+        seconds = _play(comm, players, num_rounds, turn_seconds, say)
+    result = _figures(comm, ours, schedule, seconds[schedule])
+    others: dict[str, Any] = {}
+    if vs is not None:
+        other_player = players[vs]
+        figures = (
+            _figures(comm, other_player, vs, seconds[vs])
+            if isinstance(other_player, PipelineSubject)
+            else {"step_seconds": median(seconds[vs]), "peak_bytes": max(comm.allgather_obj(other_player.peak_bytes))}
+        )
+        others[vs] = figures | {"spread": spread(seconds[vs]), "step_seconds_by_round": seconds[vs]}
+    distributions = (*_DISTRIBUTIONS, *(["torch"] if vs == TORCH else []))
+    return {
+        "model": model,
+        "schedule": schedule,
+        "num_ranks": comm.size,
+        "num_nodes": comm.num_nodes,
+        "num_stages": plan.num_stages,
+        "num_microbatches": num_microbatches,
+        "microbatch_size": microbatch_size,
+        "cuts": list(cuts),
+        **result,
+        "vs": others,
+        "ratio": others[vs]["step_seconds"] / result["step_seconds"] if vs is not None else None,
+        "ratio_by_round": pairwise_ratio(seconds[vs], seconds[schedule]) if vs is not None else None,
+        "spread": spread(seconds[schedule]),
+        "step_seconds_by_round": seconds[schedule],
+        "rounds": num_rounds,
+        "machine": describe_machine(),
+        "versions": describe_versions(distributions),
+        "command": describe_command(),
+    }
+
+
+def _check(model: str, vs: str | None, schedule: str, num_rounds: int) -> None:
+    if model not in WORKLOADS:
+        raise InputError("unknown model", where="--model", found=repr(model), expected=" or ".join(WORKLOADS))
+    require("--rounds", num_rounds, num_rounds >= 1, "at least 1")
+    if vs == TORCH:
+        if schedule not in TORCH_SCHEDULES:
+            raise InputError(
+                f"{TORCH} has no such schedule",
+                where="--schedule",
+                found=schedule,
+                expected=" or ".join(TORCH_SCHEDULES),
+            )
+        if WORKLOADS[model].images:
+            raise InputError(f"{TORCH} is compared on rows of numbers only", where="--model", found=model)
+        if importlib.util.find_spec("torch") is None:
+            raise InputError("PyTorch is not installed", where=f"--vs {vs}", remedy=_REMEDY)
+    elif vs is not None and vs not in FAMILIES:
+        expected = " or ".join((TORCH, *FAMILIES))
+        raise InputError("unknown contender", where="--vs", found=repr(vs), expected=expected)
+    elif vs == schedule:
+        raise InputError("a schedule is compared with another one", where="--vs", found=vs)
+
+
+def _wake() -> None:
+    """Let Numba load what it loads at its first call, so that this counts as an import."""
+    import numpy as np
+
+    add(np.zeros(1), np.zeros(1), np.zeros(1))
+
+
+def _plan(
+    comm: Communicator,
+    model: str,
+    schedule: str,
+    num_microbatches: int,
+    microbatch_size: int,
+    num_chunks: int | None,
+    cuts: Sequence[int] | None,
+) -> tuple[Schedule, tuple[int, ...]]:
+    return agree(
+        comm,
+        lambda: plan_pipeline(
+            MODELS[model](),
+            WORKLOADS[model].input_shape,
+            CrossEntropy(),
+            num_ranks=comm.size,
+            max_share=num_microbatches * microbatch_size,
+            dtype="float32",
+            num_slots=1,
+            schedule=schedule,
+            num_chunks=num_chunks,
+            num_microbatches=num_microbatches,
+            cuts=cuts,
+        ),
+    )
+
+
+def _check_twins(comm: Communicator, players: dict[str, Player]) -> None:
+    """See that all contenders train models of one size."""
+    sizes = {name: sum(comm.allgather_obj(player.num_parameters)) for name, player in players.items()}
+    if len(set(sizes.values())) > 1:
+        raise RuntimeError(f"the contenders' models differ in their numbers of parameters: {sizes}")
+
+
+def _play(
+    comm: Communicator,
+    players: dict[str, Player],
+    num_rounds: int,
+    turn_seconds: float,
+    say: Callable[[str], None],
+) -> dict[str, list[float]]:
+    """Let all players take a turn in each round; return the mean step of each turn, of the slowest rank."""
+    warm = {name: max(comm.allgather_obj(player.warm_seconds)) for name, player in players.items()}
+    steps = {name: max(_LEAST_STEPS, round(turn_seconds / seconds)) for name, seconds in warm.items()}
+    means: dict[str, list[float]] = {name: [] for name in players}
+    for number in range(num_rounds):
+        if comm.rank == 0:
+            say(f"round {number + 1} of {num_rounds}")
+        for name in turn_order(list(players), number):
+            comm.barrier()
+            time.sleep(_PAUSE_SECONDS)
+            seconds = players[name].turn(steps[name])
+            means[name].append(max(comm.allgather_obj(seconds)) / steps[name])
+    return means
+
+
+def _figures(comm: Communicator, subject: PipelineSubject, name: str, seconds: Sequence[float]) -> dict[str, Any]:
+    """Return what was measured of one of our pipelines, and what was predicted. Collective."""
+    plan = subject.schedule
+    times, _ = compare(complete(plan), subject.recorded_steps())
+    chunks = plan.num_stages // plan.num_ranks
+    formula = FAMILIES[name].bubble(plan.num_ranks, plan.num_microbatches, chunks) if name in FAMILIES else None
+    return {
+        "step_seconds": median(seconds),
+        "predicted_seconds": times.predicted,
+        "update_seconds": times.update,
+        "bubble_measured": times.bubble_measured,
+        "bubble_predicted": times.bubble_predicted,
+        "bubble_formula": None if formula is None else float(formula),
+        "executor_overhead": times.overhead / times.step,
+        "peak_bytes": max(comm.allgather_obj(subject.peak_bytes)),
+    }
+
+
+class _TorchPlayer:
+    """Each rank's PyTorch process, a child that sleeps between turns. All methods are collective."""
+
+    def __init__(
+        self,
+        comm: Communicator,
+        model: str,
+        microbatch_size: int,
+        schedule: str,
+        plan: Schedule,
+        cuts: Sequence[int],
+    ) -> None:
+        self._comm = comm
+        settings = {
+            "model": model,
+            "microbatch_size": microbatch_size,
+            "num_microbatches": plan.num_microbatches,
+            "schedule": schedule,
+            "cuts": list(cuts),
+            "stage_ranks": list(plan.stage_ranks),
+            "rank": comm.rank,
+            "world_size": comm.size,
+            "address": agree(comm, lambda: _free_address(comm.num_nodes)),
+            "threads": 1,
+        }
+        pools = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+        command = worker_command("hpdl_mpi.bench.pipeline_torch:load", settings)
+        self._child = Contender(TORCH, command, environ=dict.fromkeys(pools, "1"), remedy=_REMEDY)
+        self.warm_seconds, self.num_parameters, self.peak_bytes = 0.0, 0, 0
+
+    def __enter__(self) -> _TorchPlayer:
+        self._child.__enter__()
+        self.warm_seconds = self._child.ready["step_seconds"]
+        self.num_parameters = self._child.ready["num_parameters"]
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        self._child.__exit__(*exception)
+
+    def turn(self, steps: int) -> float:
+        answer = self._child.ask(steps=steps)
+        self.peak_bytes = max(self.peak_bytes, answer["peak_bytes"])
+        return answer["seconds"]
+
+
+def _free_address(num_nodes: int) -> str:
+    """Return an address of this machine at which nobody listens."""
+    host = "127.0.0.1" if num_nodes == 1 else socket.gethostname()
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        return f"{host}:{probe.getsockname()[1]}"
