@@ -187,7 +187,7 @@ def run_grid(
     try:
         pipeline = Pipeline(grid.axis("pp"), schedule, tuple(cuts), recompute)
         replica = Replica(make_model(), (FEATURES,), Keep(), dtype=np.float64, seed=SEED, pipeline=pipeline)
-        replica.pool._poison = True
+        replica.pool.poison = True
         step = TrainingStep(replica, nn.CrossEntropy(), grid, **settings)
         mine = part_of(batch, *share(batch.global_size, grid.coordinate("dp"), dp))
         inputs = mine.inputs

@@ -25,7 +25,7 @@ from hpdl_mpi.kernels.threads import set_threads
 from hpdl_mpi.models import MODELS
 from hpdl_mpi.nn import CrossEntropy
 from hpdl_mpi.parallel.pipeline import FAMILIES, Schedule, compare, complete
-from hpdl_mpi.plan import plan_pipeline
+from hpdl_mpi.plan import Task, plan_pipeline
 
 TORCH = "torch-pipelining"
 
@@ -189,13 +189,9 @@ def _plan(
     return agree(
         comm,
         lambda: plan_pipeline(
-            MODELS[model](),
-            WORKLOADS[model].input_shape,
-            CrossEntropy(),
+            Task(MODELS[model](), WORKLOADS[model].input_shape, CrossEntropy(), num_slots=1),
             num_ranks=comm.size,
             max_share=num_microbatches * microbatch_size,
-            dtype="float32",
-            num_slots=1,
             schedule=schedule,
             num_chunks=num_chunks,
             num_microbatches=num_microbatches,

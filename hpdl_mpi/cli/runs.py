@@ -4,15 +4,23 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from hpdl_mpi.train.summary import Summary
 
 from hpdl_mpi.cli.alone import require_one_rank
 
 JobFile = Annotated[Path, typer.Argument(metavar="JOB.toml", help="The job file.", show_default=False)]
 Overrides = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a key of the job; can be repeated.")
+]
+Pipelined = Annotated[
+    int, typer.Option(min=1, help="Ranks that share a copy of the model, if it is too large for one.")
 ]
 Run = Annotated[Path, typer.Argument(metavar="RUN", help="The run folder.", show_default=False)]
 
@@ -24,6 +32,10 @@ def train(
         str | None, typer.Option(metavar="DIR", help="The run folder.", show_default="runs/<name>")
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in the run folder.")] = False,
+    trace: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE.json", help="Record some steps of all ranks, for Perfetto and as a picture."),
+    ] = None,
 ) -> None:
     """Train a job, alone or under mpirun or srun."""
     from hpdl_mpi.base.output import say
@@ -33,7 +45,7 @@ def train(
 
     comm = world()
     style = agree(comm, progress_style)
-    summary = run_job(job, comm, overrides=overrides or [], run_dir=run_dir, resume=resume)
+    summary = run_job(job, comm, overrides=overrides or [], run_dir=run_dir, resume=resume, trace=trace)
     if comm.rank == 0 and style != "silent":
         say(describe_summary(summary))
 
@@ -41,6 +53,7 @@ def train(
 def evaluate(
     run: Run,
     data: Annotated[str | None, typer.Option(help="What to evaluate on.", show_default="the job's test data")] = None,
+    pp: Pipelined = 1,
     json_file: Annotated[
         Path | None, typer.Option("--json", metavar="FILE", dir_okay=False, help="Write the metrics here too.")
     ] = None,
@@ -54,7 +67,7 @@ def evaluate(
     comm = world()
     if json_file:
         agree(comm, partial(check_destination, json_file))
-    trainer, job = open_run(run, comm)
+    trainer, job = open_run(run, comm, pp=pp)
     path = job.data.test if data is None else data
     if path is None:
         raise InputError(
@@ -73,6 +86,7 @@ def predict(
     source: Annotated[str, typer.Option("--input", metavar="FILE", help="An .h5 or .npz file.", show_default=False)],
     output: Annotated[Path, typer.Option(metavar="FILE", help="A .csv or .npz file.")] = Path("predictions.csv"),
     array: Annotated[str | None, typer.Option(help="The array in the file.", show_default="the job's inputs")] = None,
+    pp: Pipelined = 1,
 ) -> None:
     """Write the class and its probability, or the value, of each sample of a file."""
     from hpdl_mpi.comm import agree, world
@@ -81,16 +95,19 @@ def predict(
 
     comm = world()
     agree(comm, partial(check_output, output))
-    trainer, job = open_run(run, comm)
+    trainer, job = open_run(run, comm, pp=pp)
+    count = predict_file(trainer, source, job.data.inputs if array is None else array, output)
     if comm.rank == 0:
-        count = predict_file(trainer, source, job.data.inputs if array is None else array, output)
         typer.echo(f"{count} predictions written to {output}")
 
 
 def summary(
     job: JobFile,
     overrides: Overrides = None,
-    ranks: Annotated[int, typer.Option(min=1, help="Data-parallel ranks that share a batch.")] = 1,
+    ranks: Annotated[int, typer.Option(min=1, help="Data-parallel ranks, or pipelines, that share a batch.")] = 1,
+    pp: Annotated[
+        int | None, typer.Option(min=1, help="Ranks of a pipeline.", show_default="the job's parallel.pp")
+    ] = None,
 ) -> None:
     """Show a job's model: layers, output shapes, parameters, operations and memory per rank."""
     require_one_rank("hpdl summary")
@@ -100,7 +117,7 @@ def summary(
     from hpdl_mpi.train.choices import read_job
     from hpdl_mpi.train.summary import summarize
 
-    found = summarize(read_job(job, overrides or []), ranks)
+    found = summarize(read_job(job, overrides or []), ranks, pp)
     table = Table(
         "layer", "kind", "output shape", "parameters", "operations per sample", title=f"input {found.input_shape}"
     )
@@ -112,8 +129,13 @@ def summary(
     memory, reading = found.memory, found.reading
     console = Console()
     console.print(table)
+    whose = "a rank"
+    if found.stages:
+        console.print(_stage_table(found))
+        whose = "the rank that takes most"
     console.print(
-        f"memory of a rank with micro-batches of {found.microbatch_size}: {_mib(memory.total)} = "
+        f"memory of {whose} with micro-batches of {found.microbatch_size}, {found.num_microbatches} of them: "
+        f"{_mib(memory.total)} = "
         f"parameters {_mib(memory.parameters)} + gradients {_mib(memory.gradients)} + "
         f"optimizer {_mib(memory.optimizer)} + activations {_mib(memory.activations)}\n"
         f"besides, to read the training data: buffers {_mib(reading.buffers)}, and blocks of files up to "
@@ -121,6 +143,33 @@ def summary(
         highlight=False,
         soft_wrap=True,
     )
+
+
+def _stage_table(found: Summary) -> Table:
+    """Return a row for each stage of a pipeline."""
+    from rich.table import Table
+
+    table = Table(
+        "rank",
+        "layers",
+        title=f"stages; simulated bubble {found.bubble:.1%}",
+        caption="ms of a micro-batch, and how many are kept at most; MiB of parameters, of all that is fixed (with "
+        "gradients and optimizer state), of activations, and of all",
+    )
+    for heading in ("forward", "backward", "kept", "parameters", "fixed", "activations", "all"):
+        table.add_column(heading, justify="right")
+    for row in found.stages:
+        memory = row.memory
+        fixed = memory.parameters + memory.gradients + memory.optimizer
+        table.add_row(
+            str(row.rank),
+            f"{row.first} to {row.last}",
+            f"{1e3 * row.forward:.2f}",
+            f"{1e3 * row.backward:.2f}",
+            str(row.held),
+            *(f"{nbytes / 2**20:.1f}" for nbytes in (memory.parameters, fixed, memory.activations, memory.total)),
+        )
+    return table
 
 
 def _mib(nbytes: int) -> str:

@@ -62,7 +62,7 @@ def show(
     if csv:
         write_file(csv, format_schedule(made).encode())
     if png:
-        draw_png(made, simulation, png, title)
+        draw_png(made, {title: simulation}, png)
     console = Console(highlight=False, markup=False, soft_wrap=True)
     console.print(title, style="bold")
     for row in draw_text(made, simulation, console.width):

@@ -1,6 +1,7 @@
 """How ranks talk: communicators, and collectives as schedules. The only room that imports mpi4py."""
 
 from hpdl_mpi.comm.agree import agree
+from hpdl_mpi.comm.arena import Arena, Window
 from hpdl_mpi.comm.clock import clock_offset
 from hpdl_mpi.comm.collectives import among, ring_all_gather, ring_allreduce, ring_reduce_scatter
 from hpdl_mpi.comm.communicator import Communicator, Transfer, Work
@@ -10,10 +11,12 @@ from hpdl_mpi.comm.threads import run_threads
 from hpdl_mpi.comm.world import world
 
 __all__ = [
+    "Arena",
     "Collective",
     "Communicator",
     "SingleCommunicator",
     "Transfer",
+    "Window",
     "Work",
     "agree",
     "among",

@@ -5,9 +5,12 @@ from __future__ import annotations
 import pickle
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any, Literal, NoReturn
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from hpdl_mpi.comm.arena import Window
 
 RESERVED_TAG = 32_767
 """The largest tag that every MPI library has. The communicator's own messages bear it."""
@@ -116,6 +119,10 @@ class Communicator(ABC):
     @abstractmethod
     def split(self, color: int, key: int = 0) -> Communicator:
         """Return the group of the ranks that gave this colour, in the order of (key, rank). Collective."""
+
+    @abstractmethod
+    def share(self, nbytes: int) -> Window:
+        """Return memory of `nbytes` for each rank, which those of one machine share. Collective; see `Arena`."""
 
     @abstractmethod
     def free(self) -> None:

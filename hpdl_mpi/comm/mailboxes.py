@@ -41,6 +41,7 @@ class Mailboxes:
         self.num_ranks = num_ranks
         self.nodes = list(nodes) if nodes is not None else [0] * num_ranks
         self._lock = threading.Lock()
+        self._shared: dict[Hashable, list[np.ndarray | None]] = {}
         self._failure: tuple[str, BaseException | None] | None = None
         self._faults = FaultPlan(faults)
         self._news = [threading.Condition(self._lock) for _ in range(num_ranks)]
@@ -50,6 +51,11 @@ class Mailboxes:
         self._last_arrival = [0.0] * num_ranks
         self._waiting: dict[int, tuple[Work, float]] = {}  # what for, and when it last was not over
         self._ended: dict[int, str] = {}
+
+    def share(self, place: Hashable, size: int) -> list[np.ndarray | None]:
+        """Return the list, the same for all ranks, of what a group shares at this place."""
+        with self._lock:
+            return self._shared.setdefault(place, [None] * size)
 
     def verb(self, rank: int) -> None:
         """Raise if this rank is to be killed, or another one has failed."""

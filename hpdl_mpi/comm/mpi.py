@@ -19,6 +19,7 @@ from mpi4py import MPI
 
 from hpdl_mpi.base.errors import TrainingError
 from hpdl_mpi.base.output import flush_output
+from hpdl_mpi.comm.arena import Window
 from hpdl_mpi.comm.communicator import Communicator, Transfer, Work, as_bytes, check_gathered, check_message
 
 PATIENCE = 1.0
@@ -36,7 +37,7 @@ class MpiCommunicator(Communicator):
 
     Parameters
     ----------
-    handle : MPI.Comm
+    handle : MPI.Intracomm
         A communicator that nobody else uses.
     shared : Shared
         What all groups of the job share.
@@ -48,7 +49,7 @@ class MpiCommunicator(Communicator):
 
     shares_process = False
 
-    def __init__(self, handle: MPI.Comm, shared: Shared) -> None:
+    def __init__(self, handle: MPI.Intracomm, shared: Shared) -> None:
         self._handle = handle
         self._shared = shared
         self.rank, self.size = handle.rank, handle.size
@@ -104,7 +105,14 @@ class MpiCommunicator(Communicator):
     def split(self, color: int, key: int = 0) -> MpiCommunicator:
         # The library's own wait would not notice a rank that has left.
         self.barrier()
-        return MpiCommunicator(self._handle.Split(color, key), self._shared)
+        part = self._handle.Split(color, key)
+        assert isinstance(part, MPI.Intracomm), "every rank has a colour"
+        return MpiCommunicator(part, self._shared)
+
+    def share(self, nbytes: int) -> Window:
+        # The library's own wait would not notice a rank that has left.
+        self.barrier()
+        return _SharedWindow(self._handle, nbytes)
 
     def free(self) -> None:
         if self._handle != MPI.COMM_NULL:
@@ -244,6 +252,36 @@ class _Joint(Work):
 
     def __str__(self) -> str:
         return f"rank {self.comm.rank}: {self._verb} of {self.comm.size} ranks"
+
+
+class _SharedWindow(Window):
+    """A window of MPI's shared memory."""
+
+    def __init__(self, handle: MPI.Intracomm, nbytes: int) -> None:
+        node = handle.Split_type(MPI.COMM_TYPE_SHARED)
+        assert isinstance(node, MPI.Intracomm), "every rank is on a machine"
+        self._node = node
+        info = MPI.Info.Create({"alloc_shared_noncontig": "true"})  # each part on pages of its own, near its rank
+        self._window = MPI.Win.Allocate_shared(nbytes, 1, info, self._node)
+        info.Free()
+        self._window.Lock_all()
+        group, mine = handle.Get_group(), self._node.Get_group()
+        places = MPI.Group.Translate_ranks(group, None, mine)
+        group.Free()
+        mine.Free()
+        self.parts = [
+            None if place == MPI.UNDEFINED else np.asarray(self._window.Shared_query(place)[0])
+            for place in places
+        ]
+
+    def sync(self) -> None:
+        self._window.Sync()
+
+    def free(self) -> None:
+        self.parts = []
+        self._window.Unlock_all()
+        self._window.Free()
+        self._node.Free()
 
 
 def _spec(array: np.ndarray) -> list:

@@ -15,6 +15,8 @@ from typing import NoReturn, TypeVar
 import numpy as np
 
 from hpdl_mpi.base.errors import TrainingError
+from hpdl_mpi.base.memory import heap
+from hpdl_mpi.comm.arena import Window
 from hpdl_mpi.comm.communicator import Communicator, Transfer, Work, as_bytes, check_message
 from hpdl_mpi.comm.faults import Fault, RankKilled
 from hpdl_mpi.comm.mailboxes import Mailbox, Mailboxes
@@ -43,7 +45,7 @@ class ThreadCommunicator(Communicator):
         self._mailboxes = mailboxes
         self._members = list(members) if members is not None else list(range(mailboxes.num_ranks))
         self._context = context
-        self._num_splits = 0
+        self._num_splits = self._num_windows = 0
         self.rank, self.size = rank, len(self._members)
         self.shares_process = mailboxes.num_ranks > 1
         self._place([mailboxes.nodes[member] for member in self._members])
@@ -83,6 +85,17 @@ class ThreadCommunicator(Communicator):
             self._mailboxes, order.index(self.rank), [self._members[rank] for rank in order], context
         )
 
+    def share(self, nbytes: int) -> Window:
+        place = self._context, self._num_windows
+        self._num_windows += 1
+        nodes = [self._mailboxes.nodes[member] for member in self._members]
+        parts = self._mailboxes.share(place, self.size)
+        parts[self.rank] = heap(nbytes)
+        self.barrier()
+        return _ThreadWindow(
+            [part if node == nodes[self.rank] else None for part, node in zip(parts, nodes, strict=True)]
+        )
+
     def free(self) -> None:
         """Nothing to give back: what a group has in memory goes with it."""
 
@@ -95,6 +108,19 @@ class ThreadCommunicator(Communicator):
 
     def wait_for(self, work: Work) -> None:
         self._mailboxes.wait_for(work, self._members[self.rank])
+
+
+class _ThreadWindow(Window):
+    """Plain arrays: threads have one memory."""
+
+    def __init__(self, parts: Sequence[np.ndarray | None]) -> None:
+        self.parts = parts
+
+    def sync(self) -> None:
+        """Nothing to do."""
+
+    def free(self) -> None:
+        """Nothing to give back: what is in memory goes with its arrays."""
 
 
 class _Sent(Work):

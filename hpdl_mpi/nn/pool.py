@@ -28,7 +28,7 @@ class Pool:
     """
 
     def __init__(self, poison: bool = False) -> None:
-        self._poison = poison
+        self.poison = poison
         self._sizes: list[int] = []
         self._free: dict[int, list[np.ndarray]] = {}
         self._live: dict[int, tuple[np.ndarray, int]] = {}
@@ -49,7 +49,7 @@ class Pool:
         self.bytes_live += buffer.nbytes
         self.peak_live = max(self.peak_live, self.bytes_live)
         array = buffer[:nbytes].view(dtype).reshape(shape)
-        if self._poison:
+        if self.poison:
             array.fill(np.nan if dtype.kind == "f" else np.iinfo(dtype).max)
         return array
 

@@ -11,7 +11,7 @@ from numpy.typing import DTypeLike
 
 from hpdl_mpi.base.errors import require
 from hpdl_mpi.base.memory import check_memory
-from hpdl_mpi.comm import Work
+from hpdl_mpi.comm import Arena, Work
 from hpdl_mpi.nn import Layer, Layout, Loss, LossSums, Pool, Sequential, Shape
 from hpdl_mpi.nn.layer import walk
 from hpdl_mpi.optim import Chunks, Optimizer
@@ -106,6 +106,7 @@ class Replica:
         self.layout.bind(own, self.params, self.grads)
         _owners.update({layer: weakref.ref(self) for layer in walk(model) if layer.declared})
         self.pool = Pool()
+        self._arena = Arena(self.pipeline.comm)
         self._optimizer = optimizer
         self._chunks = Chunks(self.layout)
         self._owned_chunks = Chunks(self.layout, names=self.owned)
@@ -165,6 +166,7 @@ class Replica:
             loss=loss,
             seed=self.seed,
             reduce=reduce,
+            arena=self._arena,
         )
 
     def learn(self, feed: Feed, loss: Loss) -> LossSums:

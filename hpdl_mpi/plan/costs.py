@@ -3,22 +3,46 @@
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import DTypeLike
 
 from hpdl_mpi.nn import Context, Layer, Layout, Loss, MicroBatch, Pool, Shape, has_parameters, walk
-from hpdl_mpi.parallel.pipeline import LayerCost, members
+from hpdl_mpi.parallel.pipeline import LayerCost, Recomputed, members
 from hpdl_mpi.parallel.pipeline.flow import Activation
 
 _REPEATS = 5
 """Timed runs, after one that wakes everything; the fastest counts."""
 
 
-def measure_layers(
-    layers: dict[str, Layer], input_shape: Shape, loss: Loss, *, size: int, dtype: DTypeLike, num_slots: int
-) -> list[LayerCost]:
+@dataclass(frozen=True)
+class Task:
+    """What is to be trained.
+
+    Attributes
+    ----------
+    model : Layer
+        Plans build it, and leave it without parameters.
+    input_shape : tuple of int
+        Of one sample.
+    loss : Loss
+    dtype : dtype
+    num_slots : int
+        Arrays of optimizer state beside parameters and gradients.
+    recompute : {"none", "stage", "block"}
+    """
+
+    model: Layer
+    input_shape: Shape
+    loss: Loss
+    dtype: DTypeLike = "float32"
+    num_slots: int = 0
+    recompute: Recomputed = "none"
+
+
+def measure_layers(task: Task, layers: dict[str, Layer], size: int) -> list[LayerCost]:
     """Return what each of the layers that a model can be cut between costs with a micro-batch of noise. Local.
 
     Each layer gets parameters of its own, which go when it is measured; the loss counts with the last layer. Layers
@@ -26,30 +50,27 @@ def measure_layers(
 
     Parameters
     ----------
+    task : Task
     layers : dict of str to Layer
-        In a model that is built. They keep no parameters.
-    input_shape : tuple of int
-        Of one sample of the model's.
-    loss : Loss
+        Of its model, which is built.
     size : int
         Samples of the micro-batch.
-    dtype : dtype
-    num_slots : int
-        Arrays of optimizer state beside parameters and gradients.
     """
     costs: list[LayerCost] = []
     measured: dict[Any, _Measurement] = {}
-    shape, kept, dtype = input_shape, True, np.dtype(dtype)  # samples are the loader's
+    shape, kept, dtype = task.input_shape, True, np.dtype(task.dtype)  # samples are the loader's
     for number, (name, layer) in enumerate(layers.items()):
         last, needs_dx = number + 1 == len(layers), number > 0
         kind = _kind(layer), shape, last, needs_dx
         if kind not in measured:
-            measured[kind] = _Measurement(layer, name, shape, size, dtype, loss if last else None, needs_dx=needs_dx)
+            measured[kind] = _Measurement(
+                layer, name, shape, size, dtype, task.loss if last else None, needs_dx=needs_dx
+            )
             for inner in walk(layer):
                 inner.params.clear()
                 inner.grads.clear()
         found = measured[kind]
-        costs.append(found.cost(2 + num_slots, kept))
+        costs.append(found.cost(2 + task.num_slots, kept))
         shape, kept = layer.output_shape(shape), found.keeps_output or (found.is_view and kept)
     return costs
 

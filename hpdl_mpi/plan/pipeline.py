@@ -6,12 +6,9 @@ import math
 from collections.abc import Sequence
 from itertools import pairwise
 
-from numpy.typing import DTypeLike
-
 from hpdl_mpi.base.errors import InputError, require
-from hpdl_mpi.nn import Layer, Loss, Sequential, Shape
+from hpdl_mpi.nn import Layer, Sequential
 from hpdl_mpi.parallel.pipeline import (
-    Recomputed,
     Schedule,
     StageCosts,
     cut,
@@ -21,26 +18,21 @@ from hpdl_mpi.parallel.pipeline import (
     pieces,
     refuse_too_many_stages,
 )
-from hpdl_mpi.plan.costs import measure_layers
+from hpdl_mpi.plan.costs import Task, measure_layers
 
 _PER_RANK = 4
 """Micro-batches for each rank of a pipeline, where there is a choice: Huang et al. (2019) find bubbles small then."""
 
 
 def plan_pipeline(
-    model: Layer,
-    input_shape: Shape,
-    loss: Loss,
+    task: Task,
     *,
     num_ranks: int,
     max_share: int,
-    dtype: DTypeLike,
-    num_slots: int,
     schedule: str = "1f1b",
     num_chunks: int | None = None,
     num_microbatches: int | None = None,
     cuts: Sequence[int] | None = None,
-    recompute: Recomputed = "none",
     limit_bytes: int | None = None,
 ) -> tuple[Schedule, tuple[int, ...]]:
     """Return the schedule of a pipeline and the cuts of the model. Local; measures what it must.
@@ -50,24 +42,16 @@ def plan_pipeline(
 
     Parameters
     ----------
-    model : Layer
-        Built here, but left without parameters.
-    input_shape : tuple of int
-        Of one sample.
-    loss : Loss
+    task : Task
     num_ranks : int
         Of the pipeline.
     max_share : int
         Samples of a batch that the pipeline gets at most.
-    dtype : dtype
-    num_slots : int
-        Of the optimizer's state.
     schedule : str
         See `make_schedule`.
     num_chunks, num_microbatches : int, optional
     cuts : sequence of int, optional
         See `cut`.
-    recompute : {"none", "stage", "block"}
     limit_bytes : int, optional
         Of a rank: parameters, gradients, optimizer state, and what micro-batches keep.
 
@@ -85,14 +69,10 @@ def plan_pipeline(
         if cuts is not None:
             expected = f"{plan.num_stages - 1} numbers of layers for {plan.num_stages} stages"
             require("parallel.cuts", list(cuts), len(cuts) == plan.num_stages - 1, expected)
-            cut(model, input_shape, cuts, recompute)
+            cut(task.model, task.input_shape, cuts, task.recompute)
             if limit_bytes is None:
                 return plan, tuple(cuts)
-        layers = _build(model, input_shape, plan.num_stages, recompute)
-        refuse_too_many_stages(plan.num_stages, len(layers), chunks)
-        size = -(-max_share // number)
-        measured = measure_layers(layers, input_shape, loss, size=size, dtype=dtype, num_slots=num_slots)
-        costs = StageCosts(measured, in_flight(plan), recompute=recompute == "stage")
+        costs = stage_costs(task, plan, -(-max_share // number))
         limit = math.inf if limit_bytes is None else limit_bytes / chunks
         try:
             return plan, tuple(partition(costs, limit) if cuts is None else _fitting(costs, cuts, limit))
@@ -100,6 +80,20 @@ def plan_pipeline(
             if number == tried[-1]:
                 raise
     raise AssertionError("one number at least is tried")
+
+
+def stage_costs(task: Task, schedule: Schedule, microbatch_size: int) -> StageCosts:
+    """Return what stages of a model cost: measured, layer by layer. Local.
+
+    Raises
+    ------
+    InputError
+        There are fewer layers than stages.
+    """
+    layers = _build(task, schedule.num_stages)
+    refuse_too_many_stages(schedule.num_stages, len(layers), schedule.num_stages // schedule.num_ranks)
+    measured = measure_layers(task, layers, microbatch_size)
+    return StageCosts(measured, in_flight(schedule), recompute=task.recompute == "stage")
 
 
 def _counts(num_ranks: int, max_share: int, may_grow: bool) -> list[int]:
@@ -110,13 +104,13 @@ def _counts(num_ranks: int, max_share: int, may_grow: bool) -> list[int]:
     return counts
 
 
-def _build(model: Layer, input_shape: Shape, num_stages: int, recompute: Recomputed) -> dict[str, Layer]:
+def _build(task: Task, num_stages: int) -> dict[str, Layer]:
     """Build the model and return what it can be cut between; one that is not cut may be anything."""
-    if num_stages == 1 and not isinstance(model, Sequential):
-        model.build(input_shape)
-        return {"": model}
-    layers = pieces(model, recompute)
-    Sequential(**layers).build(input_shape)
+    if num_stages == 1 and not isinstance(task.model, Sequential):
+        task.model.build(task.input_shape)
+        return {"": task.model}
+    layers = pieces(task.model, task.recompute)
+    Sequential(**layers).build(task.input_shape)
     return layers
 
 

@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal
 import pydantic
 from pydantic import BaseModel, ConfigDict, Field
 
-from hpdl_mpi.base.errors import InputError
+from hpdl_mpi.base.errors import InputError, require
 from hpdl_mpi.data.transform import Layout
 from hpdl_mpi.parallel.pipeline import Recomputed
 
@@ -145,6 +145,25 @@ class Parallel(_Section):
     cuts: list[Positive] | None = None
     recompute: Recomputed = "none"
     memory_limit: Annotated[pydantic.ByteSize, Field(gt=0)] | None = None
+
+    def accumulating(self, accumulate: int) -> Parallel:
+        """Return the section with as many micro-batches as ``training.accumulate`` asks for, if it asks for several.
+
+        Raises
+        ------
+        InputError
+            Not a number of at least 1, or both keys ask.
+        """
+        possible = isinstance(accumulate, int) and accumulate >= 1
+        require("training.accumulate", accumulate, possible, "an integer of at least 1")
+        if accumulate > 1 and self.num_microbatches not in (None, accumulate):
+            raise InputError(
+                "both say into how many micro-batches a batch is cut",
+                where="training.accumulate and parallel.num_microbatches",
+                found=f"{accumulate} and {self.num_microbatches}",
+                remedy="leave one of them out",
+            )
+        return self.model_copy(update={"num_microbatches": accumulate}) if accumulate > 1 else self
 
 
 class Checkpoint(_Section):

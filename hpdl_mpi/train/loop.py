@@ -20,6 +20,7 @@ from hpdl_mpi.train.progress import Progress
 from hpdl_mpi.train.report import Reporter
 from hpdl_mpi.train.runfolder import MetricsLog, RunFolder
 from hpdl_mpi.train.signals import Stopped, StopSignals
+from hpdl_mpi.train.tracing import Recorder
 
 
 @dataclass
@@ -39,6 +40,7 @@ class TrainingLoop:
         On the writing rank, if there is a run folder.
     unit : float or None
         See `Metrics.of`.
+    recorder : Recorder or None
     began : float
         When the run did, by `time.perf_counter`.
     """
@@ -60,6 +62,7 @@ class TrainingLoop:
     reporter: Reporter
     signals: StopSignals
     unit: float | None
+    recorder: Recorder | None
     began: float
     _lap: float = field(default=0.0, init=False)
 
@@ -81,6 +84,8 @@ class TrainingLoop:
         self._epoch_began = progress.samples, progress.seconds
         while self.replica.step < self.num_steps:
             self._epoch()
+        if self.recorder:
+            self.recorder.finish()
         self._evaluate()
         self._note_wall_seconds()
         metrics = self._evaluated[1] if self._evaluated else None
@@ -118,6 +123,9 @@ class TrainingLoop:
             self._refuse(report, number)
         seconds = self._take_lap()
         progress.count(report.sums, batch.global_size, seconds)
+        if self.recorder:
+            self.recorder.advance()
+            self._take_lap()
         if self.log:
             metrics = Metrics.of(report.sums, self.loss.task, self.unit)
             self.log.write(

@@ -23,7 +23,9 @@ def check_output(output: Path) -> None:
 
 
 def predict_file(trainer: Trainer, source: str, array: str, output: Path) -> int:
-    """Write a prediction for each sample of a file and return how many there are. Local.
+    """Write a prediction for each sample of a file and return how many there are. Collective.
+
+    The ranks of the first pipeline do it, rank 0 writes; all others return 0.
 
     Parameters
     ----------
@@ -44,9 +46,12 @@ def predict_file(trainer: Trainer, source: str, array: str, output: Path) -> int
     StorageError
         `output` cannot be written.
     """
+    if trainer.grid.coordinate("dp") > 0:
+        return 0
     outputs = np.concatenate([trainer.predict(samples) for samples in read_samples(source, array, _ROWS)])
     columns = _columns(outputs, trainer.loss.task)
-    write_file(output, _csv(columns) if output.suffix == ".csv" else _npz(columns))
+    if trainer.comm.rank == 0:
+        write_file(output, _csv(columns) if output.suffix == ".csv" else _npz(columns))
     return len(columns["sample"])
 
 

@@ -25,6 +25,7 @@ def run_job(
     overrides: Sequence[str] = (),
     run_dir: PathLike | None = None,
     resume: bool = False,
+    trace: PathLike | None = None,
 ) -> dict[str, Any]:
     """Train the job of a file and return the summary of the run. Collective.
 
@@ -40,6 +41,8 @@ def run_job(
         By default ``runs/<name of the job>``.
     resume : bool
         Continue the run in that folder.
+    trace : path-like, optional
+        See `Trainer.fit`.
 
     Raises
     ------
@@ -65,6 +68,7 @@ def run_job(
         checkpoint=job.checkpoint,
         run_dir=folder.path,
         resume=resume,
+        trace=trace,
         name=job.model.name or job.model.factory,
         describe=lambda source: _resolved(job, source, trainer),
     )

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
+from itertools import pairwise
 
 import numpy as np
 
@@ -12,7 +13,18 @@ from hpdl_mpi.data import Loader
 from hpdl_mpi.kernels.threads import set_threads
 from hpdl_mpi.nn import Layer, Loss, Sequential, Shape, walk
 from hpdl_mpi.parallel import Replica
-from hpdl_mpi.parallel.pipeline import Feed
+from hpdl_mpi.parallel.pipeline import (
+    Feed,
+    Pipeline,
+    Schedule,
+    StageCost,
+    StageCosts,
+    complete,
+    in_flight,
+    pieces,
+    simulate,
+)
+from hpdl_mpi.plan import Task, plan_pipeline, stage_costs
 from hpdl_mpi.plan.costs import zero_targets
 from hpdl_mpi.train.choices import make_loss, make_model, make_optimizer
 from hpdl_mpi.train.job import Job
@@ -68,24 +80,73 @@ class Reading:
 
 
 @dataclass(frozen=True)
+class StageRow:
+    """A stage of a pipeline.
+
+    Attributes
+    ----------
+    rank : int
+        Of the pipeline.
+    first, last : str
+        Paths of its outermost layers.
+    held : int
+        Micro-batches that it keeps at most.
+    memory : Memory
+        Activations with those of messages on their way.
+    forward, backward : float
+        Seconds of a micro-batch.
+    """
+
+    rank: int
+    first: str
+    last: str
+    held: int
+    memory: Memory
+    forward: float
+    backward: float
+
+
+@dataclass(frozen=True)
 class Summary:
-    """What `summarize` finds."""
+    """What `summarize` finds.
+
+    Attributes
+    ----------
+    memory : Memory
+        Of a rank; of that with most, if there are several stages.
+    stages : list of StageRow
+        None unless there are several.
+    bubble : float
+        The share of a step in which ranks would wait.
+    """
 
     input_shape: Shape
     rows: list[Row]
     memory: Memory
     reading: Reading
+    num_microbatches: int
     microbatch_size: int
+    stages: list[StageRow]
+    bubble: float
 
 
-def summarize(job: Job, num_ranks: int) -> Summary:
-    """Return the summary of a job on `num_ranks` data-parallel ranks. Local.
+def summarize(job: Job, num_ranks: int, pp: int | None = None) -> Summary:
+    """Return the summary of a job on `num_ranks` pipelines side by side. Local.
 
-    Memory is measured, not estimated: one micro-batch of zeros passes through the model, forward and backward.
+    Memory is measured, not estimated: micro-batches of zeros pass through the model forward and backward; through one
+    layer at a time if there are several stages, for the whole may be too large for one rank.
+
+    Parameters
+    ----------
+    job : Job
+    num_ranks : int
+        Data-parallel ranks, or pipelines.
+    pp : int, optional
+        Ranks of a pipeline, by default as the job says.
     """
     set_threads(job.parallel.threads or 1)
     source = make_source(job)
-    model, loss = make_model(job), make_loss(job)
+    model, loss, optimizer = make_model(job), make_loss(job), make_optimizer(job)
     with source.open() as dataset:
         loader = Loader(
             dataset,
@@ -96,16 +157,78 @@ def summarize(job: Job, num_ranks: int) -> Summary:
             dtype=job.training.dtype,
         )
     input_shape, reading = loader.input_shape, Reading(loader.nbytes, dataset.cache_bytes)
-    replica = Replica(model, input_shape, make_optimizer(job), dtype=job.training.dtype, seed=job.seed)
-    size = -(-job.training.global_batch_size // (num_ranks * job.training.accumulate))
-    _learn_zeros(replica, loss, size)
-    memory = Memory(
-        parameters=replica.params.nbytes,
-        gradients=replica.grads.nbytes,
-        optimizer=sum(slot.nbytes for slot in replica.slots.values()),
-        activations=replica.pool.bytes_held,
+    parallel = job.parallel.accumulating(job.training.accumulate)
+    share = -(-job.training.global_batch_size // num_ranks)
+    num_slots = len(optimizer.slots)
+    task = Task(model, input_shape, loss, job.training.dtype, num_slots, parallel.recompute)
+    schedule, cuts = plan_pipeline(
+        task,
+        num_ranks=pp or parallel.pp,
+        max_share=share,
+        schedule=parallel.schedule,
+        num_chunks=parallel.num_chunks,
+        num_microbatches=parallel.num_microbatches,
+        cuts=parallel.cuts if pp in (None, parallel.pp) else None,
+        limit_bytes=parallel.memory_limit,
     )
-    return Summary(input_shape, list(_rows(model, input_shape)), memory, reading, size)
+    size = -(-share // schedule.num_microbatches)
+    stages: list[StageRow] = []
+    bubble = 0.0
+    if schedule.num_stages == 1:
+        pipeline = Pipeline(schedule=schedule, recompute=parallel.recompute)
+        replica = Replica(model, input_shape, optimizer, dtype=job.training.dtype, seed=job.seed, pipeline=pipeline)
+        _learn_zeros(replica, loss, share)
+        slots = sum(slot.nbytes for slot in replica.slots.values())
+        memory = Memory(replica.params.nbytes, replica.grads.nbytes, slots, replica.pool.bytes_held)
+    else:
+        costs = stage_costs(task, schedule, size)
+        names = list(pieces(model))
+        stages = _stages(schedule, cuts, names, costs, num_slots)
+        halves = [StageCost(row.forward, row.backward / 2, row.backward / 2) for row in stages]
+        bubble = simulate(complete(schedule), halves).bubble_fraction(synchronized=True)
+        memory = max(_rank_memories(stages), key=lambda one: one.total)
+    return Summary(
+        input_shape,
+        list(_rows(model, input_shape)),
+        memory,
+        reading,
+        schedule.num_microbatches,
+        size,
+        stages,
+        bubble,
+    )
+
+
+def _stages(
+    schedule: Schedule, cuts: Sequence[int], names: Sequence[str], costs: StageCosts, num_slots: int
+) -> list[StageRow]:
+    rows = []
+    held = in_flight(schedule)
+    for stage, (start, stop) in enumerate(pairwise([0, *cuts, len(names)])):
+        fixed = costs.fixed_bytes(start, stop)
+        each = fixed // (2 + num_slots)
+        memory = Memory(each, each, num_slots * each, round(costs.nbytes(stage, start, stop)) - fixed)
+        rows.append(
+            StageRow(
+                schedule.stage_ranks[stage],
+                names[start],
+                names[stop - 1],
+                held[stage],
+                memory,
+                costs.forward(start, stop),
+                costs.backward(start, stop),
+            )
+        )
+    return rows
+
+
+def _rank_memories(stages: Sequence[StageRow]) -> list[Memory]:
+    """Return what each rank takes, of all its stages."""
+    ranks = {row.rank for row in stages}
+    return [
+        Memory(*(sum(getattr(row.memory, key.name) for row in stages if row.rank == rank) for key in fields(Memory)))
+        for rank in sorted(ranks)
+    ]
 
 
 def _learn_zeros(replica: Replica, loss: Loss, size: int) -> None:

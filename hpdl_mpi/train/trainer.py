@@ -21,7 +21,7 @@ from hpdl_mpi.optim import Constant, Optimizer, Schedule
 from hpdl_mpi.parallel import ProcessGrid, Replica, TrainingStep
 from hpdl_mpi.parallel.grid import check_shape
 from hpdl_mpi.parallel.pipeline import Pipeline
-from hpdl_mpi.plan import plan_pipeline
+from hpdl_mpi.plan import Task, plan_pipeline
 from hpdl_mpi.train import checkpoint as checkpoints
 from hpdl_mpi.train.evaluation import Evaluator
 from hpdl_mpi.train.job import Checkpoint, Parallel
@@ -34,6 +34,7 @@ from hpdl_mpi.train.restore import plain_values, require_alike, require_same_cal
 from hpdl_mpi.train.runfolder import MetricsLog, RunFolder
 from hpdl_mpi.train.signals import StopSignals
 from hpdl_mpi.train.source import AS_STORED, PathLike, Source
+from hpdl_mpi.train.tracing import Recorder, check_trace, describe_times, explain
 
 _EVALUATED = 256
 """Samples of a batch that is evaluated or predicted, unless told."""
@@ -84,7 +85,7 @@ class Trainer:
         self.loss = loss
         self.optimizer = optimizer
         self.schedule = lr_schedule or Constant()
-        self.parallel = _with_accumulation(parallel or Parallel(), accumulate)
+        self.parallel = (parallel or Parallel()).accumulating(accumulate)
         self.grid = self._make_grid(self.parallel)
         self.threads = start_threads(self.comm, self.parallel.threads)
         self._dtype, self._seed = dtype, seed
@@ -101,21 +102,18 @@ class Trainer:
     def _plan(self, input_shape: Shape, max_share: int) -> Pipeline:
         """Return how the model is cut and a batch divided: rank 0 measures for all. Collective."""
         settings = self.parallel
+        num_slots = len(self.optimizer.slots)
+        task = Task(self.model, input_shape, self.loss, self._dtype, num_slots, settings.recompute)
         schedule, cuts = agree(
             self.comm,
             lambda: plan_pipeline(
-                self.model,
-                input_shape,
-                self.loss,
+                task,
                 num_ranks=settings.pp,
                 max_share=max_share,
-                dtype=self._dtype,
-                num_slots=len(self.optimizer.slots),
                 schedule=settings.schedule,
                 num_chunks=settings.num_chunks,
                 num_microbatches=settings.num_microbatches,
                 cuts=settings.cuts,
-                recompute=settings.recompute,
                 limit_bytes=settings.memory_limit,
             ),
         )
@@ -152,6 +150,7 @@ class Trainer:
         run_dir: PathLike | None = None,
         resume: bool = False,
         name: str | None = None,
+        trace: PathLike | None = None,
         describe: Callable[[Source], dict[str, Any]] | None = None,
     ) -> dict[str, Any]:
         """Train, and return the summary of the run. Collective.
@@ -181,6 +180,8 @@ class Trainer:
             Continue from the latest checkpoint in `run_dir`.
         name : str, optional
             Of the model, for the summary.
+        trace : path-like, optional
+            Record some steps of all ranks into this file, for chrome://tracing or Perfetto, and a picture beside it.
         describe : callable, optional
             Returns what the run folder shall say of the job, from the source as it will be used: its transforms
             measured.
@@ -216,10 +217,12 @@ class Trainer:
             self.comm,
             lengths
             | {"shuffle": shuffle, "checkpoint": checkpoint, "resume": resume}
-            | {"validate": validate is not None, "run_dir": run_dir is not None}
+            | {"validate": validate is not None, "run_dir": run_dir is not None, "trace": trace is not None}
             | {"parallel": self.parallel, "clip_norm": self._clip_norm}
             | {key: (type(part).__name__, plain_values(part)) for key, part in parts.items()},
         )
+        if trace is not None:
+            agree(self.comm, lambda: check_trace(Path(trace)))
         source = Source(train, inputs, targets, transform or AS_STORED, target_transform or AS_STORED)
         folder = RunFolder(run_dir) if run_dir is not None else None
         with ExitStack() as stack:
@@ -241,19 +244,17 @@ class Trainer:
             log = self._begin_log(stack, folder, progress, describe)
             reporter.say(headline(self.grid, self.threads, self.replica, loader, num_steps))
             unit = self._source.unit
+            step = TrainingStep(
+                self.replica, self.loss, self.grid, clip_norm=self._clip_norm, num_flags=len(signals.numbers)
+            )
+            recorder = Recorder(Path(trace), step, self.replica, self.grid) if trace is not None else None
             loop = TrainingLoop(
                 grid=self.grid,
                 replica=self.replica,
                 loss=self.loss,
                 optimizer=self.optimizer,
                 schedule=self.schedule,
-                step=TrainingStep(
-                    self.replica,
-                    self.loss,
-                    self.grid,
-                    clip_norm=self._clip_norm,
-                    num_flags=len(signals.numbers),
-                ),
+                step=step,
                 loader=loader,
                 evaluator=Evaluator(self.replica, self.loss, tests, self.comm, unit) if tests else None,
                 num_steps=num_steps,
@@ -265,9 +266,13 @@ class Trainer:
                 reporter=reporter,
                 signals=signals,
                 unit=unit,
+                recorder=recorder,
                 began=began,
             )
             summary = self._summary(name, global_batch_size, progress, loop.run())
+            if recorder and recorder.times:
+                summary["trace"] = explain(recorder.times)
+                reporter.say(describe_times(recorder.times))
             if folder and self.comm.rank == 0:
                 write_json(folder.summary, summary)
         return summary
@@ -479,18 +484,3 @@ class Trainer:
             "wall_seconds": progress.wall_seconds,
             "parameters_digest": checkpoints.digest(self.replica),
         }
-
-
-def _with_accumulation(parallel: Parallel, accumulate: int) -> Parallel:
-    """Return the settings with the number of micro-batches that `accumulate` asks for."""
-    possible = isinstance(accumulate, int | np.integer) and accumulate >= 1
-    require("training.accumulate", accumulate, possible, "an integer of at least 1")
-    given = parallel.num_microbatches
-    if accumulate > 1 and given not in (None, accumulate):
-        raise InputError(
-            "both say into how many micro-batches a batch is cut",
-            where="training.accumulate and parallel.num_microbatches",
-            found=f"{accumulate} and {given}",
-            remedy="leave one of them out",
-        )
-    return parallel.model_copy(update={"num_microbatches": int(accumulate)}) if accumulate > 1 else parallel

@@ -3,13 +3,13 @@
 from hpdl_mpi.parallel.pipeline.action import Action, Op, Schedule
 from hpdl_mpi.parallel.pipeline.check import check
 from hpdl_mpi.parallel.pipeline.execute import Executor, Feed
-from hpdl_mpi.parallel.pipeline.flow import members
 from hpdl_mpi.parallel.pipeline.generators import forward_only
 from hpdl_mpi.parallel.pipeline.measure import StepTimes, compare, measured_costs, recorded, split_steps
 from hpdl_mpi.parallel.pipeline.named import FAMILIES, make_schedule
 from hpdl_mpi.parallel.pipeline.partition import LayerCost, StageCosts, partition, refuse_too_many_stages
 from hpdl_mpi.parallel.pipeline.passes import complete
 from hpdl_mpi.parallel.pipeline.simulate import Simulation, StageCost, in_flight, simulate
+from hpdl_mpi.parallel.pipeline.slots import members
 from hpdl_mpi.parallel.pipeline.stages import Pipeline, Recomputed, Stage, cut, pieces
 from hpdl_mpi.parallel.pipeline.table import format_schedule, read_schedule
 

@@ -11,11 +11,12 @@ from numpy.typing import DTypeLike
 from hpdl_mpi.base.errors import InputError
 from hpdl_mpi.base.shares import share
 from hpdl_mpi.base.trace import Trace, now
-from hpdl_mpi.comm import Communicator, Work
+from hpdl_mpi.comm import Arena, Communicator, Work
 from hpdl_mpi.data import Batch
 from hpdl_mpi.nn import Context, Loss, LossSums, MicroBatch, Pool
 from hpdl_mpi.parallel.pipeline.action import Action, Op, Schedule
-from hpdl_mpi.parallel.pipeline.flow import Flow, Key
+from hpdl_mpi.parallel.pipeline.flow import Flow
+from hpdl_mpi.parallel.pipeline.slots import Key, SharedSlots
 from hpdl_mpi.parallel.pipeline.stages import Stage
 
 
@@ -79,6 +80,8 @@ class Executor:
     reduce : callable, optional
         Is called with the number of a stage when this rank's part of its gradient is whole. The work that it starts
         is moved along between actions, and over when `run` returns.
+    arena : Arena, optional
+        Memory for messages between ranks of one machine; executors that run by turns can have one together.
 
     Attributes
     ----------
@@ -97,6 +100,7 @@ class Executor:
         loss: Loss | None,
         seed: int = 0,
         reduce: Callable[[int], Iterable[Work]] | None = None,
+        arena: Arena | None = None,
     ) -> None:
         assert schedule.num_ranks == comm.size, "a schedule has a program for each rank"
         assert schedule.num_stages == len(stages), "a schedule has the model's stages"
@@ -118,9 +122,12 @@ class Executor:
         self._reducing: list[Work] = []
         self._idle: dict[int, list[_Slot]] = {stage: [] for stage in range(len(stages))}
         self._live: dict[Key, _Slot] = {}
-        self._forward = Flow(1, schedule, comm, pool, dtype)
-        self._backward = Flow(-1, schedule, comm, pool, dtype)
         inputs, outputs = ([getattr(stage, name) for stage in stages] for name in ("input_shape", "output_shape"))
+        arena = arena or Arena(comm)
+        self._slots = SharedSlots(schedule, {Op.RECV_F: inputs, Op.RECV_B: outputs}, arena, dtype)
+        self._forward, self._backward = (
+            Flow(op, schedule, comm, pool, dtype, self._slots, arena) for op in (Op.RECV_F, Op.RECV_B)
+        )
         # How each message begins, how far from the action's stage the one is that gets it, and the shapes it can have.
         self._moves = {
             Op.SEND_F: (self._forward.send, 1, inputs),
@@ -146,6 +153,7 @@ class Executor:
         self._outputs: list[np.ndarray] = []
         size, count = len(feed.sample_ids), self._schedule.num_microbatches
         self._bounds = [share(size, number, count) for number in range(count)]
+        self._slots.prepare(max(stop - start for start, stop in self._bounds))
         for index, action in enumerate(self._program):
             try:
                 self._perform(action)
@@ -213,7 +221,7 @@ class Executor:
         if self._trains:
             self._live[key] = slot
         else:
-            self._idle[stage].append(slot)
+            self._end(key, slot)
 
     def _samples(self, part: slice) -> np.ndarray:
         assert self._feed.inputs is not None, "the first stage is fed"
@@ -254,14 +262,21 @@ class Executor:
             self._backward.put(dx, (stage - 1, number))
         self._note(action, began)
         if both:
-            self._idle[stage].append(self._live.pop(key))
+            self._end(key, self._live.pop(key))
 
     def _compute_wgrad(self, action: Action) -> None:
-        slot = self._live.pop((action.stage, action.microbatch))
+        key = action.stage, action.microbatch
+        slot = self._live.pop(key)
         began = now()
         self._stages[action.stage].model.backward_weight(slot.context)
         self._note(action, began)
-        self._idle[action.stage].append(slot)
+        self._end(key, slot)
+
+    def _end(self, key: Key, slot: _Slot) -> None:
+        """Let go of all that a micro-batch has kept on a stage."""
+        self._idle[key[0]].append(slot)
+        self._forward.free(key)
+        self._backward.free(key)
 
     def _note(self, action: Action, began: float) -> None:
         if self.trace:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from rich.text import Text
 
@@ -89,8 +90,15 @@ def draw_place(schedule: Schedule, rank: int, index: int) -> str:
     return "\n".join(lines)
 
 
-def draw_png(schedule: Schedule, simulation: Simulation, path: Path, title: str) -> None:
+def draw_png(schedule: Schedule, panels: Mapping[str, Simulation], path: Path) -> None:
     """Write a picture: a row for each rank, a box for each action with its micro-batch, paler on later stages.
+
+    Parameters
+    ----------
+    schedule : Schedule
+    panels : mapping of str to Simulation
+        What is drawn one below the other on one scale of time, each with its title.
+    path : Path
 
     Raises
     ------
@@ -103,22 +111,29 @@ def draw_png(schedule: Schedule, simulation: Simulation, path: Path, title: str)
     except ImportError as error:
         remedy = "install it: pip install 'hpdl_mpi[plot]'"
         raise InputError("a picture needs matplotlib, which is not installed", remedy=remedy) from error
-    figure = Figure(figsize=(16, 1.5 + 0.5 * schedule.num_ranks), layout="constrained")
-    axes = figure.subplots()
-    for rank, timings in enumerate(simulation.timings):
-        for timing in timings:
-            action, length = timing.action, timing.stop - timing.start
-            pale = 1 - 0.5 * chunk_of(schedule, action) / max(1, schedule.num_stages // schedule.num_ranks)
-            axes.barh(
-                rank, length, left=timing.start, color=(_COLORS[action.op], pale), edgecolor="white", linewidth=0.5
-            )
-            if length > simulation.makespan / 150:
-                middle = timing.start + length / 2
-                axes.text(middle, rank, str(action.microbatch), ha="center", va="center", fontsize=7)
+    figure = Figure(figsize=(16, len(panels) * (1.5 + 0.5 * schedule.num_ranks)), layout="constrained")
+    rows = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
+    longest = max(simulation.makespan for simulation in panels.values())
+    for axes, (title, simulation) in zip(rows, panels.items(), strict=True):
+        _draw_panel(axes, schedule, simulation, longest)
+        axes.set(title=title, ylabel="rank", yticks=range(schedule.num_ranks), xlim=(0, longest))
+        axes.invert_yaxis()
+    rows[-1].set_xlabel("time")
     handles = [Patch(color=_COLORS[op], label=name) for op, name in _NAMES.items()]
-    axes.legend(handles=handles, loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
-    axes.set(title=title, xlabel="time", ylabel="rank", yticks=range(schedule.num_ranks), xlim=(0, simulation.makespan))
-    axes.invert_yaxis()
+    rows[0].legend(handles=handles, loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
     image = io.BytesIO()
     figure.savefig(image, format="png", dpi=120)
     write_file(path, image.getvalue())
+
+
+def _draw_panel(axes: Any, schedule: Schedule, simulation: Simulation, longest: float) -> None:
+    num_chunks = max(1, schedule.num_stages // schedule.num_ranks)
+    chunks = {stage: chunk_of(schedule, Action(Op.F, stage)) for stage in range(schedule.num_stages)}
+    for rank, timings in enumerate(simulation.timings):
+        bars = [(timing.start, timing.stop - timing.start) for timing in timings]
+        colors = [(_COLORS[timing.action.op], 1 - 0.5 * chunks[timing.action.stage] / num_chunks) for timing in timings]
+        axes.broken_barh(bars, (rank - 0.4, 0.8), facecolors=colors, edgecolor="white", linewidth=0.5)
+        for timing, (start, length) in zip(timings, bars, strict=True):
+            if length > longest / 150:
+                label = str(timing.action.microbatch)
+                axes.text(start + length / 2, rank, label, ha="center", va="center", fontsize=7)

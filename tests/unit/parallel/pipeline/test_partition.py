@@ -55,7 +55,9 @@ def test_the_slowest_stage_is_as_fast_as_trying_all_cuts_finds(
         ]
         return max(times), sum(time**2 for time in times)
 
-    best = min(rating(list(cuts)) for cuts in itertools.combinations(range(1, len(layers)), num_stages - 1))
+    ratings = [rating(list(cuts)) for cuts in itertools.combinations(range(1, len(layers)), num_stages - 1)]
+    slowest = min(ratings)[0]
+    best = slowest, min(squares for longest, squares in ratings if longest <= slowest * 1.02 or math.isinf(slowest))
     costs = StageCosts(layers, held, recompute=recompute)
     if math.isinf(best[0]):
         with pytest.raises(InputError, match="no cuts keep all stages within the memory"):
@@ -63,7 +65,9 @@ def test_the_slowest_stage_is_as_fast_as_trying_all_cuts_finds(
     else:
         cuts = partition(costs, limit)
         assert all(stages_of(layers, cuts))
-        assert rating(cuts) == best
+        longest, squares = rating(cuts)
+        assert longest <= slowest * 1.02
+        assert squares == best[1]
 
 
 def test_of_equally_slow_cuts_the_most_even_ones_are_taken() -> None:

@@ -1,0 +1,78 @@
+"""Memory that ranks of one machine share."""
+
+from __future__ import annotations
+
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+import numpy as np
+
+from hpdl_mpi.comm.communicator import Communicator
+
+_SHARED_FOLDER = "/dev/shm"
+
+
+class Window(ABC):
+    """Memory of all ranks of a group, each rank's in one piece.
+
+    Attributes
+    ----------
+    parts : sequence of array
+        uint8, by rank; None for ranks on other machines.
+    """
+
+    parts: Sequence[np.ndarray | None]
+
+    @abstractmethod
+    def sync(self) -> None:
+        """Make what this rank wrote visible to others before it tells them, and see what others wrote. Local."""
+
+    @abstractmethod
+    def free(self) -> None:
+        """Give the memory back; nobody may use it any more. Collective."""
+
+
+class Arena:
+    """A window that grows when more is asked for. Methods that say so are collective.
+
+    Where the machine lacks the memory to share, there is none: `parts` are None, and messages must do.
+
+    Parameters
+    ----------
+    comm : Communicator
+    """
+
+    def __init__(self, comm: Communicator) -> None:
+        self._comm = comm
+        self._window: Window | None = None
+        self._size = 0
+
+    @property
+    def parts(self) -> Sequence[np.ndarray | None]:
+        """The memory of all ranks, see `Window`."""
+        return self._window.parts if self._window else [None] * self._comm.size
+
+    def reserve(self, nbytes: int) -> None:
+        """Have so many bytes for each rank at least; what was in them is lost. Collective, with one number on all."""
+        if nbytes <= self._size:
+            return
+        self._size = nbytes
+        if self._window:
+            self._window.free()
+        fits = nbytes * self._comm.node_size <= _free_bytes()
+        self._window = self._comm.share(nbytes) if all(self._comm.allgather_obj(fits)) else None
+
+    def sync(self) -> None:
+        """See `Window.sync`."""
+        if self._window:
+            self._window.sync()
+
+
+def _free_bytes() -> int:
+    """Return how much memory processes can still share: a container may allow little, and end who takes more."""
+    try:
+        state = os.statvfs(_SHARED_FOLDER)
+    except OSError:
+        return 0
+    return state.f_bavail * state.f_frsize

@@ -1,0 +1,134 @@
+"""Where messages between ranks of one machine lie: in slots of memory that they share.
+
+A slot belongs to the rank that receives. The sender copies into it, and the receiver computes on it as it lies; a
+message without content says that it is there, another one that the slot is free again. A slot is used anew only by a
+message that the receiver's program awaits after it has let go of the one before. So a sender that waits for a free slot
+waits for less than its message's receive, and what is proved of a schedule whose sends block until received holds.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from numpy.typing import DTypeLike
+
+from hpdl_mpi.base.memory import ALIGNMENT
+from hpdl_mpi.comm import Arena
+from hpdl_mpi.nn import Shape
+from hpdl_mpi.parallel.pipeline.action import Op, Program, Schedule
+
+Key = tuple[int, int]
+"""The stage that something is for, and its micro-batch."""
+
+
+def members(shape: Shape) -> tuple[Shape, ...]:
+    """Return the shapes of the arrays that an activation consists of."""
+    several = bool(shape) and isinstance(shape[0], tuple)
+    return shape if several else (shape,)  # type: ignore[return-value]
+
+
+def assign_slots(program: Program) -> dict[tuple[Op, Key], int]:
+    """Return the slot of each message that a rank receives; each stage and direction counts its own from 0.
+
+    A slot is taken when the message is awaited and free when the micro-batch is done with the stage.
+    """
+    backwards = any(action.op in (Op.W, Op.B) for action in program)
+    ends = (Op.W, Op.B) if backwards else (Op.F,)
+    free: dict[tuple[Op, int], list[int]] = {}
+    counts: dict[tuple[Op, int], int] = {}
+    slots: dict[tuple[Op, Key], int] = {}
+    for action in program:
+        key = action.stage, action.microbatch
+        if action.op in (Op.RECV_F, Op.RECV_B):
+            kind = action.op, action.stage
+            idle = free.setdefault(kind, [])
+            if not idle:
+                idle.append(counts.setdefault(kind, 0))
+                counts[kind] += 1
+            slots[action.op, key] = heapq.heappop(idle)
+        elif action.op in ends:
+            for op in (Op.RECV_F, Op.RECV_B):
+                if (op, key) in slots:
+                    heapq.heappush(free[op, action.stage], slots[op, key])
+    return slots
+
+
+class SharedSlots:
+    """The slots of all ranks of a pipeline, in memory that those of one machine share. Alike on all ranks.
+
+    Parameters
+    ----------
+    schedule : Schedule
+        Complete.
+    shapes : mapping of Op to sequence of tuple of int
+        What each stage receives, by RECV_F and RECV_B.
+    arena : Arena
+        Of the pipeline's ranks.
+    dtype : dtype
+    """
+
+    def __init__(
+        self, schedule: Schedule, shapes: Mapping[Op, Sequence[Shape]], arena: Arena, dtype: DTypeLike
+    ) -> None:
+        self._shapes, self._arena, self._dtype = shapes, arena, np.dtype(dtype)
+        self._owners = schedule.stage_ranks
+        self._slots: dict[tuple[Op, Key], int] = {}
+        for program in schedule.programs:
+            self._slots |= assign_slots(program)
+        self._counts: dict[tuple[Op, int], int] = {}
+        for (op, (stage, _)), slot in self._slots.items():
+            self._counts[op, stage] = max(slot + 1, self._counts.get((op, stage), 0))
+        self._size = 0
+        self._starts: dict[tuple[Op, int], int] = {}
+
+    def prepare(self, microbatch_size: int) -> None:
+        """Make room for messages of so many samples. Collective."""
+        if not self._slots or microbatch_size <= self._size:
+            return
+        self._size = microbatch_size
+        ends = dict.fromkeys(self._owners, 0)
+        for (op, stage), count in sorted(self._counts.items()):
+            owner = self._owners[stage]
+            self._starts[op, stage] = ends[owner]
+            ends[owner] += count * self._slot_bytes(op, stage)
+        self._arena.reserve(max(ends.values()))
+
+    def number(self, op: Op, key: Key) -> int:
+        """Return the slot of a message."""
+        return self._slots[op, key]
+
+    def find(self, op: Op, key: Key, count: int) -> list[np.ndarray] | None:
+        """Return the arrays of a message in its slot, each (count, ...); None if sender and receiver share no memory.
+
+        Parameters
+        ----------
+        op : Op
+            RECV_F or RECV_B.
+        key : (int, int)
+            The receiving stage, and the micro-batch.
+        count : int
+            Samples.
+        """
+        stage = key[0]
+        memory = self._arena.parts[self._owners[stage]]
+        sender = self._owners[stage + (-1 if op is Op.RECV_F else 1)]
+        if memory is None or self._arena.parts[sender] is None:
+            return None
+        start = self._starts[op, stage] + self._slots[op, key] * self._slot_bytes(op, stage)
+        arrays = []
+        for shape in members(self._shapes[op][stage]):
+            stop = start + count * math.prod(shape) * self._dtype.itemsize
+            arrays.append(memory[start:stop].view(self._dtype).reshape(count, *shape))
+            start = _aligned(stop)
+        return arrays
+
+    def _slot_bytes(self, op: Op, stage: int) -> int:
+        sizes = (self._size * math.prod(shape) * self._dtype.itemsize for shape in members(self._shapes[op][stage]))
+        return sum(map(_aligned, sizes))
+
+
+def _aligned(nbytes: int) -> int:
+    return -(-nbytes // ALIGNMENT) * ALIGNMENT
