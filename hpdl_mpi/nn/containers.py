@@ -196,6 +196,9 @@ class Recompute(_Container):
 
     def _backward(self, dy: np.ndarray, ctx: Context, half: str) -> np.ndarray | None:
         child = self._child("", ctx, ctx.needs_dx)
+        if not child.needs_backward:
+            ctx.drop("x")
+            return None
         ctx.batch.recomputing = True
         ctx.release(self.inner.forward(ctx.saved["x"], child))
         ctx.batch.recomputing = False

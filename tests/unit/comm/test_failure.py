@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import shlex
-import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 
 import h5py
@@ -16,11 +13,7 @@ import pytest
 
 from hpdl_mpi.base.errors import InputError, TrainingError
 from hpdl_mpi.base.failure import exit_code, message
-
-ROOT = Path(__file__).parents[3]
-MPIRUN = os.environ.get("MPIRUN") or shutil.which("mpirun", path=Path(sys.executable).parent)
-
-needs_mpirun = pytest.mark.skipif(MPIRUN is None, reason="no mpirun beside Python, and MPIRUN names none")
+from tests.mpirun import MPIRUN, needs_mpirun, run, run_python
 
 PROLOGUE = """
 import os, signal, sys, threading, time
@@ -38,17 +31,10 @@ comm.allreduce(np.zeros(1))
 """
 
 
-def run(command: list[str], environ: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
-    """Run a program that must end by itself; none here takes seconds."""
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith(("PMI_", "SLURM_", "OMPI_"))}
-    environment = inherited | {"PYTHONPATH": str(ROOT)} | dict(environ or {})
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=100)
-
-
 def run_ranks(body: str, num_ranks: int = 2) -> subprocess.CompletedProcess[str]:
     """Run a script whose ranks meet in collectives after `body`, in which rank 1 fails."""
     script = PROLOGUE + body + EPILOGUE
-    return run([*shlex.split(str(MPIRUN)), "-n", str(num_ranks), sys.executable, "-c", script])
+    return run_python(num_ranks, "-c", script)
 
 
 @needs_mpirun

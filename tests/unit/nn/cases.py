@@ -23,6 +23,7 @@ from hpdl_mpi.nn import (
     MicroBatch,
     Parallel,
     Pool,
+    Recompute,
     ReLU,
     Residual,
     Sequential,
@@ -68,6 +69,12 @@ def _nested(x: np.ndarray, p: Parameters) -> np.ndarray:
     x = np.concatenate([_conv("1.0.0.")(x, p), ref.relu(x), np.tanh(_conv("1.last.0.")(x, p))], -1)
     x = ref.sigmoid(_linear("2.body.0.")(x, p)) + _linear("2.shortcut.")(x, p)
     return _linear("3.body.")(x, p) + x
+
+
+def _tied(x: np.ndarray, p: Parameters) -> np.ndarray:
+    x = np.tanh(_linear("0.")(x, p))
+    x = _linear("2.body.")(x, p) + x
+    return x @ p["0.weight"].T + p["3.bias"]
 
 
 LAYERS: dict[str, Case] = {
@@ -159,6 +166,22 @@ LAYERS: dict[str, Case] = {
         lambda: Parallel(Tanh(), Sequential(), last=Linear(2)),
         (2, 3),
         lambda x, p: np.concatenate([np.tanh(x), x, _linear("last.")(x, p)], -1),
+    ),
+    "Recompute": Case(lambda: Recompute(Linear(3)), (4,), _linear()),
+    "Recompute, of blocks": Case(
+        lambda: Sequential(
+            Recompute(Residual(Sequential(Linear(4), Tanh()))), last=Recompute(Recompute(Sequential(Tanh(), Linear(2))))
+        ),
+        (4,),
+        lambda x, p: _linear("last.1.")(np.tanh(np.tanh(_linear("0.body.0.")(x, p)) + x), p),
+    ),
+    "Recompute, nothing to learn": Case(lambda: Recompute(Tanh()), (4,), lambda x, p: np.tanh(x)),
+    "tied": Case(
+        lambda: Sequential(Linear(4), Tanh(), Residual(Linear(4, bias=False)), Linear(4)).tie(
+            "3.weight", to="0.weight"
+        ),
+        (4,),
+        lambda x, p: _tied(x, p),
     ),
     "nested": Case(
         lambda: Sequential(
