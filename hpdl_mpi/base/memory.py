@@ -99,6 +99,6 @@ def _lacking(what: str, nbytes: int, found: str | None = None) -> InputError:
         f"not enough memory for {what}",
         found=found,
         expected=f"{nbytes:,} bytes",
-        remedy="make what needs it smaller (the model; the micro-batches, with training.accumulate), or start fewer "
-        "ranks on a node",
+        remedy="make micro-batches smaller (parallel.num_microbatches), cut the model into more stages (parallel.pp), "
+        "or start fewer ranks on a node",
     )

@@ -270,8 +270,7 @@ class _SharedWindow(Window):
         group.Free()
         mine.Free()
         self.parts = [
-            None if place == MPI.UNDEFINED else np.asarray(self._window.Shared_query(place)[0])
-            for place in places
+            None if place == MPI.UNDEFINED else np.asarray(self._window.Shared_query(place)[0]) for place in places
         ]
 
     def sync(self) -> None:

@@ -58,9 +58,10 @@ def measure_layers(task: Task, layers: dict[str, Layer], size: int) -> list[Laye
     """
     costs: list[LayerCost] = []
     measured: dict[Any, _Measurement] = {}
-    shape, kept, dtype = task.input_shape, True, np.dtype(task.dtype)  # samples are the loader's
+    shape, dtype = task.input_shape, np.dtype(task.dtype)
+    kept, needs_dx = True, False  # samples are the loader's, and want no gradient
     for number, (name, layer) in enumerate(layers.items()):
-        last, needs_dx = number + 1 == len(layers), number > 0
+        last = number + 1 == len(layers)
         kind = _kind(layer), shape, last, needs_dx
         if kind not in measured:
             measured[kind] = _Measurement(
@@ -72,6 +73,7 @@ def measure_layers(task: Task, layers: dict[str, Layer], size: int) -> list[Laye
         found = measured[kind]
         costs.append(found.cost(2 + task.num_slots, kept))
         shape, kept = layer.output_shape(shape), found.keeps_output or (found.is_view and kept)
+        needs_dx = needs_dx or has_parameters(layer)
     return costs
 
 

@@ -64,14 +64,12 @@ def plan_pipeline(
     for number in tried:
         plan = make_schedule(schedule, num_ranks, number, num_chunks)
         chunks = plan.num_stages // num_ranks
-        if plan.num_stages == 1 and limit_bytes is None:
-            return plan, ()
         if cuts is not None:
             expected = f"{plan.num_stages - 1} numbers of layers for {plan.num_stages} stages"
             require("parallel.cuts", list(cuts), len(cuts) == plan.num_stages - 1, expected)
             cut(task.model, task.input_shape, cuts, task.recompute)
-            if limit_bytes is None:
-                return plan, tuple(cuts)
+        if limit_bytes is None and (plan.num_stages == 1 or cuts is not None):
+            return plan, tuple(cuts or ())
         costs = stage_costs(task, plan, -(-max_share // number))
         limit = math.inf if limit_bytes is None else limit_bytes / chunks
         try:

@@ -209,6 +209,10 @@ FIXED = ("model", "training.loss", "optimizer.name")
 """What a job cannot change when its run goes on, besides the `Recipe`; lengths, rates, grids and places may."""
 
 
+_PIPELINE = ("pp", "schedule", "num_chunks", "recompute", "memory_limit")
+"""What cuts and micro-batches were chosen for."""
+
+
 def resumed_job(job: Job, saved: Job, num_ranks: int) -> Job:
     """Return the job of a resumed run: the new one, with what was chosen automatically at the start of the run.
 
@@ -217,7 +221,7 @@ def resumed_job(job: Job, saved: Job, num_ranks: int) -> Job:
     job, saved : Job
         As it shall be, and as the run folder has it.
     num_ranks : int
-        On which it goes on; on another number the threads are chosen anew.
+        On which it goes on; on another number, or with another pipeline, threads and cuts are chosen anew.
 
     Raises
     ------
@@ -229,8 +233,12 @@ def resumed_job(job: Job, saved: Job, num_ranks: int) -> Job:
         if new["data"][section]["standardize"]:
             new["data"][section] |= {key: old["data"][section][key] for key in ("standardize", "mean", "std")}
     new["model"]["folder"] = old["model"]["folder"] = new["model"]["folder"]
-    if new["parallel"]["threads"] is None and num_ranks == old["parallel"]["dp"] * old["parallel"]["pp"]:
-        new["parallel"]["threads"] = old["parallel"]["threads"]
+    before, after = old["parallel"], new["parallel"]
+    if num_ranks == before["dp"] * before["pp"]:
+        same = all(before[key] == after[key] for key in _PIPELINE)
+        for key in ("threads", "cuts", "num_microbatches") if same else ("threads",):
+            if after[key] is None:
+                after[key] = before[key]
     for key in FIXED:
         found, expected = _get(new, key), _get(old, key)
         if found != expected:

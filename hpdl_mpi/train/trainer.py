@@ -122,8 +122,11 @@ class Trainer:
     @property
     def chosen(self) -> dict[str, Any]:
         """What was measured or chosen of the pipeline, by the keys of `Parallel`."""
-        pipeline = self._pipeline
-        return {"num_microbatches": pipeline.schedule.num_microbatches, "cuts": list(pipeline.cuts)}
+        schedule = self._pipeline.schedule
+        if schedule.num_stages == schedule.num_microbatches == 1:
+            return {}
+        cuts = {"cuts": list(self._pipeline.cuts)} if schedule.num_stages > 1 else {}
+        return {"num_microbatches": schedule.num_microbatches} | cuts
 
     @property
     def replica(self) -> Replica:

@@ -96,7 +96,7 @@ def partition(costs: StageCosts, limit_bytes: float = math.inf) -> list[int]:
 
     Parameters
     ----------
-    model : StageCosts
+    costs : StageCosts
     limit_bytes : float
         Of a stage. A rank of several stages has as many times that.
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
+from hpdl_mpi.base.errors import InputError
 from hpdl_mpi.nn import Context, Conv2d, Layer, Linear, Parallel, ReLU, Residual, Sequential, Shape, Tanh, walk
 from tests.unit.nn.cases import LAYERS, Case, Rig
 
@@ -107,3 +108,24 @@ def test_operations_are_those_of_the_products() -> None:
         layer = make()
         layer.build(shape)
         assert layer.operations(shape) == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "to", "message"),
+    [
+        ("1.weight", "0.weight", r"layer Sequential: 1\.weight and 0\.weight cannot be one\. Found shapes \(2, 3\)"),
+        ("0.weight", "0.weight", r"0\.weight and 0\.weight cannot be one"),
+        ("1.bias", "9.bias", r"no such parameter to tie\. Found 9\.bias; expected 0\.bias or 0\.weight or 1\.bias"),
+        ("head", "0.bias", r"no such parameter to tie\. Found head"),
+    ],
+)
+def test_what_cannot_be_tied_is_refused(name: str, to: str, message: str) -> None:
+    model = Sequential(Linear(3), Linear(2)).tie(name, to=to)
+    with pytest.raises(InputError, match=message):
+        model.build((4,))
+
+
+def test_a_parameter_is_tied_to_one_that_stays() -> None:
+    model = Sequential(Linear(3), Linear(3), Linear(3)).tie("1.weight", "0.weight").tie("2.weight", "1.weight")
+    with pytest.raises(InputError, match="the second not tied to another"):
+        model.build((3,))

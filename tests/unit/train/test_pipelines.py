@@ -9,9 +9,11 @@ import pytest
 from hpdl_mpi import nn, optim
 from hpdl_mpi.base.errors import InputError
 from hpdl_mpi.comm import SingleCommunicator, run_threads
-from hpdl_mpi.train import Parallel, Trainer
+from hpdl_mpi.train import Parallel, Trainer, load_job
 from hpdl_mpi.train.checkpoint import latest
-from hpdl_mpi.train.signals import Stopped
+from hpdl_mpi.train.choices import read_job
+from hpdl_mpi.train.signals import Stopped, StopSignals
+from hpdl_mpi.train.summary import summarize
 from tests.training_cases import fit_images, make_trainer, step_losses, write_images
 
 GRIDS = [
@@ -53,20 +55,6 @@ def test_every_grid_takes_the_steps_of_one_rank(alone, images, tmp_path, num_ran
         assert summary["num_parameters"] == alone[1]["num_parameters"]
 
 
-class StopAfter(nn.CrossEntropy):
-    """Stops the run in a step of the rank that has the last stage."""
-
-    def __init__(self, calls):
-        super().__init__()
-        self.calls = calls
-
-    def __call__(self, outputs, targets, scale, ctx):
-        self.calls -= ctx.batch.training
-        if self.calls == 0:
-            raise KeyboardInterrupt
-        return super().__call__(outputs, targets, scale, ctx)
-
-
 def test_a_run_goes_on_with_any_other_grid(alone, images, tmp_path):
     folder = tmp_path / "run"
     for number, (num_ranks, settings) in enumerate(GRIDS[:5]):
@@ -88,8 +76,6 @@ def test_a_checkpoint_of_a_pipeline_goes_on_as_if_there_had_been_no_stop(alone, 
 
     def part(comm, settings, **changes):
         return fit_images(trainer_on(comm, settings, **changes), images, folder, resume=True)
-
-    from hpdl_mpi.train.signals import StopSignals
 
     def stop_after(step):
         flags = StopSignals.flags
@@ -184,3 +170,21 @@ def test_a_memory_limit_makes_micro_batches_smaller(tmp_path):
         for number, used in run_threads(pp, lambda comm, pp=pp, limit=limit: fit(comm, pp, limit)):
             assert number > 1
             assert used <= limit
+
+
+def test_a_summary_shows_what_each_stage_takes():
+    job = read_job("jobs/mlp_pipeline.toml")
+    whole, parts = summarize(job, 1, pp=1), summarize(job, 1)
+    assert (whole.stages, whole.bubble) == ([], 0.0)
+    assert [row.rank for row in parts.stages] == [0, 1, 2, 3]
+    assert [row.held for row in parts.stages] == [4, 3, 2, 1]
+    assert (parts.num_microbatches, parts.microbatch_size) == (8, 16)
+    assert sum(row.memory.parameters for row in parts.stages) == whole.memory.parameters
+    assert sum(row.memory.optimizer for row in parts.stages) == 2 * whole.memory.parameters
+    assert parts.memory.total == max(row.memory.total for row in parts.stages)
+    assert (parts.stages[0].first, parts.stages[-1].last) == ("0", "9")
+    assert 0 < parts.bubble < 1
+    both = summarize(load_job("jobs/mlp_pipeline.toml", ["parallel.schedule=zb-v"]), 1, pp=2)
+    assert [row.rank for row in both.stages] == [0, 1, 1, 0]
+    first, last = both.stages[0].memory.total, both.stages[3].memory.total
+    assert both.memory.total in (first + last, both.stages[1].memory.total + both.stages[2].memory.total)
