@@ -58,6 +58,19 @@ def test_srun_trains_across_both_nodes(slurm: SlurmCluster, tmp_path: Path) -> N
     assert summary(run)["world_size"] == 4
 
 
+def test_pipelines_train_across_both_nodes(slurm: SlurmCluster, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    launch = ("srun", "--mpi=pmi2", "-N2", "-n4", "--overcommit")
+    # With one pipeline of four ranks, messages go from rank to rank within a node and across.
+    settings = ("--set", "training.epochs=1", "--trace", tmp_path / "trace.json")
+    result = slurm.run(*launch, "hpdl", "train", "jobs/mlp_pipeline.toml", *settings, "--run-dir", run)
+    assert result.returncode == 0, result.stderr
+    assert "4 ranks on 2 nodes" in result.stdout
+    assert "pp 4 x dp 1" in result.stdout
+    assert summary(run)["test_accuracy"] > 0.85
+    assert (tmp_path / "trace.json").exists()
+
+
 def test_mpirun_in_a_batch_job_trains_across_both_nodes(slurm: SlurmCluster, tmp_path: Path) -> None:
     run, output = tmp_path / "run", tmp_path / "output"
     script = tmp_path / "script"
