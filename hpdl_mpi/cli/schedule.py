@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(help="Look at pipeline schedules.", no_args_is_help=True)
 
+_SHOWN_PEAKS = 32
 MAX_SECONDS = 1e9
 
 Seconds = Annotated[float, typer.Option(min=0.0, help="For one stage and micro-batch.")]
@@ -50,6 +51,8 @@ def show(
         require(f"--{key}", seconds, seconds <= MAX_SECONDS, f"at most {MAX_SECONDS:g}")
     for file in filter(None, (png, csv)):
         check_destination(file)
+    if chunks is not None and schedule.lower().endswith(".csv"):
+        raise InputError("a file says itself how many stages ranks have", where="--chunks", found=chunks)
     if png and png == csv:
         raise InputError("picture and schedule would overwrite each other", where="--png and --csv", found=png)
     made = make_schedule(schedule, ranks, microbatches, chunks)
@@ -90,7 +93,9 @@ def _facts(name: str, schedule: Schedule, simulation: Simulation, as_run: Simula
         chunks = schedule.num_stages // schedule.num_ranks
         bubble = FAMILIES[name].bubble(schedule.num_ranks, schedule.num_microbatches, chunks)
         lines.append(f"published bubble      {bubble} = {float(bubble):.1%} for F = I = W and enough micro-batches")
-    peaks = " ".join(f"{peak:g}" for peak in simulation.peak_bytes)
+    shown = simulation.peak_bytes[:_SHOWN_PEAKS]
+    more = len(simulation.peak_bytes) - len(shown)
+    peaks = " ".join(f"{peak:g}" for peak in shown) + (f" and {more} more" if more else "")
     lines.append(f"most activations kept {peaks} on ranks 0, 1, ..., in micro-batches of a stage")
     return lines
 

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 import numpy as np
 
 from hpdl_mpi.comm.communicator import Communicator
-
-_SHARED_FOLDER = "/dev/shm"
 
 
 class Window(ABC):
@@ -60,19 +57,17 @@ class Arena:
         self._size = nbytes
         if self._window:
             self._window.free()
-        fits = nbytes * self._comm.node_size <= _free_bytes()
-        self._window = self._comm.share(nbytes) if all(self._comm.allgather_obj(fits)) else None
+            self._window = None
+        if all(self._comm.allgather_obj(nbytes <= self._comm.shareable_bytes())):
+            self._window = self._comm.share(nbytes)
 
     def sync(self) -> None:
         """See `Window.sync`."""
         if self._window:
             self._window.sync()
 
-
-def _free_bytes() -> int:
-    """Return how much memory processes can still share: a container may allow little, and end who takes more."""
-    try:
-        state = os.statvfs(_SHARED_FOLDER)
-    except OSError:
-        return 0
-    return state.f_bavail * state.f_frsize
+    def free(self) -> None:
+        """Give the memory back; a further call does nothing. Collective."""
+        if self._window:
+            self._window.free()
+        self._window, self._size = None, 0

@@ -121,6 +121,10 @@ class Communicator(ABC):
         """Return the group of the ranks that gave this colour, in the order of (key, rank). Collective."""
 
     @abstractmethod
+    def shareable_bytes(self) -> int:
+        """Return how many bytes each rank of the job on this machine can still `share`. Local."""
+
+    @abstractmethod
     def share(self, nbytes: int) -> Window:
         """Return memory of `nbytes` for each rank, which those of one machine share. Collective; see `Arena`."""
 

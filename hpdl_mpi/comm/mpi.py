@@ -28,6 +28,7 @@ PATIENCE = 1.0
 GRACE = 3.0
 """Seconds that the last messages of a rank that has left may take to arrive."""
 
+_SHARED_FOLDER = "/dev/shm"
 _NAP = 1e-4
 _LAST_WORDS = 0.25
 
@@ -108,6 +109,15 @@ class MpiCommunicator(Communicator):
         part = self._handle.Split(color, key)
         assert isinstance(part, MPI.Intracomm), "every rank has a colour"
         return MpiCommunicator(part, self._shared)
+
+    def shareable_bytes(self) -> int:
+        # A container may allow little here, and the system ends a process that takes more.
+        try:
+            state = os.statvfs(_SHARED_FOLDER)
+        except OSError:
+            return 0
+        nodes = self._shared.nodes
+        return state.f_bavail * state.f_frsize // nodes.count(nodes[MPI.COMM_WORLD.rank])
 
     def share(self, nbytes: int) -> Window:
         # The library's own wait would not notice a rank that has left.

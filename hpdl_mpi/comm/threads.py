@@ -85,6 +85,9 @@ class ThreadCommunicator(Communicator):
             self._mailboxes, order.index(self.rank), [self._members[rank] for rank in order], context
         )
 
+    def shareable_bytes(self) -> int:
+        return sys.maxsize  # what threads share is memory like any other
+
     def share(self, nbytes: int) -> Window:
         place = self._context, self._num_windows
         self._num_windows += 1

@@ -107,6 +107,7 @@ class Replica:
         _owners.update({layer: weakref.ref(self) for layer in walk(model) if layer.declared})
         self.pool = Pool()
         self._arena = Arena(self.pipeline.comm)
+        self._predictor: Executor | None = None
         self._optimizer = optimizer
         self._chunks = Chunks(self.layout)
         self._owned_chunks = Chunks(self.layout, names=self.owned)
@@ -137,6 +138,11 @@ class Replica:
         for layer in walk(self.model):
             if _owner(layer) is self:
                 del _owners[layer]
+
+    def free(self) -> None:
+        """Give back the memory that ranks share, and let go of the model. Collective on the pipeline."""
+        self._arena.free()
+        self.release()
 
     def reset(self) -> None:
         """Go back to the start: initial parameters, everything else zero."""
@@ -198,7 +204,10 @@ class Replica:
             On every rank; the caller owns it.
         """
         result = np.empty((len(inputs), *self.output_shape), self.dtype)
-        outputs = self.evaluator(None).run(Feed(sample_ids, inputs))[1]
+        # One that raises is not used again.
+        predictor, self._predictor = self._predictor or self.evaluator(None), None
+        outputs = predictor.run(Feed(sample_ids, inputs))[1]
+        self._predictor = predictor
         if outputs:
             np.concatenate(outputs, out=result)
         self.pipeline.comm.bcast(result, root=self.pipeline.schedule.stage_ranks[-1])

@@ -11,6 +11,8 @@ from hpdl_mpi.nn import Layer, Sequential
 from hpdl_mpi.parallel.pipeline import (
     Schedule,
     StageCosts,
+    check,
+    complete,
     cut,
     in_flight,
     make_schedule,
@@ -35,7 +37,7 @@ def plan_pipeline(
     cuts: Sequence[int] | None = None,
     limit_bytes: int | None = None,
 ) -> tuple[Schedule, tuple[int, ...]]:
-    """Return the schedule of a pipeline and the cuts of the model. Local; measures what it must.
+    """Return the schedule of a pipeline, proved, and the cuts of the model. Local; measures what it must.
 
     Stages take equal time. Without `num_microbatches` there are four for each rank of a pipeline, or one on a rank
     alone, and more where the memory is too small for these.
@@ -63,6 +65,7 @@ def plan_pipeline(
     tried = [num_microbatches] if num_microbatches else _counts(num_ranks, max_share, limit_bytes is not None)
     for number in tried:
         plan = make_schedule(schedule, num_ranks, number, num_chunks)
+        check(complete(plan), complete=True)
         chunks = plan.num_stages // num_ranks
         if cuts is not None:
             expected = f"{plan.num_stages - 1} numbers of layers for {plan.num_stages} stages"

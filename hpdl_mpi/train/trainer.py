@@ -119,6 +119,16 @@ class Trainer:
         )
         return Pipeline(self.grid.axis("pp"), schedule, cuts, settings.recompute)
 
+    def close(self) -> None:
+        """Give back what the trainer holds of the MPI library, and the model; nobody may use it any more. Collective.
+
+        Only programs that make very many trainers need it.
+        """
+        if self._replica is not None:
+            self._replica.free()
+            self._replica = None
+        self.grid.free()
+
     @property
     def chosen(self) -> dict[str, Any]:
         """What was measured or chosen of the pipeline, by the keys of `Parallel`."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import pairwise
 from typing import Literal
 
@@ -72,10 +73,12 @@ class Stage:
     input_shape: Shape
     output_shape: Shape
 
-    @property
-    def names(self) -> set[str]:
+    @cached_property
+    def names(self) -> frozenset[str]:
         """The full names of its parameters."""
-        return {layer.full_name(parameter) for layer in walk(self.model) for parameter in layer.declared.values()}
+        return frozenset(
+            layer.full_name(parameter) for layer in walk(self.model) for parameter in layer.declared.values()
+        )
 
 
 def cut(model: Layer, input_shape: Shape, cuts: Sequence[int], recompute: Recomputed = "none") -> list[Stage]:

@@ -7,8 +7,7 @@ import time
 import numpy as np
 import pytest
 
-from hpdl_mpi.comm import Arena, Communicator, SingleCommunicator, clock, clock_offset, run_threads
-from hpdl_mpi.comm import arena as arenas
+from hpdl_mpi.comm import Arena, Communicator, SingleCommunicator, clock, clock_offset, run_threads, threads
 
 
 def write_to_all(comm: Communicator) -> list[list[int] | None]:
@@ -40,7 +39,7 @@ def test_groups_have_memory_of_their_own() -> None:
 
 
 def test_where_there_is_no_memory_to_share_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(arenas, "_free_bytes", lambda: 100)
+    monkeypatch.setattr(threads.ThreadCommunicator, "shareable_bytes", lambda self: 50)
 
     def run(comm: Communicator) -> None:
         arena = Arena(comm)
@@ -48,6 +47,9 @@ def test_where_there_is_no_memory_to_share_there_is_none(monkeypatch: pytest.Mon
         assert all(part is not None for part in arena.parts)
         arena.reserve(60)
         assert list(arena.parts) == [None, None]
+        arena.free()
+        arena.reserve(50)
+        assert all(part is not None for part in arena.parts)
 
     run_threads(2, run)
 

@@ -188,3 +188,22 @@ def test_a_summary_shows_what_each_stage_takes():
     assert [row.rank for row in both.stages] == [0, 1, 1, 0]
     first, last = both.stages[0].memory.total, both.stages[3].memory.total
     assert both.memory.total in (first + last, both.stages[1].memory.total + both.stages[2].memory.total)
+
+
+def test_a_closed_trainer_lets_go_of_its_model(images):
+    def run(comm):
+        trainer = trainer_on(comm, {"pp": 2})
+        fit_images(trainer, images, epochs=1)
+        model = trainer.model
+        trainer.close()
+        with pytest.raises(RuntimeError, match="not built"):
+            _ = trainer.replica
+        settings = {
+            "loss": nn.CrossEntropy(),
+            "optimizer": optim.SGD(0.1),
+            "parallel": Parallel(threads=1),
+            "comm": comm,
+        }
+        fit_images(Trainer(model, **settings), images, epochs=1)
+
+    run_threads(2, run)
