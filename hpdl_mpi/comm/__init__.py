@@ -1,10 +1,10 @@
 """How ranks talk: communicators, and collectives as schedules. The only room that imports mpi4py."""
 
 from hpdl_mpi.comm.agree import agree
-from hpdl_mpi.comm.arena import Arena, Window
+from hpdl_mpi.comm.arena import Arena
 from hpdl_mpi.comm.clock import clock_offset
 from hpdl_mpi.comm.collectives import among, ring_all_gather, ring_allreduce, ring_reduce_scatter
-from hpdl_mpi.comm.communicator import Communicator, Transfer, Work
+from hpdl_mpi.comm.communicator import Communicator, Transfer, Window, Work
 from hpdl_mpi.comm.execute import Collective, compile_reduction
 from hpdl_mpi.comm.single import SingleCommunicator
 from hpdl_mpi.comm.threads import run_threads

@@ -2,32 +2,11 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 import numpy as np
 
-from hpdl_mpi.comm.communicator import Communicator
-
-
-class Window(ABC):
-    """Memory of all ranks of a group, each rank's in one piece.
-
-    Attributes
-    ----------
-    parts : sequence of array
-        uint8, by rank; None for ranks on other machines.
-    """
-
-    parts: Sequence[np.ndarray | None]
-
-    @abstractmethod
-    def sync(self) -> None:
-        """Make what this rank wrote visible to others before it tells them, and see what others wrote. Local."""
-
-    @abstractmethod
-    def free(self) -> None:
-        """Give the memory back; nobody may use it any more. Collective."""
+from hpdl_mpi.comm.communicator import Communicator, Window
 
 
 class Arena:

@@ -5,12 +5,9 @@ from __future__ import annotations
 import pickle
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal, NoReturn
+from typing import Any, Literal, NoReturn
 
 import numpy as np
-
-if TYPE_CHECKING:
-    from hpdl_mpi.comm.arena import Window
 
 RESERVED_TAG = 32_767
 """The largest tag that every MPI library has. The communicator's own messages bear it."""
@@ -62,6 +59,26 @@ class Transfer(Work):
     @abstractmethod
     def start(self) -> None:
         """Begin the transfer once more; the one before must be over."""
+
+
+class Window(ABC):
+    """Memory of all ranks of a group, each rank's in one piece.
+
+    Attributes
+    ----------
+    parts : sequence of array
+        uint8, by rank; None for ranks on other machines.
+    """
+
+    parts: Sequence[np.ndarray | None]
+
+    @abstractmethod
+    def sync(self) -> None:
+        """Make what this rank wrote visible to others before it tells them, and see what others wrote. Local."""
+
+    @abstractmethod
+    def free(self) -> None:
+        """Give the memory back; nobody may use it any more. Collective."""
 
 
 class Communicator(ABC):

@@ -19,8 +19,7 @@ from mpi4py import MPI
 
 from hpdl_mpi.base.errors import TrainingError
 from hpdl_mpi.base.output import flush_output
-from hpdl_mpi.comm.arena import Window
-from hpdl_mpi.comm.communicator import Communicator, Transfer, Work, as_bytes, check_gathered, check_message
+from hpdl_mpi.comm.communicator import Communicator, Transfer, Window, Work, as_bytes, check_gathered, check_message
 
 PATIENCE = 1.0
 """Seconds of waiting after which a rank sleeps between polls and asks whether its peers are still there."""

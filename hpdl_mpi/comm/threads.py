@@ -16,8 +16,7 @@ import numpy as np
 
 from hpdl_mpi.base.errors import TrainingError
 from hpdl_mpi.base.memory import heap
-from hpdl_mpi.comm.arena import Window
-from hpdl_mpi.comm.communicator import Communicator, Transfer, Work, as_bytes, check_message
+from hpdl_mpi.comm.communicator import Communicator, Transfer, Window, Work, as_bytes, check_message
 from hpdl_mpi.comm.faults import Fault, RankKilled
 from hpdl_mpi.comm.mailboxes import Mailbox, Mailboxes
 
