@@ -82,9 +82,10 @@ def _facts(name: str, schedule: Schedule, simulation: Simulation, as_run: Simula
     lines.append(f"time of a batch       {_time_and_bubble(simulation, synchronized=True)}")
     if simulation.period < simulation.makespan:
         lines.append(
-            f"from step to step     {_time_and_bubble(simulation, synchronized=False)}; clipping by the global"
+            f"from step to step     {_time_and_bubble(simulation, synchronized=False)}, if ranks did not wait for"
         )
-        lines.append("                      norm makes ranks wait for one another, and costs the difference")
+        lines.append("                      one another after a step, as clipping by the global norm makes them and")
+        lines.append("                      hpdl train always does, to see that the loss is a number")
     if as_run.makespan < simulation.makespan:
         lines.append(
             f"with early messages   {_time_and_bubble(as_run, synchronized=True)}: dx leaves before dw is computed"

@@ -33,12 +33,15 @@ class Arena:
         """Have so many bytes for each rank at least; what was in them is lost. Collective, with one number on all."""
         if nbytes <= self._size:
             return
+        self.free()
         self._size = nbytes
-        if self._window:
-            self._window.free()
-            self._window = None
         if all(self._comm.allgather_obj(nbytes <= self._comm.shareable_bytes())):
             self._window = self._comm.share(nbytes)
+            # Taken now, so that others see that it is taken: the system gives memory when it is first written.
+            mine = self._window.parts[self._comm.rank]
+            assert mine is not None, "a rank shares memory with itself"
+            mine.fill(0)
+            self._comm.barrier()
 
     def sync(self) -> None:
         """See `Window.sync`."""
@@ -48,5 +51,7 @@ class Arena:
     def free(self) -> None:
         """Give the memory back; a further call does nothing. Collective."""
         if self._window:
+            # The library's own wait would not notice a rank that has left.
+            self._comm.barrier()
             self._window.free()
         self._window, self._size = None, 0

@@ -23,12 +23,14 @@ class MicroBatch:
         Whether forward keeps what backward needs.
     recomputing : bool
         Whether this forward repeats one: it draws the same and counts nothing, running statistics for one, twice.
+    kept : int
+        How many values layers keep for backward now.
     sample_ids : int64 array, shape (n,)
         The samples' numbers in the dataset: randomness belongs to them, not to ranks or positions.
     seed, epoch : int
     """
 
-    __slots__ = ("epoch", "pool", "recomputing", "sample_ids", "saving", "seed", "training")
+    __slots__ = ("epoch", "kept", "pool", "recomputing", "sample_ids", "saving", "seed", "training")
 
     def __init__(self, pool: Pool, seed: int = 0) -> None:
         self.pool = pool
@@ -37,6 +39,7 @@ class MicroBatch:
         self.training = False
         self.saving = False
         self.recomputing = False
+        self.kept = 0
         self.sample_ids: np.ndarray = np.zeros(0, np.int64)
 
     def begin(self, sample_ids: np.ndarray, *, epoch: int = 0, training: bool) -> None:
@@ -120,12 +123,14 @@ class Context:
             for name, value in values.items():
                 assert name not in self.saved, f"{self.path}: one micro-batch at a time may use a context"
                 self.saved[name] = value
+                self.batch.kept += 1
                 self.batch.pool.retain(value)
 
     def drop(self, *names: str) -> None:
         """Let go of what was kept under these names."""
         for name in names:
             self.batch.pool.release(self.saved.pop(name))
+            self.batch.kept -= 1
 
     def leftovers(self) -> list[str]:
         """Return the paths and names of all that is still kept here and below: nothing, after a whole step."""

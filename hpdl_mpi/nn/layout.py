@@ -62,7 +62,7 @@ class Layout:
     """
 
     def __init__(self, model: Layer) -> None:
-        _refuse_shared(model)
+        refuse_shared(model)
         places: dict[str, Parameter] = {}
         for layer, parameter in reversed(list(_parameters(model))):
             # What is tied lies where its last gradient lands.
@@ -101,7 +101,8 @@ class Layout:
             parameter.init(params[segment.start : segment.stop], key, *parameter.fans)
 
 
-def _refuse_shared(model: Layer) -> None:
+def refuse_shared(model: Layer) -> None:
+    """Raise an InputError if a layer with parameters stands in a built model more than once."""
     names = Counter(join(layer.path, parameter.name) for layer, parameter in _parameters(model))
     for name, count in names.items():
         if count > 1:

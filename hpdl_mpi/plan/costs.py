@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,7 +60,7 @@ def measure_layers(task: Task, layers: dict[str, Layer], size: int) -> list[Laye
     costs: list[LayerCost] = []
     measured: dict[Any, _Measurement] = {}
     shape, dtype = task.input_shape, np.dtype(task.dtype)
-    kept, needs_dx = True, False  # samples are the loader's, and want no gradient
+    kept, from_loader, needs_dx = False, True, False  # samples want no gradient
     for number, (name, layer) in enumerate(layers.items()):
         last = number + 1 == len(layers)
         kind = _kind(layer), shape, last, needs_dx
@@ -71,8 +72,9 @@ def measure_layers(task: Task, layers: dict[str, Layer], size: int) -> list[Laye
                 inner.params.clear()
                 inner.grads.clear()
         found = measured[kind]
-        costs.append(found.cost(2 + task.num_slots, kept))
+        costs.append(found.cost(2 + task.num_slots, kept or from_loader, from_loader))
         shape, kept = layer.output_shape(shape), found.keeps_output or (found.is_view and kept)
+        from_loader = from_loader and found.is_view
         needs_dx = needs_dx or has_parameters(layer)
     return costs
 
@@ -80,9 +82,10 @@ def measure_layers(task: Task, layers: dict[str, Layer], size: int) -> list[Laye
 def _kind(layer: Layer) -> Any:
     """Return what two layers that do the same work have in common."""
     shapes = [parameter.shape for parameter in layer.declared.values()]
-    settings = sorted((key, value) for key, value in vars(layer).items() if isinstance(value, bool | int | float | str))
-    settings = [(key, value) for key, value in settings if key != "path"]
-    return type(layer), tuple(shapes), tuple(settings), tuple(_kind(child) for child in layer.children.values())
+    plain = bool | int | float | str | tuple | list | Callable
+    settings = {key: repr(value) for key, value in vars(layer).items() if isinstance(value, plain) and key != "path"}
+    children = tuple(_kind(child) for child in layer.children.values())
+    return type(layer), tuple(shapes), tuple(sorted(settings.items())), children
 
 
 def zero_targets(loss: Loss, output_shape: Shape, size: int, dtype: DTypeLike) -> np.ndarray:
@@ -144,13 +147,18 @@ class _Measurement:
         dy = self._dy
         if self._loss is not None:
             _, dy = self._loss(y, self._targets, 1.0, ctx)
-        dx = layer.backward(dy, ctx) if self._learns else None
+        dx = layer.backward_input(dy, ctx) if self._learns else None
         backward = time.perf_counter() - start
-        self.working_bytes = pool.peak_live - after_forward + self.output_bytes  # of the output's gradient
         if self._loss is not None:
             pool.release(dy)
         pool.release(y)
         pool.release(dx)
+        self._note_deferred(begun)
+        start = time.perf_counter()
+        if self._learns:
+            layer.backward_weight(ctx)
+        backward += time.perf_counter() - start
+        self.working_bytes = pool.peak_live - after_forward + self.output_bytes  # of the output's gradient
         return forward, backward
 
     def _note_kept(self, y: Activation, begun: int) -> None:
@@ -167,15 +175,23 @@ class _Measurement:
         self.output_bytes = sum(array.nbytes for array in fresh)
         self.inner_bytes = pool.bytes_live - begun - self.output_bytes
 
-    def cost(self, num_arrays: int, kept_before: bool) -> LayerCost:
-        """Return what the layer costs where the layer before it keeps its output, this one's input, or does not."""
+    def _note_deferred(self, begun: int) -> None:
+        """Note what the layer keeps now that dgrad is done: of its input, and beside it."""
+        x, dy = (value if isinstance(value, tuple) else (value,) for value in (self._x, self._dy))
+        self.defers_input = any(self._pool.count(array) > 1 for array in x)
+        defers_dy = any(self._pool.count(array) > 1 for array in dy)
+        self.deferred_bytes = self._pool.bytes_live - begun + defers_dy * sum(array.nbytes for array in dy)
+
+    def cost(self, num_arrays: int, kept_before: bool, from_loader: bool) -> LayerCost:
+        """Return what the layer costs where its input is kept already by the layer before it, or is the loader's."""
         keeps_more = self.keeps_input and not kept_before
         saved = self.inner_bytes + self.keeps_output * self.output_bytes + keeps_more * self.input_bytes
         return LayerCost(
             *self.seconds,
             fixed_bytes=num_arrays * self._num_parameters * self._dtype.itemsize,
             saved_bytes=saved,
-            entry_bytes=self.input_bytes if self.keeps_input and kept_before else 0,
+            deferred_bytes=self.deferred_bytes + (self.defers_input and not from_loader) * self.input_bytes,
             input_bytes=self.input_bytes,
+            output_bytes=self.output_bytes,
             working_bytes=self.working_bytes,
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import pairwise
+from pathlib import Path
 
 from hpdl_mpi.base.errors import InputError, require
 from hpdl_mpi.nn import Layer, Sequential
@@ -14,11 +15,12 @@ from hpdl_mpi.parallel.pipeline import (
     check,
     complete,
     cut,
-    in_flight,
     make_schedule,
     partition,
     pieces,
+    read_schedule,
     refuse_too_many_stages,
+    stage_loads,
 )
 from hpdl_mpi.plan.costs import Task, measure_layers
 
@@ -62,13 +64,15 @@ def plan_pipeline(
     InputError
         There are fewer layers than stages, the cuts do not fit the model or the schedule, or nothing fits the memory.
     """
+    if num_microbatches is None and schedule.lower().endswith(".csv"):
+        num_microbatches = read_schedule(Path(schedule)).num_microbatches
     tried = [num_microbatches] if num_microbatches else _counts(num_ranks, max_share, limit_bytes is not None)
     for number in tried:
         plan = make_schedule(schedule, num_ranks, number, num_chunks)
         check(complete(plan), complete=True)
         chunks = plan.num_stages // num_ranks
         if cuts is not None:
-            expected = f"{plan.num_stages - 1} numbers of layers for {plan.num_stages} stages"
+            expected = f"one fewer than the {plan.num_stages} stages"
             require("parallel.cuts", list(cuts), len(cuts) == plan.num_stages - 1, expected)
             cut(task.model, task.input_shape, cuts, task.recompute)
         if limit_bytes is None and (plan.num_stages == 1 or cuts is not None):
@@ -94,7 +98,7 @@ def stage_costs(task: Task, schedule: Schedule, microbatch_size: int) -> StageCo
     layers = _build(task, schedule.num_stages)
     refuse_too_many_stages(schedule.num_stages, len(layers), schedule.num_stages // schedule.num_ranks)
     measured = measure_layers(task, layers, microbatch_size)
-    return StageCosts(measured, in_flight(schedule), recompute=task.recompute == "stage")
+    return StageCosts(measured, stage_loads(complete(schedule)), recompute=task.recompute == "stage")
 
 
 def _counts(num_ranks: int, max_share: int, may_grow: bool) -> list[int]:

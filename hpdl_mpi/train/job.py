@@ -109,6 +109,10 @@ class Training(_Section):
         return self
 
 
+def _as_tuple(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
 class Parallel(_Section):
     """The grid of ranks, and the threads of each.
 
@@ -127,7 +131,7 @@ class Parallel(_Section):
     num_microbatches : int, optional
         That each pipeline's share of a batch is cut into; by default four for each of its ranks, one without a
         pipeline, and more where `memory_limit` asks for it.
-    cuts : list of int, optional
+    cuts : sequence of int, optional
         The numbers of the outermost layers at which stages begin, but for the first; by default stages take equal time.
     recompute : {"none", "stage", "block"}
         What keeps its input alone and runs forward once more in backward: whole stages, or the model's outermost
@@ -142,7 +146,7 @@ class Parallel(_Section):
     schedule: Text = "1f1b"
     num_chunks: Positive | None = None
     num_microbatches: Positive | None = None
-    cuts: list[Positive] | None = None
+    cuts: Annotated[tuple[Positive, ...], pydantic.BeforeValidator(_as_tuple)] | None = None
     recompute: Recomputed = "none"
     memory_limit: Annotated[pydantic.ByteSize, Field(gt=0)] | None = None
 

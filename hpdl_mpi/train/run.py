@@ -10,6 +10,7 @@ from typing import Any
 
 from hpdl_mpi.base.errors import InputError, amended
 from hpdl_mpi.comm import Communicator, agree
+from hpdl_mpi.parallel.pipeline import FAMILIES
 from hpdl_mpi.train import checkpoint
 from hpdl_mpi.train.choices import make_loss, make_model, make_optimizer, make_schedule, make_transforms, read_job
 from hpdl_mpi.train.job import Job, Parallel
@@ -94,8 +95,9 @@ def open_run(run: PathLike, comm: Communicator, *, pp: int = 1) -> tuple[Trainer
     folder = RunFolder(run)
     job = agree(comm, folder.read_job)
     with amended(f"{folder.job}: "):
-        same = {"dp": None, "threads": None} if pp == job.parallel.pp > 1 else None
-        parallel = job.parallel.model_copy(update=same) if same else Parallel(pp=pp)
+        parallel = Parallel(pp=pp)
+        if pp == job.parallel.pp > 1 and job.parallel.schedule in FAMILIES:  # a file may be gone by now
+            parallel = job.parallel.model_copy(update={"dp": None, "threads": None})
         training = job.training.model_copy(update={"accumulate": 1})
         trainer = make_trainer(job.model_copy(update={"parallel": parallel, "training": training}), comm)
     latest = agree(comm, lambda: _latest(folder))
@@ -126,7 +128,10 @@ def _prepare(
     job = read_job(path, overrides)
     folder = RunFolder(run_dir if run_dir is not None else Path("runs", job.name))
     paths = {"train": _absolute(job.data.train), "test": job.data.test and _absolute(job.data.test)}
-    job = job.model_copy(update={"data": job.data.model_copy(update=paths)})
+    parallel = job.parallel
+    if parallel.schedule.lower().endswith(".csv"):
+        parallel = parallel.model_copy(update={"schedule": _absolute(parallel.schedule)})
+    job = job.model_copy(update={"data": job.data.model_copy(update=paths), "parallel": parallel})
     if resume and folder.job.exists():
         saved = folder.read_job()
         with amended(f"{path}: "):

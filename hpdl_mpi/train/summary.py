@@ -20,9 +20,9 @@ from hpdl_mpi.parallel.pipeline import (
     StageCost,
     StageCosts,
     complete,
-    in_flight,
     pieces,
     simulate,
+    stage_loads,
 )
 from hpdl_mpi.plan import Task, plan_pipeline, stage_costs
 from hpdl_mpi.plan.costs import zero_targets
@@ -203,7 +203,7 @@ def _stages(
     schedule: Schedule, cuts: Sequence[int], names: Sequence[str], costs: StageCosts, num_slots: int
 ) -> list[StageRow]:
     rows = []
-    held = in_flight(schedule)
+    loads = stage_loads(complete(schedule))
     for stage, (start, stop) in enumerate(pairwise([0, *cuts, len(names)])):
         fixed = costs.fixed_bytes(start, stop)
         each = fixed // (2 + num_slots)
@@ -213,7 +213,7 @@ def _stages(
                 schedule.stage_ranks[stage],
                 names[start],
                 names[stop - 1],
-                held[stage],
+                max(map(sum, loads[stage].peaks)),
                 memory,
                 costs.forward(start, stop),
                 costs.backward(start, stop),

@@ -95,8 +95,19 @@ class Trainer:
         self._source = Source("")
 
     def _make_grid(self, parallel: Parallel) -> ProcessGrid:
-        shape = {"pp": parallel.pp, "dp": parallel.dp or self.comm.size // parallel.pp}
-        agree(self.comm, lambda: check_shape(shape, self.comm.size))
+        size, pp = self.comm.size, parallel.pp
+        if parallel.dp is None and size % pp:
+            expected = f"a divisor of {size}, the number of ranks that the launcher started"
+            raise InputError(
+                "pipelines do not fit the ranks",
+                where="parallel.pp",
+                found=pp,
+                expected=expected,
+                remedy="start as many ranks as pipelines need, or change parallel.pp",
+                shared=True,
+            )
+        shape = {"pp": pp, "dp": parallel.dp or size // pp}
+        agree(self.comm, lambda: check_shape(shape, size))
         return ProcessGrid(self.comm, shape)
 
     def _plan(self, input_shape: Shape, max_share: int) -> Pipeline:

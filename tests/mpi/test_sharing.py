@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
+
 import numpy as np
 
 from hpdl_mpi.comm import Arena, Communicator, clock_offset
+from hpdl_mpi.parallel.pipeline import make_schedule
+from tests.pipeline_training import check_outcomes, make_batch, run_alone, run_grid
 
 
 def test_processes_write_into_each_others_memory(world: Communicator) -> None:
@@ -23,3 +27,17 @@ def test_processes_write_into_each_others_memory(world: Communicator) -> None:
 
 def test_clocks_of_one_machine_agree(world: Communicator) -> None:
     assert abs(clock_offset(world)) < 1e-3
+
+
+def test_messages_do_where_the_machine_has_no_memory_to_share(world: Communicator, monkeypatch) -> None:
+    monkeypatch.setattr(type(world), "shareable_bytes", lambda self: 0)
+    schedule = make_schedule("1f1b", world.size, 4)
+    cuts = [2, 4, 6][: world.size - 1]
+    found = world.allgather_obj(run_grid(world, 1, schedule, cuts, make_batch(13)))
+    check_outcomes(found, run_alone(make_batch(13), 4))
+
+
+def test_what_a_rank_may_share_leaves_enough_for_all_of_its_machine(world: Communicator, monkeypatch) -> None:
+    state = os.statvfs("/dev/shm")
+    monkeypatch.setattr(os, "statvfs", lambda path: state)
+    assert world.shareable_bytes() * world.size <= state.f_bavail * state.f_frsize

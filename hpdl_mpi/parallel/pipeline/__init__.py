@@ -6,9 +6,16 @@ from hpdl_mpi.parallel.pipeline.execute import Executor, Feed
 from hpdl_mpi.parallel.pipeline.generators import forward_only
 from hpdl_mpi.parallel.pipeline.measure import StepTimes, compare, measured_costs, recorded, split_steps
 from hpdl_mpi.parallel.pipeline.named import FAMILIES, make_schedule
-from hpdl_mpi.parallel.pipeline.partition import LayerCost, StageCosts, partition, refuse_too_many_stages
+from hpdl_mpi.parallel.pipeline.partition import (
+    LayerCost,
+    StageCosts,
+    StageLoad,
+    partition,
+    refuse_too_many_stages,
+    stage_loads,
+)
 from hpdl_mpi.parallel.pipeline.passes import complete
-from hpdl_mpi.parallel.pipeline.simulate import Simulation, StageCost, in_flight, simulate
+from hpdl_mpi.parallel.pipeline.simulate import Simulation, StageCost, simulate
 from hpdl_mpi.parallel.pipeline.slots import members
 from hpdl_mpi.parallel.pipeline.stages import Pipeline, Recomputed, Stage, cut, pieces
 from hpdl_mpi.parallel.pipeline.table import format_schedule, read_schedule
@@ -27,6 +34,7 @@ __all__ = [
     "Stage",
     "StageCost",
     "StageCosts",
+    "StageLoad",
     "StepTimes",
     "check",
     "compare",
@@ -34,7 +42,6 @@ __all__ = [
     "cut",
     "format_schedule",
     "forward_only",
-    "in_flight",
     "make_schedule",
     "measured_costs",
     "members",
@@ -45,4 +52,5 @@ __all__ = [
     "refuse_too_many_stages",
     "simulate",
     "split_steps",
+    "stage_loads",
 ]

@@ -126,7 +126,7 @@ class Executor:
         arena = arena or Arena(comm)
         self._slots = SharedSlots(schedule, {Op.RECV_F: inputs, Op.RECV_B: outputs}, arena, dtype)
         self._forward, self._backward = (
-            Flow(op, schedule, comm, pool, dtype, self._slots, arena) for op in (Op.RECV_F, Op.RECV_B)
+            Flow(op, schedule, comm, pool, dtype, self._slots, arena, self._move_along) for op in (Op.RECV_F, Op.RECV_B)
         )
         # How each message begins, how far from the action's stage the one is that gets it, and the shapes it can have.
         self._moves = {
@@ -177,6 +177,10 @@ class Executor:
             start, stop = self._bounds[action.microbatch]
             if start < stop:  # a batch with fewer samples than micro-batches leaves some of them empty, on all ranks
                 self._begin(action)
+        self._move_along()
+
+    def _move_along(self) -> None:
+        """Move messages and reductions along. Local."""
         self._forward.move_along()
         self._backward.move_along()
         if self._reducing:
@@ -195,11 +199,11 @@ class Executor:
 
     def _finish_messages(self) -> None:
         start = now()
+        self._forward.finish()
+        self._backward.finish()
         for work in self._reducing:
             work.wait()
         self._reducing.clear()
-        self._forward.finish()
-        self._backward.finish()
         if self.trace:
             self.trace.add("wait", "messages and reductions", start)
 
@@ -274,6 +278,7 @@ class Executor:
 
     def _end(self, key: Key, slot: _Slot) -> None:
         """Let go of all that a micro-batch has kept on a stage."""
+        assert not slot.batch.kept, f"a layer keeps something after its backward: {slot.context.leftovers()}"
         self._idle[key[0]].append(slot)
         self._forward.free(key)
         self._backward.free(key)

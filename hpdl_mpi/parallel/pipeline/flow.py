@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,6 +18,41 @@ from hpdl_mpi.parallel.pipeline.slots import Key, SharedSlots, members
 
 Activation = Any
 """What passes from stage to stage: an array, or a tuple of arrays; a gradient in it that does not exist is None."""
+
+
+_FREED = 1 << 14
+"""From here on tags are of messages that say that a slot is free; those below are of what goes from stage to stage."""
+
+
+@dataclass(frozen=True)
+class _Filling:
+    """What waits for its slot to become free."""
+
+    key: Key
+    arrays: tuple[np.ndarray | None, ...]
+    places: list[np.ndarray]
+    dest: int
+
+
+class _Waiting(Work):
+    """Some work, with all else that this rank has under way moved along meanwhile."""
+
+    def __init__(self, work: Work, progress: Callable[[], None]) -> None:
+        self.comm = work.comm
+        self._work, self._progress = work, progress
+
+    def test(self) -> bool:
+        over = self._work.test()
+        if not over:
+            self._progress()
+        return over
+
+    @property
+    def peers(self) -> Sequence[int]:
+        return self._work.peers
+
+    def __str__(self) -> str:
+        return str(self._work)
 
 
 class Flow:
@@ -36,6 +73,8 @@ class Flow:
     slots : SharedSlots
     arena : Arena
         Where the slots lie.
+    progress : callable
+        Moves along whatever the rank has under way; called while it waits.
     """
 
     def __init__(
@@ -47,17 +86,19 @@ class Flow:
         dtype: DTypeLike,
         slots: SharedSlots,
         arena: Arena,
+        progress: Callable[[], None],
     ) -> None:
         self._op, self._direction = receive, 1 if receive is Op.RECV_F else -1
         self._comm, self._pool, self._dtype = comm, pool, np.dtype(dtype)
-        self._slots, self._arena = slots, arena
+        self._slots, self._arena, self._progress = slots, arena, progress
         self._ranks, self._num_microbatches = schedule.stage_ranks, schedule.num_microbatches
         self._here: dict[Key, Activation] = {}
         self._leaving: dict[Key, Activation] = {}
         self._coming: dict[Key, tuple[Activation, list[Transfer]]] = {}
         self._sending: list[tuple[Transfer, np.ndarray | None]] = []
         self._held: dict[Key, list[np.ndarray]] = {}
-        self._freeing: dict[tuple[int, int], Work] = {}
+        self._filling: list[_Filling] = []
+        self._freeing: dict[int, Work] = {}
         self._prepared: dict[tuple[bool, int, int, int, int], Transfer] = {}
         self._nothing = np.empty(0, np.uint8)
 
@@ -83,7 +124,7 @@ class Flow:
         value, transfers = self._coming.pop(key)
         start = now()
         for transfer in transfers:
-            transfer.wait()
+            _Waiting(transfer, self._progress).wait()
         if key in self._held:
             self._arena.sync()
         if trace:
@@ -97,7 +138,8 @@ class Flow:
             if self._pool.poison:
                 for array in arrays:
                     array.fill(np.nan)
-            self._begin(self._nothing, self._ranks[key[0] - self._direction], self._tag(key, freed=True))
+            tag = _FREED + self._slots.number(self._op, key) % (COLLECTIVE_TAG - _FREED)
+            self._begin(self._nothing, self._ranks[key[0] - self._direction], tag)
 
     def send(self, key: Key, shape: Shape, count: int) -> None:
         """Begin to send what was put for a stage of another rank; what is None goes as zeros.
@@ -115,7 +157,8 @@ class Flow:
         dest = self._ranks[key[0]]
         places = self._slots.find(self._op, key, count)
         if places is not None:
-            self._fill_slot(key, arrays, places, dest)
+            self._filling.append(_Filling(key, arrays, places, dest))
+            self._fill_slots()
             return
         for number, (array, sample) in enumerate(zip(arrays, members(shape), strict=True)):
             if array is None:
@@ -123,18 +166,26 @@ class Flow:
                 array.fill(0)
             self._begin(array, dest, self._tag(key, number))
 
-    def _fill_slot(self, key: Key, arrays: tuple[np.ndarray | None, ...], places: list[np.ndarray], dest: int) -> None:
-        slot = key[0], self._slots.number(self._op, key)
-        if slot in self._freeing:
-            self._freeing.pop(slot).wait()
-        for array, place in zip(arrays, places, strict=True):
-            place[...] = 0 if array is None else array
-            self._pool.release(array)
-        self._arena.sync()
-        self._begin(self._nothing, dest, self._tag(key))
-        freed = self._transfer(self._nothing, dest, self._tag(key, freed=True), sends=False)
-        freed.start()
-        self._freeing[slot] = freed
+    def _fill_slots(self) -> None:
+        """Copy into the slots that are free what waits for them. The others must not hold up this rank's own work."""
+        waiting: list[_Filling] = []
+        taken: set[int] = set()  # what waits for one slot takes it in order, even if it becomes free meanwhile
+        for filling in self._filling:
+            slot = self._slots.number(self._op, filling.key)
+            if slot in taken or (slot in self._freeing and not self._freeing[slot].test()):
+                waiting.append(filling)
+                taken.add(slot)
+                continue
+            for array, place in zip(filling.arrays, filling.places, strict=True):
+                place[...] = 0 if array is None else array
+                self._pool.release(array)
+            self._arena.sync()
+            self._begin(self._nothing, filling.dest, self._tag(filling.key))
+            tag = _FREED + slot % (COLLECTIVE_TAG - _FREED)
+            freed = self._transfer(self._nothing, filling.dest, tag, sends=False)
+            freed.start()
+            self._freeing[slot] = freed
+        self._filling = waiting
 
     def _begin(self, array: np.ndarray, dest: int, tag: int) -> None:
         transfer = self._transfer(array, dest, tag, sends=True)
@@ -164,13 +215,15 @@ class Flow:
             self._prepared[key] = prepare(array, peer, tag)
         return self._prepared[key]
 
-    def _tag(self, key: Key, number: int = 0, *, freed: bool = False) -> int:
+    def _tag(self, key: Key, number: int = 0) -> int:
         """Return a message's tag; those of one tag are sent and received in one order, as is proved of schedules."""
         several = (number * len(self._ranks) + key[0]) * self._num_microbatches + key[1]
-        return (4 * several + 2 * freed + (self._direction < 0)) % COLLECTIVE_TAG
+        return (2 * several + (self._direction < 0)) % _FREED
 
     def move_along(self) -> None:
-        """Give back the arrays of messages that have left; this also moves the others along."""
+        """Fill slots that have become free, and give back the arrays of messages that have left. Local."""
+        if self._filling:
+            self._fill_slots()
         if self._sending:
             self._sending = [entry for entry in self._sending if not self._has_left(*entry)]
 
@@ -182,12 +235,15 @@ class Flow:
 
     def finish(self) -> None:
         """Wait until all messages have left and all slots are free; nothing else may be left."""
-        for transfer, array in self._sending:
-            transfer.wait()
-            self._pool.release(array)
-        self._sending.clear()
+        while self._filling or self._sending:
+            if self._filling:
+                first: Work = self._freeing[self._slots.number(self._op, self._filling[0].key)]
+            else:
+                first = self._sending[0][0]
+            _Waiting(first, self._progress).wait()
+            self.move_along()
         for work in self._freeing.values():
-            work.wait()
+            _Waiting(work, self._progress).wait()
         self._freeing.clear()
         left = [*self._here, *self._leaving, *self._coming, *self._held]
         assert not left, f"nothing is left after a batch, but {left}"

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from itertools import accumulate, pairwise
 
 from hpdl_mpi.base.errors import InputError
+from hpdl_mpi.parallel.pipeline.action import Op, Schedule
+from hpdl_mpi.parallel.pipeline.slots import assign_slots
 
 _NOISE = 0.02
 """Times that differ by less count as equal: a layer that takes next to nothing shall not be a stage of its own."""
@@ -24,11 +26,13 @@ class LayerCost:
     fixed_bytes : int
         Parameters, gradients and optimizer state, whatever the number of micro-batches.
     saved_bytes : int
-        What it keeps from forward to backward, beside what the layer before it keeps already.
-    entry_bytes : int
-        What it keeps besides where a stage begins with it.
+        What it keeps from forward to dgrad, beside what the layer before it keeps already.
+    deferred_bytes : int
+        What it keeps from dgrad to wgrad, beside what the layer before it keeps already.
     input_bytes : int
-        Of its input: all that a stage beginning with it keeps if it is to be recomputed.
+        Of its input, which is a message where a stage begins with it.
+    output_bytes : int
+        Of its output, and so of the loss's gradient, which the last stage keeps until backward.
     working_bytes : int
         What it takes for a moment only.
     """
@@ -37,9 +41,54 @@ class LayerCost:
     backward: float
     fixed_bytes: int = 0
     saved_bytes: int = 0
-    entry_bytes: int = 0
+    deferred_bytes: int = 0
     input_bytes: int = 0
+    output_bytes: int = 0
     working_bytes: int = 0
+
+
+@dataclass(frozen=True)
+class StageLoad:
+    """What a stage keeps at once, in micro-batches.
+
+    Attributes
+    ----------
+    peaks : tuple of (int, int)
+        How many wait for dgrad, and how many for wgrad; the moments of which no other has more of both.
+    inputs, gradients : int
+        How many messages it has received or awaits, at most.
+    """
+
+    peaks: tuple[tuple[int, int], ...]
+    inputs: int = 0
+    gradients: int = 0
+
+
+def stage_loads(schedule: Schedule) -> list[StageLoad]:
+    """Return what each stage of a complete schedule keeps at once."""
+    moments: list[set[tuple[int, int]]] = [{(0, 0)} for _ in schedule.stage_ranks]
+    now = [[0, 0] for _ in schedule.stage_ranks]
+    for action in schedule.actions():
+        waiting = now[action.stage]
+        waiting[0] += (action.op is Op.F) - (action.op in (Op.I, Op.B))
+        waiting[1] += (action.op is Op.I) - (action.op is Op.W)
+        moments[action.stage].add((waiting[0], waiting[1]))
+    slots: dict[tuple[Op, int], int] = {}
+    for program in schedule.programs:
+        for (op, (stage, _)), slot in assign_slots(program).items():
+            slots[op, stage] = max(slot + 1, slots.get((op, stage), 0))
+    return [
+        StageLoad(
+            tuple(one for one in found if not any(_more(other, one) for other in found)),
+            slots.get((Op.RECV_F, stage), 0),
+            slots.get((Op.RECV_B, stage), 0),
+        )
+        for stage, found in enumerate(moments)
+    ]
+
+
+def _more(one: tuple[int, int], other: tuple[int, int]) -> bool:
+    return one != other and one[0] >= other[0] and one[1] >= other[1]
 
 
 class StageCosts:
@@ -48,18 +97,18 @@ class StageCosts:
     Parameters
     ----------
     layers : sequence of LayerCost
-    held : sequence of int
-        For each stage how many micro-batches its rank keeps at most; so its length is the number of stages.
+    loads : sequence of StageLoad
+        What each stage keeps at once; so its length is the number of stages.
     recompute : bool
         Stages keep their inputs alone, and run forward twice.
     """
 
-    def __init__(self, layers: Sequence[LayerCost], held: Sequence[int], *, recompute: bool = False) -> None:
-        self.num_layers, self.num_stages = len(layers), len(held)
-        self._layers, self._held, self._recompute = layers, held, recompute
-        names = ("forward", "backward", "fixed_bytes", "saved_bytes")
+    def __init__(self, layers: Sequence[LayerCost], loads: Sequence[StageLoad], *, recompute: bool = False) -> None:
+        self.num_layers, self.num_stages = len(layers), len(loads)
+        self._layers, self._loads, self._recompute = layers, loads, recompute
+        names = ("forward", "backward", "fixed_bytes", "saved_bytes", "deferred_bytes")
         sums = ([0, *accumulate(getattr(layer, name) for layer in layers)] for name in names)
-        self._forward, self._backward, self._fixed, self._saved = sums
+        self._forward, self._backward, self._fixed, self._saved, self._deferred = sums
 
     def forward(self, start: int, stop: int) -> float:
         """Return the seconds of the layers from `start` to `stop`, forward of one micro-batch."""
@@ -80,13 +129,19 @@ class StageCosts:
 
     def nbytes(self, stage: int, start: int, stop: int) -> float:
         """Return the memory of the layers from `start` to `stop` as a stage."""
-        first, held = self._layers[start], self._held[stage]
-        saved = self._saved[stop] - self._saved[start] + first.entry_bytes
-        kept = held * first.input_bytes + saved if self._recompute else held * saved
+        load = self._loads[stage]
+        saved, deferred = (sums[stop] - sums[start] for sums in (self._saved, self._deferred))
+        kept = max(
+            (min(waiting, 1) if self._recompute else waiting) * saved
+            + late * deferred
+            + waiting * (self._layers[-1].output_bytes if stop == self.num_layers else 0)
+            for waiting, late in load.peaks
+        )
         working = max(layer.working_bytes for layer in self._layers[start:stop])
-        # At each end one message may be leaving and one be awaited, outputs one way and gradients the other.
-        ends = [self._layers[cut].input_bytes for cut in (start, stop) if 0 < cut < self.num_layers]
-        return self.fixed_bytes(start, stop) + kept + working + 2 * sum(ends)
+        # What is received lies where it came in as long as it is needed; one message more may be leaving.
+        messages = (load.inputs + 1) * self._layers[start].input_bytes if start else 0
+        messages += (load.gradients + 1) * self._layers[stop].input_bytes if stop < self.num_layers else 0
+        return self.fixed_bytes(start, stop) + kept + working + messages
 
 
 def partition(costs: StageCosts, limit_bytes: float = math.inf) -> list[int]:
@@ -122,7 +177,7 @@ def partition(costs: StageCosts, limit_bytes: float = math.inf) -> list[int]:
     if bounds is None:
         raise InputError(
             "no cuts keep all stages within the memory",
-            where="parallel.pp",
+            where="parallel.memory_limit",
             found=f"{num_stages} stages",
             expected=f"at most {limit_bytes:,.0f} bytes for each",
             remedy="use more ranks, smaller micro-batches or fewer of them on their way, or recompute activations",

@@ -155,15 +155,6 @@ def needed(action: Action, stage_ranks: Sequence[int]) -> list[tuple[Result, int
     return [((Op.F, stage, i), None), *after]
 
 
-def in_flight(schedule: Schedule) -> list[int]:
-    """Return for each stage how many micro-batches it keeps at most: forward is done, the weights' gradient is not."""
-    held, most = [0] * schedule.num_stages, [0] * schedule.num_stages
-    for action in schedule.actions():
-        held[action.stage] += (action.op is Op.F) - (action.op in (Op.W, Op.B))
-        most[action.stage] = max(most[action.stage], held[action.stage])
-    return most
-
-
 def _peak_bytes(program: Sequence[Action], costs: Sequence[StageCost]) -> float:
     """Return the most that a rank keeps; the order of its actions alone decides."""
     held = peak = 0.0

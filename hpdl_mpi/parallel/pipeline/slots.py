@@ -81,6 +81,10 @@ class SharedSlots:
         self._counts: dict[tuple[Op, int], int] = {}
         for (op, (stage, _)), slot in self._slots.items():
             self._counts[op, stage] = max(slot + 1, self._counts.get((op, stage), 0))
+        # All slots in one count.
+        self._firsts: dict[tuple[Op, int], int] = {}
+        for kind in sorted(self._counts):
+            self._firsts[kind] = sum(self._counts[other] for other in self._firsts)
         self._size = 0
         self._starts: dict[tuple[Op, int], int] = {}
 
@@ -97,8 +101,8 @@ class SharedSlots:
         self._arena.reserve(max(ends.values()))
 
     def number(self, op: Op, key: Key) -> int:
-        """Return the slot of a message."""
-        return self._slots[op, key]
+        """Return the number of a message's slot among all slots of the pipeline."""
+        return self._firsts[op, key[0]] + self._slots[op, key]
 
     def find(self, op: Op, key: Key, count: int) -> list[np.ndarray] | None:
         """Return the arrays of a message in its slot, each (count, ...); None if sender and receiver share no memory.

@@ -14,6 +14,7 @@ from typing import Literal
 from hpdl_mpi.base.errors import InputError
 from hpdl_mpi.comm import Communicator, SingleCommunicator
 from hpdl_mpi.nn import Layer, Recompute, Sequential, Shape, walk
+from hpdl_mpi.nn.layout import refuse_shared
 from hpdl_mpi.parallel.pipeline.action import Schedule
 from hpdl_mpi.parallel.pipeline.named import make_schedule
 
@@ -97,7 +98,8 @@ def cut(model: Layer, input_shape: Shape, cuts: Sequence[int], recompute: Recomp
     Raises
     ------
     InputError
-        The model is no Sequential, the cuts leave a stage without layers, or there are no blocks to recompute.
+        The model is no Sequential, the cuts leave a stage without layers, there are no blocks to recompute, or a layer
+        stands in the model twice.
     """
     if not cuts and recompute != "block":
         parts = [model]
@@ -122,6 +124,7 @@ def cut(model: Layer, input_shape: Shape, cuts: Sequence[int], recompute: Recomp
         input_shape = output_shape
     if isinstance(model, Sequential):
         model.join_tied()
+    refuse_shared(model)
     return stages
 
 

@@ -124,12 +124,16 @@ def test_pipelines_evaluate_and_predict_what_one_rank_does(alone, images):
             {"pp": 2, "schedule": "best"},
             r"parallel\.schedule: no such schedule\. Found 'best'; expected gpipe, 1f1b",
         ),
-        (2, {"pp": 2, "cuts": [1, 3]}, r"parallel\.cuts: out of range\. Found \[1, 3\]; expected 1 numbers of layers"),
+        (
+            2,
+            {"pp": 2, "cuts": [1, 3]},
+            r"parallel\.cuts: out of range\. Found \[1, 3\]; expected one fewer than the 2",
+        ),
         (2, {"pp": 2, "cuts": [6]}, r"parallel\.cuts: the cuts leave a stage without layers"),
         (2, {"pp": 2, "recompute": "block"}, r"parallel\.recompute: the model has no blocks"),
-        (2, {"pp": 2, "memory_limit": "1 KiB"}, r"parallel\.pp: no cuts keep all stages within the memory"),
+        (2, {"pp": 2, "memory_limit": "1 KiB"}, r"parallel\.memory_limit: no cuts keep all stages within the memory"),
         (2, {"pp": 2, "cuts": [3], "memory_limit": "1 KiB"}, r"parallel\.cuts: a stage does not fit the memory"),
-        (3, {"pp": 2}, r"the grid does not fit the number of ranks"),
+        (3, {"pp": 2}, r"parallel\.pp: pipelines do not fit the ranks\. Found 2; expected a divisor of 3"),
     ],
 )
 def test_impossible_pipelines_are_refused_alike_on_all_ranks(images, num_ranks, settings, message):

@@ -165,3 +165,32 @@ def test_only_a_sequential_can_be_cut() -> None:
 def test_a_model_without_blocks_has_none_to_recompute() -> None:
     with pytest.raises(InputError, match=r"parallel\.recompute: the model has no blocks"):
         cut(nn.Sequential(nn.Linear(3)), (5,), [], "block")
+
+
+def test_a_layer_that_stands_in_two_stages_is_refused_as_on_one_rank() -> None:
+    layer = nn.Linear(5)
+    for cuts in ([], [2]):
+        with pytest.raises(InputError, match="the same layer stands in the model more than once"):
+            cut(nn.Sequential(layer, nn.ReLU(), layer, nn.Linear(3)), (5,), cuts)
+
+
+@pytest.mark.parametrize("nodes", [[0, 1, 2, 3], [0, 0, 1, 1]])
+@pytest.mark.parametrize("name", NAMES)
+def test_messages_between_machines_and_within_give_the_same(name: str, nodes: list[int]) -> None:
+    schedule = make_schedule(name, 4, 5)
+    cuts = CUTS[schedule.num_stages][0]
+    batch = make_batch(13)
+    found = run_threads(4, lambda comm: run_grid(comm, 1, schedule, cuts, batch), nodes=nodes)
+    check_outcomes(found, run_alone(batch, 5))
+
+
+class Leaking(nn.Linear):
+    def forward(self, x, ctx):
+        ctx.save(forgotten=x)
+        return super().forward(x, ctx)
+
+
+def test_a_layer_that_keeps_something_is_named() -> None:
+    replica = Replica(nn.Sequential(Leaking(3)), (FEATURES,), SGD(0.1), dtype=np.float64, seed=0)
+    with pytest.raises(AssertionError, match=r"a layer keeps something after its backward: .*0:forgotten"):
+        replica.learn(feed_of(4), nn.CrossEntropy())
