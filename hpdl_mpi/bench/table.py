@@ -40,13 +40,13 @@ def pipeline_table(result: dict[str, Any]) -> Table:
         f"micro-batches of {result['microbatch_size']}, float32, 1 thread each"
     )
     caption = (
-        f"{result['machine']['cpu']}; median of {result['rounds']} rounds; stages begin at layers {result['cuts']}; "
-        "bubbles: measured, simulated with measured costs, published formula"
+        f"{result['machine']['cpu']}; ms, median of {result['rounds']} rounds; stages from {result['cuts']}; bubble: "
+        "measured, simulated with measured costs, published formula; peak memory above the level after imports"
     )
     table = Table(box=box.SIMPLE, title=title, caption=caption)
     table.add_column("contender", no_wrap=True)
-    for heading in ("step, ms", "simulated, ms", "bubble, %", "overhead, %", "peak, MiB", "ratio"):
-        table.add_column(heading, justify="right")
+    for heading in ("step", "simulated", "bubble, %", "overhead", "MiB", "ratio"):
+        table.add_column(heading, justify="right", no_wrap=True)
     for name, figures in ({result["schedule"]: result} | result["vs"]).items():
         bubbles = [figures.get(f"bubble_{key}") for key in ("measured", "predicted", "formula")]
         ours = "predicted_seconds" in figures
@@ -55,7 +55,7 @@ def pipeline_table(result: dict[str, Any]) -> Table:
             _milliseconds(figures["step_seconds"]),
             _milliseconds(figures["predicted_seconds"]) if ours else "",
             " / ".join(f"{100 * bubble:.1f}" for bubble in bubbles if bubble is not None),
-            f"{100 * figures['executor_overhead']:.1f}" if ours else "",
+            f"{100 * figures['executor_overhead']:.1f} %" if ours else "",
             f"{figures['peak_bytes'] / 2**20:.0f}",
             f"{figures['step_seconds'] / result['step_seconds']:.2f}",
         )

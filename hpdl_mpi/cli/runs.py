@@ -156,8 +156,8 @@ def _stage_table(found: Summary) -> Table:
         caption="ms of a micro-batch, and how many are kept at most; MiB of parameters, of all that is fixed (with "
         "gradients and optimizer state), of activations, and of all",
     )
-    for heading in ("forward", "backward", "kept", "parameters", "fixed", "activations", "all"):
-        table.add_column(heading, justify="right")
+    for heading in ("forward", "backward", "kept", "params", "fixed", "activ.", "all"):
+        table.add_column(heading, justify="right", no_wrap=True)
     for row in found.stages:
         memory = row.memory
         fixed = memory.parameters + memory.gradients + memory.optimizer

@@ -163,10 +163,16 @@ def _all(folder: Path) -> list[Path]:
 
 
 def _compare_checksums(replica: Replica, grid: ProcessGrid) -> None:
-    mine = hashlib.blake2b(replica.params.data, digest_size=16).digest()
-    sums = grid.comm.allgather_obj((grid.coordinate("pp"), mine))
-    first: dict[int, bytes] = {}
-    astray = [rank for rank, (pp, value) in enumerate(sums) if first.setdefault(pp, value) != value]
+    values = replica.layout.views(replica.params)
+    tied = [name for name in replica.names if len(replica.holders(name)) > 1]
+    mine = {name: hashlib.blake2b(values[name].data, digest_size=16).digest() for name in tied}
+    mine[f"stage {grid.coordinate('pp')}"] = hashlib.blake2b(replica.params.data, digest_size=16).digest()
+    first: dict[str, bytes] = {}
+    astray = [
+        rank
+        for rank, sums in enumerate(grid.comm.allgather_obj(mine))
+        if any(first.setdefault(name, value) != value for name, value in sums.items())
+    ]
     if astray:
         raise TrainingError(
             f"ranks {astray} hold other parameters than those they are replicas of, after step {replica.step}",

@@ -428,6 +428,21 @@ def test_ranks_that_have_drifted_apart_are_found(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_copies_of_a_tied_parameter_that_have_drifted_apart_are_found(tmp_path):
+    def run(comm):
+        pipeline = Pipeline(comm, make_schedule("1f1b", 2, 1), (1,))
+        model = nn.Sequential(nn.Linear(3), nn.Linear(3)).tie("1.weight", to="0.weight")
+        replica = Replica(model, (3,), optim.SGD(0.1), dtype=np.float32, seed=0, pipeline=pipeline)
+        checkpoint.save(tmp_path, replica, PROGRESS, grid_of(comm, 2), keep=2)
+        replica.step = 1
+        if comm.rank == 1:
+            replica.layout.views(replica.params)["0.weight"][0, 0] += 1e-3
+        with pytest.raises(TrainingError, match=r"ranks \[1\] hold other parameters"):
+            checkpoint.save(tmp_path, replica, PROGRESS, grid_of(comm, 2), keep=2)
+
+    run_threads(2, run)
+
+
 def test_parameters_that_are_not_finite_are_not_saved(tmp_path):
     earlier = save(tmp_path, 1)
     replica = make_replica()
