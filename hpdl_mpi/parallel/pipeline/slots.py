@@ -33,11 +33,13 @@ def members(shape: Shape) -> tuple[Shape, ...]:
 def assign_slots(program: Program) -> dict[tuple[Op, Key], int]:
     """Return the slot of each message that a rank receives; each stage and direction counts its own from 0.
 
-    A slot is taken when the message is awaited and free when the micro-batch is done with the stage.
+    A slot is taken when the message is awaited and free when the micro-batch is done with the stage. It rests until one
+    message more has been awaited: the sender, who computes meanwhile, shall find it free when it comes to send.
     """
     backwards = any(action.op in (Op.W, Op.B) for action in program)
     ends = (Op.W, Op.B) if backwards else (Op.F,)
     free: dict[tuple[Op, int], list[int]] = {}
+    resting: dict[tuple[Op, int], list[int]] = {}
     counts: dict[tuple[Op, int], int] = {}
     slots: dict[tuple[Op, Key], int] = {}
     for action in program:
@@ -49,10 +51,12 @@ def assign_slots(program: Program) -> dict[tuple[Op, Key], int]:
                 idle.append(counts.setdefault(kind, 0))
                 counts[kind] += 1
             slots[action.op, key] = heapq.heappop(idle)
+            for slot in resting.pop(kind, []):
+                heapq.heappush(idle, slot)
         elif action.op in ends:
             for op in (Op.RECV_F, Op.RECV_B):
                 if (op, key) in slots:
-                    heapq.heappush(free[op, action.stage], slots[op, key])
+                    resting.setdefault((op, action.stage), []).append(slots[op, key])
     return slots
 
 
