@@ -114,16 +114,8 @@ def bench_pipeline(
             players[vs] = PipelineSubject(comm, model, microbatch_size, other, other_cuts, memory.resident())
         _check_twins(comm, players)
         seconds = _play(comm, players, num_rounds, turn_seconds, say)
-    result = _figures(comm, ours, schedule, seconds[schedule])
-    others: dict[str, Any] = {}
-    if vs is not None:
-        other_player = players[vs]
-        figures = (
-            _figures(comm, other_player, vs, seconds[vs])
-            if isinstance(other_player, PipelineSubject)
-            else {"step_seconds": median(seconds[vs]), "peak_bytes": max(comm.allgather_obj(other_player.peak_bytes))}
-        )
-        others[vs] = figures | {"spread": spread(seconds[vs]), "step_seconds_by_round": seconds[vs]}
+    figures = {name: _figures(comm, player, name, seconds[name]) for name, player in players.items()}
+    result = figures.pop(schedule)
     distributions = (*_DISTRIBUTIONS, *(["torch"] if vs == TORCH else []))
     return {
         "model": model,
@@ -135,11 +127,9 @@ def bench_pipeline(
         "microbatch_size": microbatch_size,
         "cuts": list(cuts),
         **result,
-        "vs": others,
-        "ratio": others[vs]["step_seconds"] / result["step_seconds"] if vs is not None else None,
+        "vs": figures,
+        "ratio": figures[vs]["step_seconds"] / result["step_seconds"] if vs is not None else None,
         "ratio_by_round": pairwise_ratio(seconds[vs], seconds[schedule]) if vs is not None else None,
-        "spread": spread(seconds[schedule]),
-        "step_seconds_by_round": seconds[schedule],
         "rounds": num_rounds,
         "machine": describe_machine(),
         "versions": describe_versions(distributions),
@@ -229,21 +219,27 @@ def _play(
     return means
 
 
-def _figures(comm: Communicator, subject: PipelineSubject, name: str, seconds: Sequence[float]) -> dict[str, Any]:
-    """Return what was measured of one of our pipelines, and what was predicted. Collective."""
-    plan = subject.schedule
-    times, _ = compare(complete(plan), subject.recorded_steps())
+def _figures(comm: Communicator, player: Player, name: str, seconds: Sequence[float]) -> dict[str, Any]:
+    """Return what was measured of a contender, and what was predicted if it is ours. Collective."""
+    measured = {
+        "step_seconds": median(seconds),
+        "peak_bytes": max(comm.allgather_obj(player.peak_bytes)),
+        "spread": spread(seconds),
+        "step_seconds_by_round": list(seconds),
+    }
+    if not isinstance(player, PipelineSubject):
+        return measured
+    plan = player.schedule
+    times, _ = compare(complete(plan), player.recorded_steps())
     chunks = plan.num_stages // plan.num_ranks
     formula = FAMILIES[name].bubble(plan.num_ranks, plan.num_microbatches, chunks) if name in FAMILIES else None
-    return {
-        "step_seconds": median(seconds),
+    return measured | {
         "predicted_seconds": times.predicted,
         "update_seconds": times.update,
         "bubble_measured": times.bubble_measured,
         "bubble_predicted": times.bubble_predicted,
         "bubble_formula": None if formula is None else float(formula),
         "executor_overhead": times.overhead / times.step,
-        "peak_bytes": max(comm.allgather_obj(subject.peak_bytes)),
     }
 
 
@@ -259,7 +255,6 @@ class _TorchPlayer:
         plan: Schedule,
         cuts: Sequence[int],
     ) -> None:
-        self._comm = comm
         settings = {
             "model": model,
             "microbatch_size": microbatch_size,
@@ -287,6 +282,7 @@ class _TorchPlayer:
         self._child.__exit__(*exception)
 
     def turn(self, steps: int) -> float:
+        """See `Player.turn`."""
         answer = self._child.ask(steps=steps)
         self.peak_bytes = max(self.peak_bytes, answer["peak_bytes"])
         return answer["seconds"]

@@ -50,11 +50,10 @@ class Recorder:
         self._trace = Trace()
         self._done = 0
         self.times: StepTimes | None = None
-        self.advance(0)
 
-    def advance(self, steps: int = 1) -> None:
+    def advance(self) -> None:
         """Note that a step is done; begin to record when it is time, and write when enough is recorded."""
-        self._done += steps
+        self._done += 1
         if self._done == _SKIPPED:
             self._step.record(self._trace)
         elif self._done == _SKIPPED + TRACED_STEPS:

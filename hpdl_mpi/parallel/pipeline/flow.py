@@ -19,9 +19,12 @@ from hpdl_mpi.parallel.pipeline.slots import Key, SharedSlots, members
 Activation = Any
 """What passes from stage to stage: an array, or a tuple of arrays; a gradient in it that does not exist is None."""
 
-
 _FREED = 1 << 14
 """From here on tags are of messages that say that a slot is free; those below are of what goes from stage to stage."""
+
+
+def _freed_tag(slot: int) -> int:
+    return _FREED + slot % (COLLECTIVE_TAG - _FREED)
 
 
 @dataclass(frozen=True)
@@ -138,8 +141,8 @@ class Flow:
             if self._pool.poison:
                 for array in arrays:
                     array.fill(np.nan)
-            tag = _FREED + self._slots.number(self._op, key) % (COLLECTIVE_TAG - _FREED)
-            self._begin(self._nothing, self._ranks[key[0] - self._direction], tag)
+            slot = self._slots.number(self._op, key)
+            self._begin(self._nothing, self._ranks[key[0] - self._direction], _freed_tag(slot))
 
     def send(self, key: Key, shape: Shape, count: int) -> None:
         """Begin to send what was put for a stage of another rank; what is None goes as zeros.
@@ -181,8 +184,7 @@ class Flow:
                 self._pool.release(array)
             self._arena.sync()
             self._begin(self._nothing, filling.dest, self._tag(filling.key))
-            tag = _FREED + slot % (COLLECTIVE_TAG - _FREED)
-            freed = self._transfer(self._nothing, filling.dest, tag, sends=False)
+            freed = self._transfer(self._nothing, filling.dest, _freed_tag(slot), sends=False)
             freed.start()
             self._freeing[slot] = freed
         self._filling = waiting
