@@ -50,8 +50,8 @@ class Feed:
 
 
 @dataclass
-class _Slot:
-    """What a micro-batch keeps on one stage between its actions; reused from batch to batch."""
+class _Visit:
+    """A micro-batch on a stage: what it keeps there between its actions. Used anew from batch to batch."""
 
     batch: MicroBatch
     context: Context
@@ -120,8 +120,8 @@ class Executor:
         self._seed = seed
         self._start_reduction = reduce or (lambda stage: ())
         self._reducing: list[Work] = []
-        self._idle: dict[int, list[_Slot]] = {stage: [] for stage in range(len(stages))}
-        self._live: dict[Key, _Slot] = {}
+        self._idle: dict[int, list[_Visit]] = {stage: [] for stage in range(len(stages))}
+        self._live: dict[Key, _Visit] = {}
         inputs, outputs = ([getattr(stage, name) for stage in stages] for name in ("input_shape", "output_shape"))
         arena = arena or Arena(comm)
         self._slots = SharedSlots(schedule, {Op.RECV_F: inputs, Op.RECV_B: outputs}, arena, dtype)
@@ -210,22 +210,22 @@ class Executor:
     def _compute_forward(self, action: Action) -> None:
         stage, number = key = action.stage, action.microbatch
         part = slice(*self._bounds[number])
-        slot = self._idle[stage].pop() if self._idle[stage] else self._new_slot(stage)
-        slot.batch.begin(self._feed.sample_ids[part], epoch=self._feed.epoch, training=self._trains)
+        visit = self._idle[stage].pop() if self._idle[stage] else self._new_visit(stage)
+        visit.batch.begin(self._feed.sample_ids[part], epoch=self._feed.epoch, training=self._trains)
         x = self._forward.take(key, self.trace) if stage > 0 else self._samples(part)
         began = now()
-        y = self._stages[stage].model.forward(x, slot.context)
+        y = self._stages[stage].model.forward(x, visit.context)
         if stage > 0:
             self._pool.release(x)
         if stage + 1 < len(self._stages):
             self._forward.put(y, (stage + 1, number))
         else:
-            self._finish(y, part, slot, key)
+            self._finish(y, part, visit, key)
         self._note(action, began)
         if self._trains:
-            self._live[key] = slot
+            self._live[key] = visit
         else:
-            self._end(key, slot)
+            self._end(key, visit)
 
     def _samples(self, part: slice) -> np.ndarray:
         assert self._feed.inputs is not None, "the first stage is fed"
@@ -240,13 +240,13 @@ class Executor:
             )
         return x
 
-    def _finish(self, y: np.ndarray, part: slice, slot: _Slot, key: Key) -> None:
+    def _finish(self, y: np.ndarray, part: slice, visit: _Visit, key: Key) -> None:
         """Compare the model's outputs with their targets, or keep a copy of them."""
         if self._loss is None:
             self._outputs.append(y.copy())
         else:
             assert self._feed.targets is not None, "the last stage is fed"
-            sums, gradient = self._loss(y, self._feed.targets[part], self._feed.scale, slot.context)
+            sums, gradient = self._loss(y, self._feed.targets[part], self._feed.scale, visit.context)
             self._sums = LossSums(*(one + other for one, other in zip(self._sums, sums, strict=True)))
             if gradient is not None:
                 self._backward.put(gradient, key)
@@ -256,10 +256,10 @@ class Executor:
         """Compute the gradient of a stage's input, and that of its weights too if the action says both."""
         stage, number = key = action.stage, action.microbatch
         both = action.op is Op.B
-        model, slot = self._stages[stage].model, self._live[key]
+        model, visit = self._stages[stage].model, self._live[key]
         dy = self._backward.take(key, self.trace)
         began = now()
-        dx = (model.backward if both else model.backward_input)(dy, slot.context)
+        dx = (model.backward if both else model.backward_input)(dy, visit.context)
         self._pool.release(dy)
         if stage > 0:
             assert dx is not None, "a stage gives the one before its gradient"
@@ -270,16 +270,16 @@ class Executor:
 
     def _compute_wgrad(self, action: Action) -> None:
         key = action.stage, action.microbatch
-        slot = self._live.pop(key)
+        visit = self._live.pop(key)
         began = now()
-        self._stages[action.stage].model.backward_weight(slot.context)
+        self._stages[action.stage].model.backward_weight(visit.context)
         self._note(action, began)
-        self._end(key, slot)
+        self._end(key, visit)
 
-    def _end(self, key: Key, slot: _Slot) -> None:
+    def _end(self, key: Key, visit: _Visit) -> None:
         """Let go of all that a micro-batch has kept on a stage."""
-        assert not slot.batch.kept, f"a layer keeps something after its backward: {slot.context.leftovers()}"
-        self._idle[key[0]].append(slot)
+        assert not visit.batch.kept, f"a layer keeps something after its backward: {visit.context.leftovers()}"
+        self._idle[key[0]].append(visit)
         self._forward.free(key)
         self._backward.free(key)
 
@@ -287,9 +287,9 @@ class Executor:
         if self.trace:
             self.trace.add("compute", str(action), began)
 
-    def _new_slot(self, stage: int) -> _Slot:
+    def _new_visit(self, stage: int) -> _Visit:
         batch = MicroBatch(self._pool, self._seed)
-        return _Slot(batch, Context(batch, needs_dx=stage > 0))
+        return _Visit(batch, Context(batch, needs_dx=stage > 0))
 
     def _move(self, action: Action) -> None:
         """Begin to send or to receive."""
