@@ -17,17 +17,22 @@ class Arena:
     Parameters
     ----------
     comm : Communicator
+
+    Attributes
+    ----------
+    window : Window or None
+        Another one after each growth.
     """
 
     def __init__(self, comm: Communicator) -> None:
         self._comm = comm
-        self._window: Window | None = None
+        self.window: Window | None = None
         self._size = 0
 
     @property
     def parts(self) -> Sequence[np.ndarray | None]:
         """The memory of all ranks, see `Window`."""
-        return self._window.parts if self._window else [None] * self._comm.size
+        return self.window.parts if self.window else [None] * self._comm.size
 
     def reserve(self, nbytes: int) -> None:
         """Have so many bytes for each rank at least; what was in them is lost. Collective, with one number on all."""
@@ -36,22 +41,22 @@ class Arena:
         self.free()
         self._size = nbytes
         if all(self._comm.allgather_obj(nbytes <= self._comm.shareable_bytes())):
-            self._window = self._comm.share(nbytes)
+            self.window = self._comm.share(nbytes)
             # Taken now, so that others see that it is taken: the system gives memory when it is first written.
-            mine = self._window.parts[self._comm.rank]
+            mine = self.window.parts[self._comm.rank]
             assert mine is not None, "a rank shares memory with itself"
             mine.fill(0)
             self._comm.barrier()
 
     def sync(self) -> None:
         """See `Window.sync`."""
-        if self._window:
-            self._window.sync()
+        if self.window:
+            self.window.sync()
 
     def free(self) -> None:
         """Give the memory back; a further call does nothing. Collective."""
-        if self._window:
+        if self.window:
             # The library's own wait would not notice a rank that has left.
             self._comm.barrier()
-            self._window.free()
-        self._window, self._size = None, 0
+            self.window.free()
+        self.window, self._size = None, 0

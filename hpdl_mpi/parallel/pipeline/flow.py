@@ -103,6 +103,7 @@ class Flow:
         self._filling: list[_Filling] = []
         self._freeing: dict[int, Work] = {}
         self._prepared: dict[tuple[bool, int, int, int, int], Transfer] = {}
+        self._signals: dict[tuple[bool, int, int], Transfer] = {}
         self._nothing = np.empty(0, np.uint8)
 
     def put(self, value: Activation, key: Key) -> None:
@@ -142,7 +143,7 @@ class Flow:
                 for array in arrays:
                     array.fill(np.nan)
             slot = self._slots.number(self._op, key)
-            self._begin(self._nothing, self._ranks[key[0] - self._direction], _freed_tag(slot))
+            self._signal(self._ranks[key[0] - self._direction], _freed_tag(slot))
 
     def send(self, key: Key, shape: Shape, count: int) -> None:
         """Begin to send what was put for a stage of another rank; what is None goes as zeros.
@@ -167,7 +168,9 @@ class Flow:
             if array is None:
                 array = self._pool.take((count, *sample), self._dtype)
                 array.fill(0)
-            self._begin(array, dest, self._tag(key, number))
+            transfer = self._transfer(array, dest, self._tag(key, number), sends=True)
+            transfer.start()
+            self._sending.append((transfer, array))
 
     def _fill_slots(self) -> None:
         """Copy into the slots that are free what waits for them. The others must not hold up this rank's own work."""
@@ -183,16 +186,17 @@ class Flow:
                 place[...] = 0 if array is None else array
                 self._pool.release(array)
             self._arena.sync()
-            self._begin(self._nothing, filling.dest, self._tag(filling.key))
-            freed = self._transfer(self._nothing, filling.dest, _freed_tag(slot), sends=False)
+            self._signal(filling.dest, self._tag(filling.key))
+            freed = self._signalling(filling.dest, _freed_tag(slot), sends=False)
             freed.start()
             self._freeing[slot] = freed
         self._filling = waiting
 
-    def _begin(self, array: np.ndarray, dest: int, tag: int) -> None:
-        transfer = self._transfer(array, dest, tag, sends=True)
+    def _signal(self, dest: int, tag: int) -> None:
+        """Send a message without content."""
+        transfer = self._signalling(dest, tag, sends=True)
         transfer.start()
-        self._sending.append((transfer, array))
+        self._sending.append((transfer, None))
 
     def receive(self, key: Key, shape: Shape, count: int) -> None:
         """Begin to receive what a stage of another rank sends; arguments as for `send`."""
@@ -200,12 +204,13 @@ class Flow:
         arrays = self._slots.find(self._op, key, count)
         if arrays is not None:
             self._held[key] = arrays
-            buffers = [self._nothing]
+            transfers = [self._signalling(source, self._tag(key), sends=False)]
         else:
-            buffers = arrays = [self._pool.take((count, *sample), self._dtype) for sample in members(shape)]
-        transfers = [
-            self._transfer(buffer, source, self._tag(key, number), sends=False) for number, buffer in enumerate(buffers)
-        ]
+            arrays = [self._pool.take((count, *sample), self._dtype) for sample in members(shape)]
+            transfers = [
+                self._transfer(array, source, self._tag(key, number), sends=False)
+                for number, array in enumerate(arrays)
+            ]
         for transfer in transfers:
             transfer.start()
         self._coming[key] = arrays[0] if members(shape) == (shape,) else tuple(arrays), transfers
@@ -213,9 +218,17 @@ class Flow:
     def _transfer(self, array: np.ndarray, peer: int, tag: int, *, sends: bool) -> Transfer:
         key = sends, array.__array_interface__["data"][0], array.nbytes, peer, tag
         if key not in self._prepared:
-            prepare = self._comm.send_init if sends else self._comm.recv_init
-            self._prepared[key] = prepare(array, peer, tag)
+            self._prepared[key] = self._prepare(array, peer, tag, sends=sends)
         return self._prepared[key]
+
+    def _signalling(self, peer: int, tag: int, *, sends: bool) -> Transfer:
+        key = sends, peer, tag
+        if key not in self._signals:
+            self._signals[key] = self._prepare(self._nothing, peer, tag, sends=sends)
+        return self._signals[key]
+
+    def _prepare(self, array: np.ndarray, peer: int, tag: int, *, sends: bool) -> Transfer:
+        return (self._comm.send_init if sends else self._comm.recv_init)(array, peer, tag)
 
     def _tag(self, key: Key, number: int = 0) -> int:
         """Return a message's tag; those of one tag are sent and received in one order, as is proved of schedules."""

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from hpdl_mpi.base.memory import ALIGNMENT
-from hpdl_mpi.comm import Arena
+from hpdl_mpi.comm import Arena, Window
 from hpdl_mpi.nn import Shape
 from hpdl_mpi.parallel.pipeline.action import Op, Program, Schedule
 
@@ -91,18 +91,23 @@ class SharedSlots:
             self._firsts[kind] = sum(self._counts[other] for other in self._firsts)
         self._size = 0
         self._starts: dict[tuple[Op, int], int] = {}
+        self._found: dict[tuple[Op, Key, int], list[np.ndarray] | None] = {}
+        self._window: Window | None = None  # of which those are
 
     def prepare(self, microbatch_size: int) -> None:
         """Make room for messages of so many samples. Collective."""
-        if not self._slots or microbatch_size <= self._size:
-            return
-        self._size = microbatch_size
-        ends = dict.fromkeys(self._owners, 0)
-        for (op, stage), count in sorted(self._counts.items()):
-            owner = self._owners[stage]
-            self._starts[op, stage] = ends[owner]
-            ends[owner] += count * self._slot_bytes(op, stage)
-        self._arena.reserve(max(ends.values()))
+        if self._slots and microbatch_size > self._size:
+            self._size = microbatch_size
+            ends = dict.fromkeys(self._owners, 0)
+            for (op, stage), count in sorted(self._counts.items()):
+                owner = self._owners[stage]
+                self._starts[op, stage] = ends[owner]
+                ends[owner] += count * self._slot_bytes(op, stage)
+            self._arena.reserve(max(ends.values()))
+            self._found.clear()
+        if self._arena.window is not self._window:  # another executor may have grown it
+            self._window = self._arena.window
+            self._found.clear()
 
     def number(self, op: Op, key: Key) -> int:
         """Return the number of a message's slot among all slots of the pipeline."""
@@ -110,6 +115,8 @@ class SharedSlots:
 
     def find(self, op: Op, key: Key, count: int) -> list[np.ndarray] | None:
         """Return the arrays of a message in its slot, each (count, ...); None if sender and receiver share no memory.
+
+        Made once for each message, since a step is full of them.
 
         Parameters
         ----------
@@ -120,6 +127,12 @@ class SharedSlots:
         count : int
             Samples.
         """
+        message = op, key, count
+        if message not in self._found:
+            self._found[message] = self._find(op, key, count)
+        return self._found[message]
+
+    def _find(self, op: Op, key: Key, count: int) -> list[np.ndarray] | None:
         stage = key[0]
         memory = self._arena.parts[self._owners[stage]]
         sender = self._owners[stage + (-1 if op is Op.RECV_F else 1)]

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import numpy as np
 from hypothesis import given
 
-from hpdl_mpi.parallel.pipeline import Op, Schedule, complete, forward_only
-from hpdl_mpi.parallel.pipeline.slots import assign_slots
+from hpdl_mpi.comm import Arena, Communicator, run_threads
+from hpdl_mpi.parallel.pipeline import Op, Schedule, complete, forward_only, make_schedule
+from hpdl_mpi.parallel.pipeline.slots import SharedSlots, assign_slots
 from tests.pipeline_cases import schedules
 
 
@@ -41,3 +43,22 @@ def check_slots(schedule: Schedule) -> None:
 def test_a_slot_is_taken_once_and_none_is_in_vain(schedule: Schedule) -> None:
     check_slots(complete(schedule))
     check_slots(complete(forward_only(schedule.stage_ranks, schedule.num_microbatches)))
+
+
+def test_slots_lie_where_the_memory_is_after_another_user_of_it_has_made_it_grow() -> None:
+    schedule = complete(make_schedule("1f1b", 2, 2))
+    message, count = (Op.RECV_F, (1, 0)), 2
+
+    def run(comm: Communicator) -> None:
+        arena = Arena(comm)
+        narrow, wide = (
+            SharedSlots(schedule, dict.fromkeys((Op.RECV_F, Op.RECV_B), [(width,)] * 2), arena, "float32")
+            for width in (3, 300)
+        )
+        for slots, shape in ((narrow, (2, 3)), (wide, (2, 300)), (narrow, (2, 3))):
+            slots.prepare(count)
+            (array,) = slots.find(*message, count)
+            assert array.shape == shape
+            assert np.shares_memory(array, arena.parts[1])
+
+    run_threads(2, run)
