@@ -46,6 +46,7 @@ def make_trainer(comm: Communicator, **changes: Any) -> Trainer:
         nn.Conv2d(4, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Dropout(0.2), nn.Linear(CLASSES)
     )
     settings = {
+        "model": model,
         "loss": nn.CrossEntropy(),
         "optimizer": optim.SGD(0.1, momentum=0.9, weight_decay=1e-3),
         "lr_schedule": optim.Cosine(warmup_steps=3),
@@ -54,7 +55,7 @@ def make_trainer(comm: Communicator, **changes: Any) -> Trainer:
         "parallel": Parallel(threads=1),
         "comm": comm,
     }
-    return Trainer(model, **(settings | changes))
+    return Trainer(**(settings | changes))
 
 
 def fit_images(trainer: Trainer, data: Path, run_dir: Path | None = None, **changes: Any) -> dict[str, Any]:
@@ -72,3 +73,9 @@ def read_metrics(run_dir: Path, kind: str) -> list[dict[str, Any]]:
 def step_losses(run_dir: Path) -> list[float]:
     """Return the loss of every step of a run."""
     return [line["loss"] for line in read_metrics(run_dir, "step")]
+
+
+def metrics_but_times(folder):
+    """Return all lines of a run's metrics, without what no two runs have alike."""
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{key: line[key] for key in line if key not in ("seconds", "samples_per_second")} for line in lines]

@@ -28,17 +28,6 @@ GRIDS = [
 ]
 
 
-@pytest.fixture
-def images(tmp_path):
-    return write_images(tmp_path / "images.h5")
-
-
-@pytest.fixture
-def alone(images, tmp_path):
-    folder = tmp_path / "alone"
-    return folder, fit_images(make_trainer(SingleCommunicator()), images, folder)
-
-
 def trainer_on(comm, settings, **changes):
     return make_trainer(comm, parallel=Parallel(threads=1, **settings), **changes)
 

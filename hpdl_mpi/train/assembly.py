@@ -1,0 +1,198 @@
+"""A model put together on the ranks of a job, with loaders of what it sees."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import closing
+from typing import Any
+
+from hpdl_mpi.base.errors import HpdlError, InputError
+from hpdl_mpi.comm import Communicator, agree
+from hpdl_mpi.data import Batch, Loader
+from hpdl_mpi.data.sampler import Shuffle
+from hpdl_mpi.nn import Layer, Loss, Shape
+from hpdl_mpi.optim import Optimizer
+from hpdl_mpi.parallel import ProcessGrid, Replica
+from hpdl_mpi.parallel.grid import check_shape
+from hpdl_mpi.parallel.pipeline import Pipeline
+from hpdl_mpi.plan import Task, plan_pipeline
+from hpdl_mpi.train.job import Parallel
+from hpdl_mpi.train.launch import first_on_node, rehearse, start_threads
+from hpdl_mpi.train.source import PathLike, Source
+
+_TEST_SHARE = 32
+"""Samples of an evaluation batch that each rank has at least."""
+
+
+class Assembly:
+    """The grid of ranks and their threads, the pipeline, this rank's replica, and loaders of its data.
+
+    Constructing one is collective, and so are `plan`, `build`, `rehearse` and `free`.
+
+    Parameters
+    ----------
+    model, loss, optimizer : Layer, Loss, Optimizer
+    parallel : Parallel
+    dtype, seed, comm : str, int, Communicator
+        All as `Trainer` takes them.
+
+    Attributes
+    ----------
+    grid : ProcessGrid
+    threads : int
+        Of each rank.
+    pipeline : Pipeline
+        The whole model on one rank until `plan`.
+    source : Source
+        Of the training data, once it is known, with what was measured of it.
+    """
+
+    def __init__(
+        self,
+        model: Layer,
+        loss: Loss,
+        optimizer: Optimizer,
+        *,
+        parallel: Parallel,
+        dtype: str,
+        seed: int,
+        comm: Communicator,
+    ) -> None:
+        self.model, self.loss, self.optimizer = model, loss, optimizer
+        self.parallel, self.dtype, self.seed, self.comm = parallel, dtype, seed, comm
+        self.grid = _make_grid(parallel, comm)
+        self.threads = start_threads(comm, parallel.threads)
+        self.pipeline = Pipeline()
+        self.source = Source("")
+        self._replica: Replica | None = None
+
+    @property
+    def built(self) -> bool:
+        """Whether there is a replica."""
+        return self._replica is not None
+
+    @property
+    def replica(self) -> Replica:
+        """This rank's part of the model, once `build` has made it."""
+        if self._replica is None:
+            raise RuntimeError("the model is not built yet: call fit or load first")
+        return self._replica
+
+    @property
+    def chosen(self) -> dict[str, Any]:
+        """What was measured or chosen of the pipeline, by the keys of `Parallel`."""
+        schedule = self.pipeline.schedule
+        if schedule.num_stages == schedule.num_microbatches == 1:
+            return {}
+        cuts = {"cuts": list(self.pipeline.cuts)} if schedule.num_stages > 1 else {}
+        return {"num_microbatches": schedule.num_microbatches} | cuts
+
+    def plan(self, input_shape: Shape, max_share: int) -> None:
+        """Decide how the model is cut and a batch divided: rank 0 measures for all. Collective.
+
+        Parameters
+        ----------
+        input_shape : tuple of int
+            Of one sample.
+        max_share : int
+            Samples of a batch that a pipeline gets at most.
+        """
+        settings = self.parallel
+        task = Task(
+            self.model, input_shape, self.loss, self.dtype, len(self.optimizer.slots), recompute=settings.recompute
+        )
+        schedule, cuts = agree(
+            self.comm,
+            lambda: plan_pipeline(
+                task,
+                num_ranks=settings.pp,
+                max_share=max_share,
+                schedule=settings.schedule,
+                num_chunks=settings.num_chunks,
+                num_microbatches=settings.num_microbatches,
+                cuts=settings.cuts,
+                limit_bytes=settings.memory_limit,
+            ),
+        )
+        self.pipeline = Pipeline(self.grid.axis("pp"), schedule, cuts, settings.recompute)
+
+    def build(self, input_shape: Shape, loader: Loader | None = None) -> None:
+        """Make the replica, and run every kernel of training once if there is data for it. Collective.
+
+        A node's first pipeline goes first, so that only it waits for the compiler.
+        """
+        first_on_node(self.grid, lambda: self._build(input_shape, loader))
+
+    def _build(self, input_shape: Shape, loader: Loader | None) -> None:
+        if self._replica is not None:
+            self._replica.release()
+        self._replica = Replica(
+            self.model,
+            input_shape,
+            self.optimizer,
+            dtype=self.dtype,
+            seed=self.seed,
+            pipeline=self.pipeline,
+            # The node's other ranks build after its first, when that one's share is taken already.
+            ranks_on_node=self.comm.node_size if self.comm.node_rank == 0 else 0,
+        )
+        if loader is not None:
+            try:
+                self._rehearse(loader, rehearse)
+            except HpdlError:
+                self._replica.release()
+                self._replica = None  # nothing was trained: the data can be mended, and `fit` called again
+                raise
+
+    def rehearse(self, loader: Loader, run: Callable[[Replica, Batch, Loss], None]) -> None:
+        """Let `run` compile what it needs, on one sample for each rank; a node's first pipeline first. Collective."""
+        first_on_node(self.grid, lambda: self._rehearse(loader, run))
+
+    def _rehearse(self, loader: Loader, run: Callable[[Replica, Batch, Loss], None]) -> None:
+        with loader.dataset.naming_files(), closing(loader.epoch(0, limit=self.grid.shape["dp"])) as batches:
+            run(self.replica, next(batches), self.loss)
+
+    def loader(self, path: PathLike, batch_size: int, shuffle: Shuffle = "none") -> Loader:
+        """Return a loader of this rank's share of some samples, prepared like those of `source`."""
+        classifies = self.loss.task == "classification"
+        return Loader(
+            self.source.at(path).open(),
+            global_batch_size=batch_size,
+            seed=self.seed,
+            shuffle=shuffle,
+            dp_rank=self.grid.coordinate("dp"),
+            dp_size=self.grid.shape["dp"],
+            transform=self.source.transform,
+            target_transform=None if classifies else self.source.target_transform,
+            dtype=self.dtype,
+            reads_inputs=self.pipeline.reads_inputs,
+            reads_targets=self.pipeline.reads_targets,
+        )
+
+    def test_loader(self, path: PathLike, train_batch_size: int) -> Loader:
+        """Return a loader of samples to evaluate on; tiny batches of training would only cost time here."""
+        return self.loader(path, max(train_batch_size, _TEST_SHARE * self.grid.shape["dp"]))
+
+    def free(self) -> None:
+        """Give back the replica, and what this holds of the MPI library; nobody may use it any more. Collective."""
+        if self._replica is not None:
+            self._replica.free()
+            self._replica = None
+        self.grid.free()
+
+
+def _make_grid(parallel: Parallel, comm: Communicator) -> ProcessGrid:
+    size, pp = comm.size, parallel.pp
+    if parallel.dp is None and size % pp:
+        expected = f"a divisor of {size}, the number of ranks that the launcher started"
+        raise InputError(
+            "pipelines do not fit the ranks",
+            where="parallel.pp",
+            found=pp,
+            expected=expected,
+            remedy="start as many ranks as pipelines need, or change parallel.pp",
+            shared=True,
+        )
+    shape = {"pp": pp, "dp": parallel.dp or size // pp}
+    agree(comm, lambda: check_shape(shape, size))
+    return ProcessGrid(comm, shape)

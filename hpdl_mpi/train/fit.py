@@ -1,0 +1,253 @@
+"""From a model that is put together, and data, to a trained model: what `Trainer.fit` does."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hpdl_mpi.base.errors import InputError, require
+from hpdl_mpi.base.files import write_json
+from hpdl_mpi.comm import agree
+from hpdl_mpi.data import Loader
+from hpdl_mpi.data.sampler import Shuffle
+from hpdl_mpi.nn import Shape
+from hpdl_mpi.optim import Schedule
+from hpdl_mpi.parallel import TrainingStep
+from hpdl_mpi.train.assembly import Assembly
+from hpdl_mpi.train.checkpoint import digest
+from hpdl_mpi.train.evaluation import Evaluator
+from hpdl_mpi.train.job import Checkpoint
+from hpdl_mpi.train.loop import TrainingLoop
+from hpdl_mpi.train.metrics import Metrics
+from hpdl_mpi.train.progress import Progress, Recipe
+from hpdl_mpi.train.report import headline, make_reporter
+from hpdl_mpi.train.restore import plain_values, require_alike, require_same_call, restore
+from hpdl_mpi.train.runfolder import MetricsLog, RunFolder
+from hpdl_mpi.train.signals import StopSignals
+from hpdl_mpi.train.source import PathLike, Source
+from hpdl_mpi.train.tracing import Recorder, check_trace, describe_times, explain
+
+
+@dataclass(frozen=True)
+class Course:
+    """What a run shall do; see `Trainer` and `Trainer.fit`.
+
+    Attributes
+    ----------
+    source : Source
+        Of the training data.
+    """
+
+    source: Source
+    global_batch_size: int
+    epochs: int | None
+    steps: int | None
+    validate: PathLike | None
+    shuffle: Shuffle
+    eval_every: int | None
+    checkpoint: Checkpoint
+    run_dir: PathLike | None
+    resume: bool
+    name: str | None
+    trace: PathLike | None
+    describe: Callable[[Source], dict[str, Any]] | None
+    lr_schedule: Schedule
+    clip_norm: float | None
+
+    def check(self) -> None:
+        """Raise an InputError if lengths are missing or impossible."""
+        if (self.epochs is None) == (self.steps is None):
+            found = f"epochs={self.epochs}, steps={self.steps}"
+            raise InputError("give either epochs or steps", where="fit", found=found)
+        for key, value in self._lengths().items():
+            possible = value is None or (isinstance(value, int) and value > 0)
+            require(f"training.{key}", value, possible, "an integer above 0")
+
+    def _lengths(self) -> dict[str, int | None]:
+        keys = ("epochs", "steps", "eval_every", "global_batch_size")
+        return {key: getattr(self, key) for key in keys}
+
+    def settings(self, assembly: Assembly) -> dict[str, Any]:
+        """Return all in which ranks must not differ."""
+        parts = {"loss": assembly.loss, "optimizer": assembly.optimizer, "lr_schedule": self.lr_schedule}
+        return (
+            self._lengths()
+            | {"shuffle": self.shuffle, "checkpoint": self.checkpoint, "resume": self.resume}
+            | {key: getattr(self, key) is not None for key in ("validate", "run_dir", "trace")}
+            | {"parallel": assembly.parallel, "clip_norm": self.clip_norm}
+            | {key: (type(part).__name__, plain_values(part)) for key, part in parts.items()}
+        )
+
+
+def fit(assembly: Assembly, course: Course) -> dict[str, Any]:
+    """Train, and return the summary of the run. Collective.
+
+    Parameters
+    ----------
+    assembly : Assembly
+        Without a replica yet.
+    course : Course
+
+    Raises
+    ------
+    See `Trainer.fit`.
+    """
+    began = time.perf_counter()
+    comm, grid = assembly.comm, assembly.grid
+    require_same_call(comm, course.settings(assembly))
+    trace = Path(course.trace) if course.trace is not None else None
+    if trace is not None:
+        agree(comm, lambda: check_trace(trace))
+    folder = RunFolder(course.run_dir) if course.run_dir is not None else None
+    with ExitStack() as stack:
+        signals = stack.enter_context(StopSignals(course.checkpoint.signal))
+        input_shape = _claim(stack, assembly, course, folder)
+        assembly.plan(input_shape, -(-course.global_batch_size // grid.shape["dp"]))
+        loader, tests = _open_loaders(stack, assembly, course)
+        assembly.build(input_shape, loader)
+        replica, unit = assembly.replica, assembly.source.unit
+        checkpoints = folder.checkpoints if folder and course.resume else None
+        progress = restore(comm, replica, loader.dataset, _recipe(assembly, course), checkpoints)
+        num_steps = _num_steps(course, loader, done=replica.step)
+        reporter = make_reporter(comm.rank, num_steps, replica.step)
+        stack.callback(reporter.close)
+        log = _begin_log(stack, assembly, course, folder, progress) if folder and comm.rank == 0 else None
+        reporter.say(headline(grid, assembly.threads, replica, loader, num_steps))
+        step = TrainingStep(replica, assembly.loss, grid, clip_norm=course.clip_norm, num_flags=len(signals.numbers))
+        recorder = Recorder(trace, step, replica, grid) if trace is not None else None
+        loop = TrainingLoop(
+            grid=grid,
+            replica=replica,
+            loss=assembly.loss,
+            optimizer=assembly.optimizer,
+            schedule=course.lr_schedule,
+            step=step,
+            loader=loader,
+            evaluator=Evaluator(replica, assembly.loss, tests, comm, unit) if tests else None,
+            num_steps=num_steps,
+            eval_every=course.eval_every,
+            checkpoints=course.checkpoint,
+            folder=folder,
+            progress=progress,
+            log=log,
+            reporter=reporter,
+            signals=signals,
+            unit=unit,
+            recorder=recorder,
+            began=began,
+        )
+        summary = _summary(assembly, course, progress, loop.run())
+        if recorder and recorder.times:
+            summary["trace"] = explain(recorder.times)
+            reporter.say(describe_times(recorder.times))
+        if folder and comm.rank == 0:
+            write_json(folder.summary, summary)
+    return summary
+
+
+def _claim(stack: ExitStack, assembly: Assembly, course: Course, folder: RunFolder | None) -> Shape:
+    """Refuse what cannot work, take the run folder and measure transforms; return the input's shape. Collective."""
+
+    def check() -> tuple[Source, Shape]:
+        source, num_ranks = course.source, assembly.grid.shape["dp"]
+        shape = source.check(assembly.model, assembly.loss, num_ranks, key="data.train")
+        if course.validate is not None:
+            tests = source.at(course.validate)
+            tests.check(assembly.model, assembly.loss, num_ranks, shape, key="data.test")
+        if folder is not None:
+            folder.claim(resume=course.resume)
+        return source.measured(), shape
+
+    if folder is not None:
+        stack.callback(folder.release)
+    assembly.source, shape = agree(assembly.comm, check)
+    if folder is not None:
+        require_alike(
+            assembly.comm,
+            folder.owner(),
+            "ranks do not share the run folder",
+            where=folder.path,
+            remedy="put it on a file system that all nodes see, with --run-dir",
+        )
+    return shape
+
+
+def _open_loaders(stack: ExitStack, assembly: Assembly, course: Course) -> tuple[Loader, Loader | None]:
+    """Return the loader of the training data, and one of the test data if there are any."""
+    loader = assembly.loader(course.source.path, course.global_batch_size, course.shuffle)
+    stack.callback(loader.dataset.close)
+    if course.validate is None:
+        return loader, None
+    tests = assembly.test_loader(course.validate, course.global_batch_size)
+    stack.callback(tests.dataset.close)
+    return loader, tests
+
+
+def _recipe(assembly: Assembly, course: Course) -> Recipe:
+    """Return what a checkpoint keeps of how this run learns."""
+    source, replica = assembly.source, assembly.replica
+    return Recipe(
+        seed=assembly.seed,
+        global_batch_size=course.global_batch_size,
+        shuffle=course.shuffle,
+        dtype=replica.dtype.name,
+        slots=list(replica.slots),
+        inputs=source.inputs,
+        targets=source.targets,
+        transform=source.transform,
+        target_transform=source.target_transform,
+    )
+
+
+def _num_steps(course: Course, loader: Loader, done: int) -> int:
+    """Return the steps of the whole run; raise if more are done: it would end as if it were at its end."""
+    per_epoch = -(-loader.dataset.num_samples // course.global_batch_size)
+    num_steps = course.steps or per_epoch * (course.epochs or 0)
+    if done > num_steps:
+        raise InputError(
+            "the run has gone further than it shall",
+            where=f"training.{'steps' if course.steps else 'epochs'}",
+            found=f"{num_steps} steps in all",
+            expected=f"at least {done}, which are done",
+            remedy="let it end there or later, or start a new run with --run-dir",
+            shared=True,
+        )
+    return num_steps
+
+
+def _begin_log(
+    stack: ExitStack, assembly: Assembly, course: Course, folder: RunFolder, progress: Progress
+) -> MetricsLog:
+    """Write what the run is, and return the log of its metrics."""
+    if course.describe:
+        write_json(folder.job, course.describe(assembly.source))
+    return stack.enter_context(closing(MetricsLog(folder.metrics, progress.metrics_bytes, assembly.replica.step)))
+
+
+def _summary(assembly: Assembly, course: Course, progress: Progress, metrics: Metrics | None) -> dict[str, Any]:
+    replica, grid = assembly.replica, assembly.grid
+    return {
+        "model": course.name or type(assembly.model).__name__,
+        "num_parameters": replica.num_parameters,
+        "world_size": assembly.comm.size,
+        "num_nodes": assembly.comm.num_nodes,
+        "threads": assembly.threads,
+        "dp": grid.shape["dp"],
+        "pp": grid.shape["pp"],
+        "num_microbatches": assembly.pipeline.schedule.num_microbatches,
+        "cuts": list(assembly.pipeline.cuts),
+        "epochs": progress.epoch,
+        "steps": replica.step,
+        "global_batch_size": course.global_batch_size,
+        "train_loss": progress.train_loss,
+        "test_loss": metrics.loss if metrics else None,
+        "test_accuracy": metrics.accuracy if metrics else None,
+        "test_rmse": metrics.rmse if metrics else None,
+        "samples_per_second": progress.samples / progress.seconds if progress.seconds else None,
+        "wall_seconds": progress.wall_seconds,
+        "parameters_digest": digest(replica),
+    }

@@ -1,0 +1,180 @@
+"""What cannot be trained, or not alike on all ranks, is refused in words that help."""
+
+from __future__ import annotations
+
+import h5py
+import numpy as np
+import pytest
+
+from hpdl_mpi import nn, optim
+from hpdl_mpi.base.errors import InputError, TrainingError
+from hpdl_mpi.comm import SingleCommunicator, run_threads
+from hpdl_mpi.train import Parallel, Trainer
+from tests.training_cases import (
+    CLASSES,
+    NUM_SAMPLES,
+    fit_images,
+    make_trainer,
+    read_metrics,
+    write_images,
+    write_table,
+)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("epochs", 0), ("epochs", 1.5), ("eval_every", 0), ("global_batch_size", 0), ("global_batch_size", 2.5)],
+)
+def test_impossible_lengths_are_refused(images, key, value):
+    with pytest.raises(InputError, match=rf"training\.{key}: out of range\. Found {value}; expected an integer"):
+        fit_images(make_trainer(SingleCommunicator()), images, **{key: value})
+
+
+def test_a_trainer_that_found_bad_data_can_train_on_mended_ones(images):
+    with h5py.File(images, "r+") as file:
+        labels = file["y"][()]
+        file["y"][...] = 77
+    trainer = make_trainer(SingleCommunicator())
+    with pytest.raises(InputError, match="outside the classes"):
+        fit_images(trainer, images)
+    with h5py.File(images, "r+") as file:
+        file["y"][...] = labels
+    assert fit_images(trainer, images)["steps"] == 12
+
+
+def test_a_test_loss_that_is_no_number_is_reported_and_nothing_is_lost(tmp_path):
+    train, test = write_table(tmp_path / "train.h5"), write_table(tmp_path / "test.h5")
+    with h5py.File(test, "r+") as file:
+        file["y"][3] = np.nan
+    trainer = Trainer(nn.Linear(1), loss=nn.MeanSquaredError(), optimizer=optim.SGD(1e-9), comm=SingleCommunicator())
+    folder = tmp_path / "run"
+    with pytest.raises(TrainingError, match=r"the test loss nan.*Look for bad values in the test data"):
+        trainer.fit(train, global_batch_size=10, epochs=1, validate=test, run_dir=folder)
+    assert [path.name for path in (folder / "checkpoints").iterdir()] == ["step-0000000005"]
+    assert read_metrics(folder, "test")[0]["loss"] is None
+
+
+@pytest.mark.parametrize("num_ranks", [1, 2])
+def test_a_loss_that_is_not_finite_ends_the_run_on_all_ranks_alike(images, tmp_path, num_ranks):
+    folder = tmp_path / "run"
+    trainer_of = lambda comm: make_trainer(comm, optimizer=optim.SGD(1e200), clip_norm=None, lr_schedule=None)  # noqa: E731
+
+    def run(comm):
+        with pytest.raises(TrainingError) as caught:
+            fit_images(trainer_of(comm), images, folder)
+        assert caught.value.shared
+        return str(caught.value)
+
+    messages = run_threads(num_ranks, run)
+    assert len(set(messages)) == 1
+    assert "the loss is nan in step" in messages[0]
+    assert "Lower optimizer.lr" in messages[0]
+
+
+@pytest.mark.parametrize("part", ["training", "evaluation", "first step"])
+def test_a_label_outside_the_classes_is_named_with_its_file_and_sample(images, tmp_path, part):
+    folder = tmp_path / "shards"
+    folder.mkdir()
+    for index in range(2):
+        write_images(folder / f"part-{index}.h5", seed=index)
+    with h5py.File(folder / "part-1.h5", "r+") as file:
+        file["y"][slice(None) if part == "first step" else 30] = 77
+    where = rf"part-1\.h5: sample {'[0-9]+' if part == 'first step' else '30'}"
+    train, test = (images, folder) if part == "evaluation" else (folder, images)
+    with pytest.raises(
+        InputError, match=rf"{where}: data\.targets: a label is outside the classes\. Found 77; expected"
+    ):
+        fit_images(make_trainer(SingleCommunicator(), accumulate=2), train, validate=test)
+
+
+def test_fewer_samples_than_ranks_are_refused(tmp_path):
+    few = write_images(tmp_path / "few.h5", num_samples=2)
+
+    def run(comm):
+        with pytest.raises(
+            InputError, match=r"few\.h5: fewer samples than ranks.*Found 2 samples; expected at least 3"
+        ):
+            fit_images(make_trainer(comm), few)
+
+    run_threads(3, run)
+
+
+def test_targets_that_do_not_fit_the_loss_are_refused(tmp_path):
+    table = write_table(tmp_path / "table.h5")
+    trainer = Trainer(nn.Linear(2), loss=nn.CrossEntropy(), optimizer=optim.SGD(0.1), comm=SingleCommunicator())
+    with pytest.raises(InputError, match=r"cross_entropy takes class numbers\. Found float32"):
+        trainer.fit(table, epochs=1, global_batch_size=8)
+
+
+def test_a_grid_that_does_not_fit_is_refused():
+    with pytest.raises(InputError, match=r"parallel\.dp"):
+        make_trainer(SingleCommunicator(), parallel=Parallel(dp=2, threads=1))
+
+
+def test_ranks_that_see_different_data_are_named(images, tmp_path):
+    other = write_images(tmp_path / "other.h5", num_samples=NUM_SAMPLES + 1)
+
+    def run(comm):
+        with pytest.raises(InputError, match=r"ranks see different data\. Found a difference of rank 1 to rank 0"):
+            fit_images(make_trainer(comm), other if comm.rank == 1 else images)
+
+    run_threads(3, run)
+
+
+@pytest.mark.parametrize(
+    ("trainer", "fit", "key"),
+    [
+        ({"accumulate": 2}, {}, "parallel"),
+        ({"optimizer": optim.SGD(0.2)}, {}, "optimizer"),
+        ({}, {"global_batch_size": 8}, "global_batch_size"),
+        ({}, {"validate": None}, "validate"),
+        ({}, {"run_dir": None}, "run_dir"),
+        ({}, {"epochs": None, "steps": 3}, "epochs"),
+    ],
+)
+def test_ranks_that_train_in_different_ways_are_named(images, tmp_path, trainer, fit, key):
+    def run(comm):
+        differs = comm.rank == 1
+        with pytest.raises(
+            InputError, match=rf"fit: {key}: ranks train in different ways\. Found .* on rank 1; expected"
+        ):
+            fit_images(
+                make_trainer(comm, **(trainer if differs else {})),
+                images,
+                **({"run_dir": tmp_path / "run"} | (fit if differs else {})),
+            )
+
+    run_threads(3, run)
+
+
+def test_ranks_that_build_different_models_are_named(images):
+    def run(comm):
+        other = {"model": nn.Sequential(nn.Flatten(), nn.Linear(CLASSES))} if comm.rank == 2 else {}
+        trainer = make_trainer(comm, **other)
+        with pytest.raises(InputError, match=r"built different models or optimizers\. Found a difference of rank 2"):
+            fit_images(trainer, images)
+
+    run_threads(3, run)
+
+
+def test_ranks_that_begin_with_different_parameters_are_named(images):
+    def run(comm):
+        with pytest.raises(InputError, match=r"different parameters\. Found a difference of rank 1, 2 to rank 0"):
+            fit_images(make_trainer(comm, seed=comm.rank), images)
+
+    run_threads(3, run)
+
+
+def test_a_run_folder_that_a_rank_does_not_share_is_refused(images, tmp_path):
+    def run(comm):
+        with pytest.raises(InputError, match=r"do not share the run folder\. Found a difference of rank 1 to rank 0"):
+            fit_images(make_trainer(comm), images, tmp_path / f"node-{comm.node}")
+
+    run_threads(3, run, nodes=[0, 1, 0])
+
+
+def test_a_trainer_trains_once(images):
+    trainer = make_trainer(SingleCommunicator())
+    fit_images(trainer, images, epochs=1)
+    with pytest.raises(RuntimeError, match="make a new one"):
+        fit_images(trainer, images, epochs=1)
