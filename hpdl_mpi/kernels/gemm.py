@@ -15,15 +15,9 @@ import numpy as np
 from numba import prange
 
 from hpdl_mpi.base.memory import aligned
+from hpdl_mpi.kernels.emit import VECTOR_BYTES, memory_of
 from hpdl_mpi.kernels.jit import exact_kernel, inline, kernel, parallel_kernel, thread_count
-from hpdl_mpi.kernels.vector import (
-    ROWS,
-    VECTOR_BYTES,
-    VECTORS,
-    memory_of,
-    multiply_panel,
-    transpose_square,
-)
+from hpdl_mpi.kernels.vector import ROWS, VECTORS, multiply_panel, transpose_square
 
 _DTYPES = (np.float32, np.float64)
 
@@ -42,6 +36,24 @@ _GATHERED_STRIDE = _GATHERED_TILES * ROWS + 16
 """From one gathered column to the next: with a power of two they would meet in a few sets of the cache."""
 
 _multiply_wide, _multiply_double, _multiply_single = multiply_panel(VECTORS), multiply_panel(2), multiply_panel(1)
+
+
+@inline
+def panel_vectors(columns, lanes):
+    """Return how many vectors wide the first panel of a matrix of so many columns is."""
+    vectors = -(-columns // lanes)
+    return VECTORS if vectors >= VECTORS else min(vectors, 2)
+
+
+@inline
+def multiply(vectors, depth, left, left_place, panel, c, place, size, add):
+    """Multiply with a panel that is so many vectors wide; see `multiply_panel`."""
+    if vectors == VECTORS:
+        _multiply_wide(depth, left, left_place, panel, c, place, size, add)
+    elif vectors == 2:
+        _multiply_double(depth, left, left_place, panel, c, place, size, add)
+    else:
+        _multiply_single(depth, left, left_place, panel, c, place, size, add)
 
 
 class _Workspaces(threading.local):
@@ -117,8 +129,7 @@ def _gemm(a, a_row, b, b_row, c, c_row, k, flags, rows, columns, workspace):
                 left_place = i * a_row + t, a_row, 1
             j = columns[0]
             while j < columns[1]:
-                vectors = -(-(columns[1] - j) // lanes)
-                vectors = VECTORS if vectors >= VECTORS else min(vectors, 2)
+                vectors = panel_vectors(columns[1] - j, lanes)
                 width = vectors * lanes
                 size = height, min(width, columns[1] - j)
                 if trans_b:
@@ -127,12 +138,7 @@ def _gemm(a, a_row, b, b_row, c, c_row, k, flags, rows, columns, workspace):
                     _gather(b, (t * b_row + j, b_row), (depth, size[1]), panel, width)
                 place = i * c_row + j, c_row
                 plus = add or run > 0
-                if vectors == VECTORS:
-                    _multiply_wide(depth, left, left_place, panel, c, place, size, plus)
-                elif vectors == 2:
-                    _multiply_double(depth, left, left_place, panel, c, place, size, plus)
-                else:
-                    _multiply_single(depth, left, left_place, panel, c, place, size, plus)
+                multiply(vectors, depth, left, left_place, panel, c, place, size, plus)
                 j += width
 
 

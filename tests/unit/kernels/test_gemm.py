@@ -121,7 +121,7 @@ def test_bits_of_an_element_depend_on_its_row_and_column_alone(trans_a: bool, tr
 _DIGEST = """
 import hashlib
 import numpy as np
-from hpdl_mpi.kernels import vector
+from hpdl_mpi.kernels.emit import VECTOR_BYTES
 from hpdl_mpi.kernels.gemm import matmul
 
 rng = np.random.default_rng(0)
@@ -134,7 +134,7 @@ for dtype in (np.float32, np.float64):
         matmul(a, b, c, trans_a=trans, trans_b=trans, accumulate=True)
         matmul(wide, wide, product, trans_b=True)
         digest.update(c.tobytes() + product.tobytes())
-print(vector.VECTOR_BYTES, digest.hexdigest())
+print(VECTOR_BYTES, digest.hexdigest())
 """
 
 

@@ -49,6 +49,13 @@ class Case(NamedTuple):
     make: Callable[[], Layer]
     input_shape: Shape
     twin: Callable[[np.ndarray, Parameters], np.ndarray]
+    tiled: bool = False
+    """Whether sums mix what is in a tile of an image: the layer goes by Winograd's method."""
+
+    @property
+    def rounding(self) -> float:
+        """How much larger errors may be than those of sums in order; `test_winograd` derives the bound."""
+        return 30.0 if self.tiled else 1.0
 
 
 def _conv(path: str, **settings: tuple[int, int]) -> Callable[[np.ndarray, Parameters], np.ndarray]:
@@ -95,6 +102,12 @@ LAYERS: dict[str, Case] = {
     "Conv2d, in the padding alone": Case(
         lambda: Conv2d(2, 1, stride=(1, 8), padding=(0, 3)), (4, 2, 2), _conv("", stride=(1, 8), padding=(0, 3))
     ),
+    "Conv2d, Winograd": Case(lambda: Conv2d(17, 3, padding=1), (7, 10, 9), _conv("", padding=(1, 1)), tiled=True),
+    "Conv2d, Winograd, no padding": Case(lambda: Conv2d(8, 3, bias=False), (6, 9, 33), _conv(""), tiled=True),
+    "Conv2d, Winograd, much padding": Case(
+        lambda: Conv2d(8, 3, padding=(3, 2)), (4, 3, 8), _conv("", padding=(3, 2)), tiled=True
+    ),
+    "Conv2d, exact": Case(lambda: Conv2d(8, 3, padding=1, exact=True), (4, 4, 8), _conv("", padding=(1, 1))),
     "MaxPool2d": Case(lambda: MaxPool2d(2), (5, 4, 3), lambda x, p: ref.max_pool(x, (2, 2), stride=(2, 2))),
     "MaxPool2d, overlapping": Case(
         lambda: MaxPool2d((3, 2), stride=(2, 1), padding=1),
