@@ -34,9 +34,21 @@ def _map_windows(pixels: Iterator[tuple[int, int, Array]]) -> Array:
 
 
 def conv2d(
-    x: Array, weight: Array, bias: Array | float = 0.0, *, stride: Pair = (1, 1), padding: Pair = (0, 0)
+    x: Array,
+    weight: Array,
+    bias: Array | float = 0.0,
+    *,
+    stride: Pair = (1, 1),
+    padding: Pair = (0, 0),
+    groups: int = 1,
 ) -> Array:
-    """y[n, i, j, k] = sum over r, s, c of weight[k, r, s, c] x[n, i stride + r - padding, ..., c] + bias[k]."""
+    """y[n, i, j, k] = sum over r, s, c of weight[k, r, s, c] x[n, i stride + r - padding, ..., c] + bias[k].
+
+    With groups, c counts the channels of the group that k is in.
+    """
+    if groups > 1:
+        parts = zip(np.split(x, groups, -1), np.split(weight, groups), strict=True)
+        return np.concatenate([conv2d(*part, stride=stride, padding=padding) for part in parts], -1) + bias
     patches = windows(x, weight.shape[1:3], stride, padding, 0.0)
     return _map_windows((i, j, np.einsum("nrsc,krsc->nk", patch, weight) + bias) for i, j, patch in patches)
 

@@ -62,5 +62,27 @@ def pipeline_table(result: dict[str, Any]) -> Table:
     return table
 
 
+def conv_table(result: dict[str, Any]) -> Table:
+    """Return the result of `bench_conv` as a table, a row for each method of each convolution; * marks the chosen."""
+    title = f"Convolutions, float32, {result['threads']} thread{'s' if result['threads'] > 1 else ''}"
+    caption = (
+        f"{result['machine']['cpu']}; ms, median of {result['rounds']} rounds; * is chosen; GFLOP/s count the "
+        "operations of the definition, in all three passes"
+    )
+    table = Table(box=box.SIMPLE, title=title, caption=caption)
+    table.add_column("convolution")
+    table.add_column("method", no_wrap=True)
+    for heading in ("forward", "dgrad", "wgrad", "GFLOP/s"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for convolution in result["convolutions"]:
+        label = convolution["name"]
+        for name, seconds in convolution["seconds"].items():
+            rate = 3 * convolution["operations"] / sum(seconds.values()) / 1e9
+            chosen = "*" if name == convolution["chosen"] else ""
+            table.add_row(label, name + chosen, *map(_milliseconds, seconds.values()), f"{rate:.0f}")
+            label = ""
+    return table
+
+
 def _milliseconds(seconds: float) -> str:
     return f"{seconds * 1e3:.1f}"

@@ -8,7 +8,7 @@ import numpy as np
 
 from hpdl_mpi.kernels.elementwise import add_row_sums
 from hpdl_mpi.nn.context import Context
-from hpdl_mpi.nn.convolution import Method, choose
+from hpdl_mpi.nn.convolution import ConvShape, Method, choose
 from hpdl_mpi.nn.init import Constant, HeUniform, Initializer
 from hpdl_mpi.nn.layer import Layer, Shape
 from hpdl_mpi.nn.window import Pair, pair, window_output
@@ -17,13 +17,15 @@ from hpdl_mpi.nn.window import Pair, pair, window_output
 class Conv2d(Layer):
     """Convolution with zero padding: (h, w, c) to (ho, wo, out_channels), ho = (h + 2 padding - kernel) // stride + 1.
 
-    The weight is (out_channels, kh, kw, in_channels).
+    The weight is (out_channels, kh, kw, in_channels / groups).
 
     Parameters
     ----------
     out_channels : int
     kernel_size, stride, padding : int or (int, int)
         Vertical and horizontal, or one number for both.
+    groups : int
+        Channels of a group see each other alone; as many groups as channels make a depthwise convolution.
     bias : bool
     exact : bool
         Compute sums in order, as by definition. Otherwise 3 x 3 kernels with stride 1 go by Winograd's method, which
@@ -41,6 +43,7 @@ class Conv2d(Layer):
         *,
         stride: int | Pair = 1,
         padding: int | Pair = 0,
+        groups: int = 1,
         bias: bool = True,
         exact: bool = False,
         init: Initializer = HeUniform(),
@@ -48,7 +51,7 @@ class Conv2d(Layer):
     ) -> None:
         self.out_channels = out_channels
         self.kernel_size, self.stride, self.padding = pair(kernel_size), pair(stride), pair(padding)
-        self.bias, self.exact = bias, exact
+        self.groups, self.bias, self.exact = groups, bias, exact
         self.init = init
         self.bias_init = bias_init
 
@@ -56,12 +59,18 @@ class Conv2d(Layer):
         output = window_output(self, input_shape)
         if self.out_channels < 1:
             raise self.refuse("has no output", found=f"{self.out_channels} channels", expected="at least 1")
-        kh, kw = self.kernel_size
         channels = input_shape[2]
-        fans = (kh * kw * channels, kh * kw * self.out_channels)
-        shape = self.out_channels, kh, kw, channels
-        self.declare("weight", shape, self.init, fans)
-        self._method = choose(shape, output, self.stride, self.padding, exact=self.exact)
+        if self.groups < 1 or channels % self.groups or self.out_channels % self.groups:
+            raise self.refuse(
+                "channels do not make groups of one size",
+                found=f"{channels} channels to {self.out_channels} in {self.groups} groups",
+                expected="a number of groups that divides both",
+            )
+        weight = self.out_channels, *self.kernel_size, channels // self.groups
+        area = math.prod(self.kernel_size)
+        fans = (area * weight[3], area * self.out_channels // self.groups)
+        self.declare("weight", weight, self.init, fans)
+        self._method = choose(ConvShape(weight, output, self.stride, self.padding, self.groups, self.exact))
         if self.bias:
             self.declare("bias", (self.out_channels,), self.bias_init, fans)
 
@@ -69,7 +78,8 @@ class Conv2d(Layer):
         return (*window_output(self, input_shape), self.out_channels)
 
     def operations(self, input_shape: Shape) -> int:
-        return 2 * math.prod(self.output_shape(input_shape)) * math.prod(self.kernel_size) * input_shape[2]
+        taps = math.prod(self.kernel_size) * input_shape[2] // self.groups
+        return 2 * math.prod(self.output_shape(input_shape)) * taps
 
     def forward(self, x: np.ndarray, ctx: Context) -> np.ndarray:
         y = ctx.take((len(x), *self.output_shape(x.shape[1:])), x.dtype)

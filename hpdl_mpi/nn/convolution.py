@@ -1,17 +1,20 @@
 """The ways to compute a convolution, and which one suits a layer.
 
-Shapes are as in `kernels.conv2d`: x (n, h, w, c), weight (k, kh, kw, c), y (n, ho, wo, k).
+Arrays are x (n, h, w, c), weight (k, kh, kw, c / groups) and y (n, ho, wo, k).
 """
 
 from __future__ import annotations
 
 import abc
 import math
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from hpdl_mpi.kernels import conv2d, winograd
-from hpdl_mpi.kernels.elementwise import add_row_sums
+from hpdl_mpi.kernels import conv2d, depthwise, winograd
+from hpdl_mpi.kernels.elementwise import add_row_sums, copy_columns, fill_rows
+from hpdl_mpi.kernels.gemm import matmul
+from hpdl_mpi.kernels.jit import thread_count
 from hpdl_mpi.nn.context import Context
 from hpdl_mpi.nn.window import Pair
 
@@ -22,17 +25,47 @@ _WORTHWHILE = 0.6
 """Products that Winograd's method may take, of those of the definition, to be worth its transforms."""
 
 
-class Method(abc.ABC):
-    """A way to compute convolutions with one stride and padding; scratch comes from the context's pool.
+@dataclass(frozen=True)
+class ConvShape:
+    """What a method is chosen by.
 
-    Parameters
+    Attributes
     ----------
+    weight : (int, int, int, int)
+        Shape of the weight.
+    output : (int, int)
+        Height and width.
     stride, padding : (int, int)
         Vertical and horizontal.
+    groups : int
+        Output channels of a group see its input channels alone.
+    exact : bool
+        Whether sums must be those of the definition.
     """
 
-    def __init__(self, stride: Pair, padding: Pair) -> None:
-        self.stride, self.padding = stride, padding
+    weight: tuple[int, int, int, int]
+    output: Pair
+    stride: Pair = (1, 1)
+    padding: Pair = (0, 0)
+    groups: int = 1
+    exact: bool = False
+
+
+class Method(abc.ABC):
+    """A way to compute convolutions of a shape; scratch comes from the context's pool."""
+
+    def __init__(self, shape: ConvShape) -> None:
+        self.shape = shape
+
+    @classmethod
+    @abc.abstractmethod
+    def can(cls, shape: ConvShape) -> bool:
+        """Return whether the method is for this shape."""
+
+    @classmethod
+    def suits(cls, shape: ConvShape) -> bool:
+        """Return whether it is faster than those that come later in `METHODS`."""
+        return True
 
     @abc.abstractmethod
     def forward(self, x: np.ndarray, weight: np.ndarray, bias: np.ndarray, y: np.ndarray, ctx: Context) -> None:
@@ -47,45 +80,138 @@ class Method(abc.ABC):
         """Add to dweight."""
 
 
-class Unfolded(Method):
-    """Blocks of the image are unfolded into matrices, and these multiplied: any shape, sums in order."""
+class Pointwise(Method):
+    """Kernels of one pixel: a product of matrices."""
+
+    @classmethod
+    def can(cls, shape: ConvShape) -> bool:
+        plain = shape.weight[1:3] == shape.stride == (1, 1) and shape.padding == (0, 0)
+        return plain and shape.groups == 1
 
     def forward(self, x: np.ndarray, weight: np.ndarray, bias: np.ndarray, y: np.ndarray, ctx: Context) -> None:
-        columns = self._columns(y, weight, ctx)
-        conv2d.forward(x, weight, bias, self.stride, self.padding, columns, y)
-        ctx.release(columns)
+        if bias.size:
+            fill_rows(bias, _pixels(y))
+        matmul(_pixels(x), _pixels(weight), _pixels(y), trans_b=True, accumulate=bool(bias.size))
 
     def backward_input(self, dy: np.ndarray, weight: np.ndarray, dx: np.ndarray, ctx: Context) -> None:
-        columns = self._columns(dy, weight, ctx)
-        conv2d.backward_input(dy, weight, self.stride, self.padding, columns, dx)
-        ctx.release(columns)
+        matmul(_pixels(dy), _pixels(weight), _pixels(dx))
 
     def backward_weight(self, x: np.ndarray, dy: np.ndarray, dweight: np.ndarray, ctx: Context) -> None:
-        columns = self._columns(dy, dweight, ctx)
-        parts = _Parts(dweight, len(columns), ctx)
-        conv2d.backward_weight(x, dy, self.stride, self.padding, columns, parts.arrays)
-        parts.add_up()
-        ctx.release(columns)
+        matmul(_pixels(dy), _pixels(x), _pixels(dweight), trans_a=True, accumulate=True)
 
-    def _columns(self, y: np.ndarray, weight: np.ndarray, ctx: Context) -> np.ndarray:
-        return ctx.take(conv2d.scratch_shape(math.prod(y.shape[:3]), math.prod(weight.shape[1:]), y.itemsize), y.dtype)
+
+class Depthwise(Method):
+    """Each channel has a kernel of its own, see `kernels.depthwise`."""
+
+    @classmethod
+    def can(cls, shape: ConvShape) -> bool:
+        return shape.groups == shape.weight[0] > 1 and shape.weight[3] == 1
+
+    def forward(self, x: np.ndarray, weight: np.ndarray, bias: np.ndarray, y: np.ndarray, ctx: Context) -> None:
+        taps = self._taps(weight, ctx)
+        depthwise.forward(x, taps, bias, self.shape.stride, self.shape.padding, y)
+        ctx.release(taps)
+
+    def backward_input(self, dy: np.ndarray, weight: np.ndarray, dx: np.ndarray, ctx: Context) -> None:
+        taps = self._taps(weight, ctx)
+        depthwise.backward_input(dy, taps, self.shape.stride, self.shape.padding, dx)
+        ctx.release(taps)
+
+    def backward_weight(self, x: np.ndarray, dy: np.ndarray, dweight: np.ndarray, ctx: Context) -> None:
+        channels, *kernel_size, _ = dweight.shape
+        parts = ctx.take((thread_count(), *kernel_size, channels), dy.dtype)
+        parts.fill(0)
+        depthwise.backward_weight(x, dy, self.shape.stride, self.shape.padding, parts)
+        depthwise.add_taps(parts, dweight)
+        ctx.release(parts)
+
+    def _taps(self, weight: np.ndarray, ctx: Context) -> np.ndarray:
+        channels, *kernel_size, _ = weight.shape
+        taps = ctx.take((*kernel_size, channels), weight.dtype)
+        depthwise.make_taps(weight, taps)
+        return taps
+
+
+class Grouped(Method):
+    """Groups of channels one after another, each by the method for its shape."""
+
+    def __init__(self, shape: ConvShape) -> None:
+        super().__init__(shape)
+        k, height, width, channels = shape.weight
+        one = replace(shape, weight=(k // shape.groups, height, width, channels), groups=1)
+        self._method = choose(one)
+
+    @classmethod
+    def can(cls, shape: ConvShape) -> bool:
+        return shape.groups > 1
+
+    def forward(self, x: np.ndarray, weight: np.ndarray, bias: np.ndarray, y: np.ndarray, ctx: Context) -> None:
+        for group in range(self.shape.groups):
+            part_x, part_y = self._copy(x, group, ctx), self._room(y, ctx)
+            part_bias = bias[self._channels(bias, group)] if bias.size else bias
+            self._method.forward(part_x, self._kernels(weight, group), part_bias, part_y, ctx)
+            self._put(part_y, y, group, ctx)
+            ctx.release(part_x)
+
+    def backward_input(self, dy: np.ndarray, weight: np.ndarray, dx: np.ndarray, ctx: Context) -> None:
+        for group in range(self.shape.groups):
+            part_dy, part_dx = self._copy(dy, group, ctx), self._room(dx, ctx)
+            self._method.backward_input(part_dy, self._kernels(weight, group), part_dx, ctx)
+            self._put(part_dx, dx, group, ctx)
+            ctx.release(part_dy)
+
+    def backward_weight(self, x: np.ndarray, dy: np.ndarray, dweight: np.ndarray, ctx: Context) -> None:
+        for group in range(self.shape.groups):
+            part_x, part_dy = self._copy(x, group, ctx), self._copy(dy, group, ctx)
+            self._method.backward_weight(part_x, part_dy, self._kernels(dweight, group), ctx)
+            ctx.release(part_x)
+            ctx.release(part_dy)
+
+    def _channels(self, array: np.ndarray, group: int) -> slice:
+        """Return a group's part of the last dimension."""
+        size = array.shape[-1] // self.shape.groups
+        return slice(group * size, (group + 1) * size)
+
+    def _kernels(self, weight: np.ndarray, group: int) -> np.ndarray:
+        size = len(weight) // self.shape.groups
+        return weight[group * size : (group + 1) * size]
+
+    def _room(self, image: np.ndarray, ctx: Context) -> np.ndarray:
+        return ctx.take((*image.shape[:-1], image.shape[-1] // self.shape.groups), image.dtype)
+
+    def _copy(self, image: np.ndarray, group: int, ctx: Context) -> np.ndarray:
+        part = self._room(image, ctx)
+        copy_columns(_pixels(image)[:, self._channels(image, group)], _pixels(part))
+        return part
+
+    def _put(self, part: np.ndarray, image: np.ndarray, group: int, ctx: Context) -> None:
+        copy_columns(_pixels(part), _pixels(image)[:, self._channels(image, group)])
+        ctx.release(part)
 
 
 class Winograd(Method):
     """See `kernels.winograd`: kernels of 3 x 3 with stride 1."""
 
+    @classmethod
+    def can(cls, shape: ConvShape) -> bool:
+        return not shape.exact and shape.weight[1:3] == (3, 3) and shape.stride == (1, 1) and shape.groups == 1
+
+    @classmethod
+    def suits(cls, shape: ConvShape) -> bool:
+        return min(shape.weight[0], shape.weight[3]) >= _LEAST_CHANNELS and winograd.cost(shape.output) <= _WORTHWHILE
+
     def forward(self, x: np.ndarray, weight: np.ndarray, bias: np.ndarray, y: np.ndarray, ctx: Context) -> None:
         panels = ctx.take((winograd.panels_size(x.shape[3], y.shape[3], y.dtype),), y.dtype)
         transposed = ctx.take(winograd.transposed_shape(weight.shape, y.dtype), y.dtype)
         scratch = ctx.take(winograd.scratch_shape(weight.shape, y.dtype), y.dtype)
-        winograd.forward(x, weight, bias, self.padding, panels, transposed, scratch, y)
+        winograd.forward(x, weight, bias, self.shape.padding, panels, transposed, scratch, y)
         for array in (panels, transposed, scratch):
             ctx.release(array)
 
     def backward_input(self, dy: np.ndarray, weight: np.ndarray, dx: np.ndarray, ctx: Context) -> None:
         panels = ctx.take((winograd.panels_size(dy.shape[3], dx.shape[3], dy.dtype),), dy.dtype)
         scratch = ctx.take(winograd.scratch_shape(weight.shape, dy.dtype), dy.dtype)
-        winograd.backward_input(dy, weight, self.padding, panels, scratch, dx)
+        winograd.backward_input(dy, weight, self.shape.padding, panels, scratch, dx)
         ctx.release(panels)
         ctx.release(scratch)
 
@@ -93,10 +219,38 @@ class Winograd(Method):
         scratch = ctx.take(winograd.scratch_shape(dweight.shape, dy.dtype), dy.dtype)
         points = ctx.take((len(scratch), winograd.points_size(dweight.shape)), dy.dtype)
         parts = _Parts(dweight, len(scratch), ctx)
-        winograd.backward_weight(x, dy, self.padding, points, scratch, parts.arrays)
+        winograd.backward_weight(x, dy, self.shape.padding, points, scratch, parts.arrays)
         parts.add_up()
         ctx.release(points)
         ctx.release(scratch)
+
+
+class Unfolded(Method):
+    """Blocks of the image are unfolded into matrices, and these multiplied: any shape, sums in order."""
+
+    @classmethod
+    def can(cls, shape: ConvShape) -> bool:
+        return shape.groups == 1
+
+    def forward(self, x: np.ndarray, weight: np.ndarray, bias: np.ndarray, y: np.ndarray, ctx: Context) -> None:
+        columns = self._columns(y, weight, ctx)
+        conv2d.forward(x, weight, bias, self.shape.stride, self.shape.padding, columns, y)
+        ctx.release(columns)
+
+    def backward_input(self, dy: np.ndarray, weight: np.ndarray, dx: np.ndarray, ctx: Context) -> None:
+        columns = self._columns(dy, weight, ctx)
+        conv2d.backward_input(dy, weight, self.shape.stride, self.shape.padding, columns, dx)
+        ctx.release(columns)
+
+    def backward_weight(self, x: np.ndarray, dy: np.ndarray, dweight: np.ndarray, ctx: Context) -> None:
+        columns = self._columns(dy, dweight, ctx)
+        parts = _Parts(dweight, len(columns), ctx)
+        conv2d.backward_weight(x, dy, self.shape.stride, self.shape.padding, columns, parts.arrays)
+        parts.add_up()
+        ctx.release(columns)
+
+    def _columns(self, y: np.ndarray, weight: np.ndarray, ctx: Context) -> np.ndarray:
+        return ctx.take(conv2d.scratch_shape(math.prod(y.shape[:3]), math.prod(weight.shape[1:]), y.itemsize), y.dtype)
 
 
 class _Parts:
@@ -122,20 +276,21 @@ class _Parts:
             self._ctx.release(self.arrays)
 
 
-def choose(weight_shape: tuple[int, ...], output: Pair, stride: Pair, padding: Pair, *, exact: bool) -> Method:
-    """Return the fastest method for a layer.
+METHODS: dict[str, type[Method]] = {
+    "pointwise": Pointwise,
+    "depthwise": Depthwise,
+    "winograd": Winograd,
+    "unfolded": Unfolded,
+    "grouped": Grouped,
+}
+"""By name; a layer takes the first that suits its shape."""
 
-    Parameters
-    ----------
-    weight_shape : (int, int, int, int)
-    output : (int, int)
-        Height and width.
-    stride, padding : (int, int)
-    exact : bool
-        Whether sums must be in order, as by definition.
-    """
-    out_channels, height, width, in_channels = weight_shape
-    fits = (height, width) == (3, 3) and stride == (1, 1) and min(in_channels, out_channels) >= _LEAST_CHANNELS
-    if fits and not exact and winograd.cost(output) <= _WORTHWHILE:
-        return Winograd(stride, padding)
-    return Unfolded(stride, padding)
+
+def choose(shape: ConvShape) -> Method:
+    """Return the first method that suits a shape."""
+    return next(method(shape) for method in METHODS.values() if method.can(shape) and method.suits(shape))
+
+
+def _pixels(array: np.ndarray) -> np.ndarray:
+    """Return an array as a matrix: a row for each pixel, or for each kernel of one pixel."""
+    return array.reshape(-1, array.shape[-1])

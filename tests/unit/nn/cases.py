@@ -58,7 +58,7 @@ class Case(NamedTuple):
         return 30.0 if self.tiled else 1.0
 
 
-def _conv(path: str, **settings: tuple[int, int]) -> Callable[[np.ndarray, Parameters], np.ndarray]:
+def _conv(path: str, **settings: Any) -> Callable[[np.ndarray, Parameters], np.ndarray]:
     return lambda x, p: ref.conv2d(x, p[f"{path}weight"], p.get(f"{path}bias", 0.0), **settings)
 
 
@@ -102,6 +102,27 @@ LAYERS: dict[str, Case] = {
     "Conv2d, in the padding alone": Case(
         lambda: Conv2d(2, 1, stride=(1, 8), padding=(0, 3)), (4, 2, 2), _conv("", stride=(1, 8), padding=(0, 3))
     ),
+    "Conv2d, of one pixel": Case(lambda: Conv2d(5, 1), (3, 4, 6), _conv("")),
+    "Conv2d, of one pixel, no bias": Case(lambda: Conv2d(5, 1, bias=False), (2, 2, 3), _conv("")),
+    "Conv2d, of one pixel, stride": Case(lambda: Conv2d(3, 1, stride=2), (5, 4, 2), _conv("", stride=(2, 2))),
+    "Conv2d, grouped": Case(
+        lambda: Conv2d(4, (2, 3), stride=(1, 2), padding=1, groups=2),
+        (4, 5, 6),
+        _conv("", stride=(1, 2), padding=(1, 1), groups=2),
+    ),
+    "Conv2d, grouped, of one pixel": Case(lambda: Conv2d(6, 1, groups=3, bias=False), (2, 3, 9), _conv("", groups=3)),
+    "Conv2d, grouped, Winograd": Case(
+        lambda: Conv2d(16, 3, padding=1, groups=2), (4, 4, 16), _conv("", padding=(1, 1), groups=2), tiled=True
+    ),
+    "Conv2d, depthwise": Case(
+        lambda: Conv2d(5, 3, padding=1, groups=5), (4, 5, 5), _conv("", padding=(1, 1), groups=5)
+    ),
+    "Conv2d, depthwise, uneven": Case(
+        lambda: Conv2d(18, (3, 2), stride=(2, 3), padding=(1, 0), groups=18, bias=False),
+        (5, 6, 18),
+        _conv("", stride=(2, 3), padding=(1, 0), groups=18),
+    ),
+    "Conv2d, depthwise, multiplied": Case(lambda: Conv2d(6, 2, groups=3), (3, 3, 3), _conv("", groups=3)),
     "Conv2d, Winograd": Case(lambda: Conv2d(17, 3, padding=1), (7, 10, 9), _conv("", padding=(1, 1)), tiled=True),
     "Conv2d, Winograd, no padding": Case(lambda: Conv2d(8, 3, bias=False), (6, 9, 33), _conv(""), tiled=True),
     "Conv2d, Winograd, much padding": Case(

@@ -57,6 +57,12 @@ BUILDS: dict[str, tuple[Callable[[], Layer], Shape, str]] = {
         "layer net.1 (Conv2d): there is no such window. Found kernel size (0, 0), stride (1, 1), padding (0, 0); "
         "expected a kernel size and a stride of at least 1, a padding of at least 0.",
     ),
+    "groups of different sizes": (
+        lambda: Conv2d(4, 3, groups=2),
+        IMAGE,
+        "layer net.1 (Conv2d): channels do not make groups of one size. Found 3 channels to 4 in 2 groups; expected a "
+        "number of groups that divides both.",
+    ),
     "no stride": (
         lambda: MaxPool2d(2, stride=(1, 0)),
         IMAGE,

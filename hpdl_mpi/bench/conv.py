@@ -1,0 +1,168 @@
+"""``hpdl bench conv``: the methods of convolution, one against another, on shapes of well-known networks."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from statistics import median
+from typing import Any
+
+import numpy as np
+
+from hpdl_mpi.base.errors import require
+from hpdl_mpi.bench.machine import describe_command, describe_machine, describe_versions
+from hpdl_mpi.bench.rounds import turn_order
+from hpdl_mpi.kernels.conv2d import output_size
+from hpdl_mpi.kernels.threads import set_threads
+from hpdl_mpi.nn import Context, MicroBatch, Pool
+from hpdl_mpi.nn.convolution import METHODS, ConvShape, Method, choose
+
+PASSES = ("forward", "backward_input", "backward_weight")
+
+_DISTRIBUTIONS = ("numpy", "numba", "llvmlite")
+
+
+@dataclass(frozen=True)
+class ConvWorkload:
+    """A convolution of square images, NHWC.
+
+    Attributes
+    ----------
+    name : str
+        Where it stands.
+    batch, size, in_channels, out_channels : int
+        Images, their height and width, and channels.
+    kernel_size, stride, groups : int
+        The padding is half the kernel size.
+    """
+
+    name: str
+    batch: int
+    size: int
+    in_channels: int
+    out_channels: int
+    kernel_size: int = 3
+    stride: int = 1
+    groups: int = 1
+
+    @property
+    def shape(self) -> ConvShape:
+        """What a method is chosen by."""
+        side = output_size(self.size, self.kernel_size, self.stride, self.kernel_size // 2)
+        weight = self.out_channels, self.kernel_size, self.kernel_size, self.in_channels // self.groups
+        padding = self.kernel_size // 2
+        return ConvShape(weight, (side, side), (self.stride, self.stride), (padding, padding), self.groups)
+
+    @property
+    def operations(self) -> int:
+        """Floating-point operations of a forward pass by definition."""
+        shape = self.shape
+        return 2 * self.batch * math.prod(shape.output) * math.prod(shape.weight)
+
+
+CONVOLUTIONS = (
+    ConvWorkload("resnet20, 1st stage", 128, 32, 16, 16),
+    ConvWorkload("resnet20, 2nd stage", 128, 16, 32, 32),
+    ConvWorkload("resnet20, 3rd stage", 128, 8, 64, 64),
+    ConvWorkload("resnet20, between", 128, 32, 16, 32, stride=2),
+    ConvWorkload("resnet18_cifar, first", 64, 32, 3, 64),
+    ConvWorkload("resnet18_cifar, 1st stage", 64, 32, 64, 64),
+    ConvWorkload("resnet18_cifar, 2nd stage", 64, 16, 128, 128),
+    ConvWorkload("resnet18_cifar, 3rd stage", 64, 8, 256, 256),
+    ConvWorkload("resnet18_cifar, 4th stage", 64, 4, 512, 512),
+    ConvWorkload("resnet18_cifar, between", 64, 32, 64, 128, stride=2),
+    ConvWorkload("resnet50, first", 8, 224, 3, 64, 7, stride=2),
+    ConvWorkload("resnet50, 1 x 1", 8, 56, 64, 256, 1),
+    ConvWorkload("resnet50, 1 x 1, last", 8, 7, 2048, 512, 1),
+    ConvWorkload("resnet50, 3 x 3, last", 8, 7, 512, 512),
+    ConvWorkload("alexnet, second", 32, 27, 64, 192, 5),
+    ConvWorkload("alexnet, third", 32, 13, 192, 384),
+    ConvWorkload("mobilenet_v2, depthwise", 16, 56, 144, 144, groups=144),
+    ConvWorkload("mobilenet_v2, depthwise, stride 2", 16, 112, 96, 96, stride=2, groups=96),
+)
+
+
+def bench_conv(
+    workloads: Sequence[ConvWorkload] = CONVOLUTIONS,
+    threads: int = 1,
+    *,
+    num_rounds: int = 10,
+    say: Callable[[str], None] = lambda text: None,
+) -> dict[str, Any]:
+    """Time every method that can compute each of some convolutions, in float32.
+
+    Parameters
+    ----------
+    workloads : sequence of ConvWorkload
+    threads : int
+    num_rounds : int
+        In each, every method takes a turn.
+    say : callable
+        Shown what goes on.
+
+    Returns
+    -------
+    dict
+        Ready for JSON. Under "convolutions", each has the seconds of its methods by pass, medians over rounds, which
+        method is chosen and which is fastest.
+    """
+    require("--rounds", num_rounds, num_rounds >= 1, "at least 1")
+    set_threads(threads)
+    convolutions = []
+    for workload in workloads:
+        say(workload.name)
+        shape = workload.shape
+        seconds = _time_methods(workload, num_rounds)
+        convolutions.append(
+            asdict(workload)
+            | {
+                "operations": workload.operations,
+                "seconds": seconds,
+                "chosen": _name(choose(shape)),
+                "fastest": min(seconds, key=lambda name: sum(seconds[name].values())),
+            }
+        )
+    return {
+        "convolutions": convolutions,
+        "threads": threads,
+        "rounds": num_rounds,
+        "machine": describe_machine(),
+        "versions": describe_versions(_DISTRIBUTIONS),
+        "command": describe_command(),
+    }
+
+
+def _name(method: Method) -> str:
+    return next(name for name, kind in METHODS.items() if type(method) is kind)
+
+
+def _time_methods(workload: ConvWorkload, num_rounds: int) -> dict[str, dict[str, float]]:
+    """Return the seconds of each pass of each method."""
+    shape = workload.shape
+    rng = np.random.default_rng(0)
+    sizes = {
+        "x": (workload.batch, workload.size, workload.size, workload.in_channels),
+        "weight": shape.weight,
+        "dy": (workload.batch, *shape.output, workload.out_channels),
+    }
+    x, weight, dy = (rng.standard_normal(size, dtype=np.float32) for size in sizes.values())
+    y, dx, dweight = np.empty_like(dy), np.empty_like(x), np.zeros_like(weight)
+    ctx = Context(MicroBatch(Pool()))
+    methods = {name: method(shape) for name, method in METHODS.items() if method.can(shape)}
+    taken: dict[str, dict[str, list[float]]] = {name: {key: [] for key in PASSES} for name in methods}
+    for number in range(-1, num_rounds):  # the first one compiles, and fills the pool
+        for name in turn_order(list(methods), number):
+            method = methods[name]
+            calls = (
+                lambda method=method: method.forward(x, weight, weight.reshape(-1)[:0], y, ctx),
+                lambda method=method: method.backward_input(dy, weight, dx, ctx),
+                lambda method=method: method.backward_weight(x, dy, dweight, ctx),
+            )
+            for key, call in zip(PASSES, calls, strict=True):
+                began = time.perf_counter()
+                call()
+                if number >= 0:
+                    taken[name][key].append(time.perf_counter() - began)
+    return {name: {key: median(values) for key, values in by_pass.items()} for name, by_pass in taken.items()}
