@@ -190,15 +190,18 @@ class Grouped(Method):
 
 
 class Winograd(Method):
-    """See `kernels.winograd`: kernels of 3 x 3 with stride 1."""
+    """See `kernels.winograd`: kernels of 3 x 3 or 5 x 5 with stride 1."""
 
     @classmethod
     def can(cls, shape: ConvShape) -> bool:
-        return not shape.exact and shape.weight[1:3] == (3, 3) and shape.stride == (1, 1) and shape.groups == 1
+        height, width = shape.weight[1:3]
+        fits = height == width and height in winograd.KERNEL_SIZES and shape.stride == (1, 1) and shape.groups == 1
+        return fits and not shape.exact
 
     @classmethod
     def suits(cls, shape: ConvShape) -> bool:
-        return min(shape.weight[0], shape.weight[3]) >= _LEAST_CHANNELS and winograd.cost(shape.output) <= _WORTHWHILE
+        k, size, _, c = shape.weight
+        return min(k, c) >= _LEAST_CHANNELS and winograd.cost(size, shape.output) <= _WORTHWHILE
 
     def forward(self, x: np.ndarray, weight: np.ndarray, bias: np.ndarray, y: np.ndarray, ctx: Context) -> None:
         panels = ctx.take((winograd.panels_size(x.shape[3], y.shape[3], y.dtype),), y.dtype)

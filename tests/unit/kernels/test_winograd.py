@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -9,14 +11,15 @@ from hypothesis import strategies as st
 
 from hpdl_mpi.base.memory import aligned
 from hpdl_mpi.kernels import winograd
-from hpdl_mpi.kernels.winograd import FILTER, INPUT, OUTPUT, TILE
+from hpdl_mpi.kernels.winograd import FILTERS, INPUT, OUTPUTS, tile_size
 from tests import reference as ref
 
-A, G, B = (np.abs(np.array(matrix)) for matrix in (OUTPUT, FILTER, INPUT))
+B = np.abs(np.array(INPUT))
+A, G = ({r: np.abs(np.array(matrix)) for r, matrix in matrices.items()} for matrices in (OUTPUTS, FILTERS))
 
-TRANSFORMS = 34
+TRANSFORMS = 38
 """Roundings on the way of a number, beside the sum of products. A transform has two passes, in each of which a number
-is multiplied once and added at most five times: 12, 8 and 8 for outputs, inputs and filters, whose entries are rounded
+is multiplied once and added at most five times: 12, 8 and 12 for outputs, inputs and filters, whose entries are rounded
 themselves: 2 more. Then there are the product, the sum of an edge's tiles, the bias, and the sum into a gradient."""
 
 
@@ -29,45 +32,51 @@ def bound(terms: int, dtype: np.dtype, absolute: np.ndarray) -> np.ndarray:
     return roundings / (1 - roundings) * absolute
 
 
-def tiles_of(image: np.ndarray, padding: tuple[int, int], output: tuple[int, int], size: int) -> np.ndarray:
-    """Return the absolute values of an image's tiles, (n, tiles down, tiles across, size, size, c), float64."""
+def tiles_of(image: np.ndarray, padding: tuple[int, int], output: tuple[int, int], step: int, size: int) -> np.ndarray:
+    """Return the absolute values of an image's tiles, (n, tiles down, tiles across, size, size, c), float64.
+
+    They lie `step` apart, and there are as many as outputs of that size.
+    """
     top, left = padding
-    down, across = (-(-length // TILE) for length in output)
-    padded = np.zeros((len(image), TILE * down + 2, TILE * across + 2, image.shape[3]))
+    down, across = (-(-length // step) for length in output)
+    padded = np.zeros((len(image), step * down + size - step, step * across + size - step, image.shape[3]))
     place = padded[:, top : top + image.shape[1], left : left + image.shape[2]]
     place[...] = np.abs(image)[:, : place.shape[1], : place.shape[2]]
-    windows = np.lib.stride_tricks.sliding_window_view(padded, (size, size), axis=(1, 2))[:, ::TILE, ::TILE]
+    windows = np.lib.stride_tricks.sliding_window_view(padded, (size, size), axis=(1, 2))[:, ::step, ::step]
     return windows[:, :down, :across].transpose(0, 1, 2, 4, 5, 3)
 
 
 def absolute_convolution(x: np.ndarray, weight: np.ndarray, padding: tuple[int, int], output: tuple[int, int]):
     """Return the method's result with absolute values in all places, and no difference anywhere."""
-    values = np.einsum("ai,bj,nyxijc->nyxabc", B, B, tiles_of(x, padding, output, 6))
-    filters = np.einsum("ai,bj,kijc->kabc", G, G, np.abs(weight.astype(float)))
-    tiles = np.einsum("pa,qb,nyxabc,kabc->nypxqk", A, A, values, filters, optimize=True)
-    n, down, _, across, _, k = tiles.shape
-    return tiles.reshape(n, TILE * down, TILE * across, k)[:, : output[0], : output[1]]
+    r = weight.shape[1]
+    values = np.einsum("ai,bj,nyxijc->nyxabc", B, B, tiles_of(x, padding, output, tile_size(r), 6))
+    filters = np.einsum("ai,bj,kijc->kabc", G[r], G[r], np.abs(weight.astype(float)))
+    tiles = np.einsum("pa,qb,nyxabc,kabc->nypxqk", A[r], A[r], values, filters, optimize=True)
+    n, down, step, across, _, k = tiles.shape
+    return tiles.reshape(n, step * down, step * across, k)[:, : output[0], : output[1]]
 
 
-def absolute_gradient(x: np.ndarray, dy: np.ndarray, padding: tuple[int, int]):
+def absolute_gradient(x: np.ndarray, dy: np.ndarray, r: int, padding: tuple[int, int]):
     """Return the same of the gradient for the weight."""
-    output = dy.shape[1], dy.shape[2]
-    values = np.einsum("ai,bj,nyxijc->nyxabc", B, B, tiles_of(x, padding, output, 6))
-    gradients = np.einsum("pa,qb,nyxpqk->nyxabk", A, A, tiles_of(dy, (0, 0), output, 4))
+    output, step = (dy.shape[1], dy.shape[2]), tile_size(r)
+    values = np.einsum("ai,bj,nyxijc->nyxabc", B, B, tiles_of(x, padding, output, step, 6))
+    gradients = np.einsum("pa,qb,nyxpqk->nyxabk", A[r], A[r], tiles_of(dy, (0, 0), output, step, step))
     points = np.einsum("nyxabk,nyxabc->kabc", gradients, values, optimize=True)
-    return np.einsum("ai,bj,kabc->kijc", G, G, points)
+    return np.einsum("ai,bj,kabc->kijc", G[r], G[r], points)
 
 
 class Rig:
     """Random arrays of a convolution, and scratch full of NaN."""
 
-    def __init__(self, n: int, output: tuple[int, int], c: int, k: int, padding: tuple[int, int], dtype: str) -> None:
+    def __init__(
+        self, n: int, output: tuple[int, int], c: int, k: int, padding: tuple[int, int], dtype: str, r: int = 3
+    ) -> None:
         rng = np.random.default_rng(0)
         self.dtype, self.padding = np.dtype(dtype), padding
-        height, width = (size + 2 - 2 * pad for size, pad in zip(output, padding, strict=True))
+        height, width = (size + r - 1 - 2 * pad for size, pad in zip(output, padding, strict=True))
         self.x, self.weight, self.bias, self.dy = (
             rng.normal(size=shape).astype(dtype)
-            for shape in ((n, height, width, c), (k, 3, 3, c), (k,), (n, *output, k))
+            for shape in ((n, height, width, c), (k, r, r, c), (k,), (n, *output, k))
         )
 
     def scratch(self, *shape: int) -> np.ndarray:
@@ -104,7 +113,7 @@ class Rig:
 def check(rig: Rig) -> None:
     """Hold all three against the definition in float64."""
     x, weight, dy = (array.astype(float) for array in (rig.x, rig.weight, rig.dy))
-    k, _, _, c = weight.shape
+    k, r, _, c = weight.shape
     size = dy.shape[1], dy.shape[2]
 
     expected = ref.conv2d(x, weight, 0.0, padding=rig.padding)
@@ -114,16 +123,16 @@ def check(rig: Rig) -> None:
     assert (np.abs(rig.forward(rig.bias) - with_bias) <= bound(c, rig.dtype, absolute + np.abs(rig.bias))).all()
 
     turned = np.ascontiguousarray(weight[:, ::-1, ::-1].transpose(3, 1, 2, 0))
-    inverse = 2 - rig.padding[0], 2 - rig.padding[1]
+    inverse = r - 1 - rig.padding[0], r - 1 - rig.padding[1]
     expected = ref.conv2d(dy, turned, 0.0, padding=inverse)
     absolute = absolute_convolution(dy, turned, inverse, x.shape[1:3])
     assert (np.abs(rig.backward_input() - expected) <= bound(k, rig.dtype, absolute)).all()
 
     padded = np.pad(x, ((0, 0), *((pad, pad) for pad in rig.padding), (0, 0)))
-    windows = np.lib.stride_tricks.sliding_window_view(padded, size, axis=(1, 2))  # (n, 3, 3, c, ho, wo)
+    windows = np.lib.stride_tricks.sliding_window_view(padded, size, axis=(1, 2))  # (n, r, r, c, ho, wo)
     expected = np.einsum("nijcyx,nyxk->kijc", windows, dy)
-    terms = len(x) * -(-size[0] // TILE) * -(-size[1] // TILE)
-    absolute = absolute_gradient(x, dy, rig.padding)
+    terms = len(x) * math.prod(-(-length // tile_size(r)) for length in size)
+    absolute = absolute_gradient(x, dy, r, rig.padding)
     assert (np.abs(rig.backward_weight() - expected) <= bound(terms, rig.dtype, absolute)).all()
 
 
@@ -134,13 +143,14 @@ def check(rig: Rig) -> None:
     c=st.integers(1, 40),
     k=st.integers(1, 40),
     padding=st.tuples(st.integers(0, 2), st.integers(0, 2)),
+    r=st.sampled_from([3, 5]),
     dtype=st.sampled_from(["float32", "float64"]),
 )
 def test_every_shape_is_within_the_bound(
-    n: int, height: int, width: int, c: int, k: int, padding: tuple[int, int], dtype: str
+    n: int, height: int, width: int, c: int, k: int, padding: tuple[int, int], r: int, dtype: str
 ) -> None:
-    output = max(height, 2 * padding[0] - 1), max(width, 2 * padding[1] - 1)
-    check(Rig(n, output, c, k, padding, dtype))
+    output = max(height, 2 * padding[0] + 2 - r), max(width, 2 * padding[1] + 2 - r)
+    check(Rig(n, output, c, k, padding, dtype, r))
 
 
 @pytest.mark.parametrize(

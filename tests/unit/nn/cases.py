@@ -128,6 +128,7 @@ LAYERS: dict[str, Case] = {
     "Conv2d, Winograd, much padding": Case(
         lambda: Conv2d(8, 3, padding=(3, 2)), (4, 3, 8), _conv("", padding=(3, 2)), tiled=True
     ),
+    "Conv2d, Winograd, 5 x 5": Case(lambda: Conv2d(9, 5, padding=2), (5, 4, 8), _conv("", padding=(2, 2)), tiled=True),
     "Conv2d, exact": Case(lambda: Conv2d(8, 3, padding=1, exact=True), (4, 4, 8), _conv("", padding=(1, 1))),
     "MaxPool2d": Case(lambda: MaxPool2d(2), (5, 4, 3), lambda x, p: ref.max_pool(x, (2, 2), stride=(2, 2))),
     "MaxPool2d, overlapping": Case(
