@@ -12,7 +12,7 @@ from hpdl_mpi import nn
 from hpdl_mpi.base.shares import share
 from hpdl_mpi.comm import Communicator
 from hpdl_mpi.data import Batch
-from hpdl_mpi.nn import Context, Layout, LossSums, MicroBatch, Pool
+from hpdl_mpi.nn import Context, Layout, LossSums, MicroBatch, Pool, make_statistics
 from hpdl_mpi.optim import Chunks, Optimizer
 from hpdl_mpi.parallel import ProcessGrid, Replica, TrainingStep
 from hpdl_mpi.parallel.pipeline import Pipeline, Recomputed, Schedule
@@ -151,6 +151,7 @@ def run_alone(batch: Batch, num_microbatches: int, dp: int = 1) -> Outcome:
     params, gradients = layout.allocate(np.float64), layout.allocate(np.float64)
     layout.initialize(params, SEED)
     layout.bind(model, params, gradients)
+    make_statistics(model, params.dtype)
     micro = MicroBatch(Pool(poison=True), SEED)
     context = Context(micro)
     sums, outputs = LossSums(0.0, 0.0, 0.0), [np.zeros((0, CLASSES))]

@@ -68,6 +68,12 @@ def linear(x: Array, weight: Array, bias: Array | float = 0.0) -> Array:
     return np.einsum("...i,oi->...o", x, weight) + bias
 
 
+def batch_norm(x: Array, weight: Array, bias: Array, eps: float) -> Array:
+    """Each channel minus its mean over all else, over the root of its variance, times weight, plus bias."""
+    others = tuple(range(x.ndim - 1))
+    return (x - x.mean(others)) / np.sqrt(x.var(others) + eps) * weight + bias
+
+
 def leaky_relu(x: Array, slope: float) -> Array:
     """x where positive, else slope x."""
     return np.where(x > 0, x, slope * x)

@@ -7,15 +7,17 @@ from hpdl_mpi.nn.context import Context, MicroBatch
 from hpdl_mpi.nn.conv import Conv2d
 from hpdl_mpi.nn.dropout import Dropout
 from hpdl_mpi.nn.layer import Layer, Parameter, Shape, has_parameters, walk
-from hpdl_mpi.nn.layout import Layout, Segment
+from hpdl_mpi.nn.layout import Layout, Segment, make_statistics
 from hpdl_mpi.nn.linear import Linear
 from hpdl_mpi.nn.losses import CrossEntropy, Huber, Loss, LossSums, MeanSquaredError
+from hpdl_mpi.nn.normalization import BatchNorm2d
 from hpdl_mpi.nn.pool import Pool
 from hpdl_mpi.nn.pooling import AvgPool2d, MaxPool2d
 from hpdl_mpi.nn.shape import Flatten
 
 __all__ = [
     "AvgPool2d",
+    "BatchNorm2d",
     "Context",
     "Conv2d",
     "CrossEntropy",
@@ -45,5 +47,6 @@ __all__ = [
     "Tanh",
     "has_parameters",
     "init",
+    "make_statistics",
     "walk",
 ]

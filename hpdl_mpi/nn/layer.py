@@ -55,21 +55,24 @@ class Layer(abc.ABC):
     ----------
     path : str
         Where the layer stands in the model, set by `build`.
-    declared : dict of str to Parameter
-        What `build` declared.
-    params, grads : dict of str to array
+    declared, tracked : dict of str to Parameter
+        What `build` declared: parameters, and statistics, which forward keeps up to date while training.
+    params, grads, statistics : dict of str to array
         Views into the flat arrays of a `Layout`, by local name; empty until it binds them.
     """
 
     path: str
     declared: dict[str, Parameter]
+    tracked: dict[str, Parameter]
     params: dict[str, np.ndarray]
     grads: dict[str, np.ndarray]
+    statistics: dict[str, np.ndarray]
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Layer:
         layer = super().__new__(cls)
         layer.path = ""
         layer.declared, layer.params, layer.grads = {}, {}, {}
+        layer.tracked, layer.statistics = {}, {}
         return layer
 
     @property
@@ -128,6 +131,13 @@ class Layer(abc.ABC):
             Whether weight decay applies to it.
         """
         self.declared[name] = Parameter(name, shape, init, fans, decay)
+
+    def declare_statistic(self, name: str, shape: Shape, init: Initializer) -> None:
+        """Declare an array that is not trained but follows what forward sees, called by `build`.
+
+        The data-parallel ranks take the mean of theirs after each step. Forward leaves it alone while it recomputes.
+        """
+        self.tracked[name] = Parameter(name, shape, init, (1, 1), decay=False)
 
     def full_name(self, parameter: Parameter) -> str:
         """Return a parameter's name in the whole model; tied ones have one name."""

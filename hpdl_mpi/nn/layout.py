@@ -1,4 +1,4 @@
-"""One flat array for all parameters of a rank, another for their gradients; layers hold named views of both."""
+"""One flat array for all parameters of a rank, others for gradients and statistics; layers hold named views of them."""
 
 from __future__ import annotations
 
@@ -46,6 +46,8 @@ class Layout:
     ----------
     model : Layer
         Built; what it declared is read.
+    statistics : bool
+        Map the model's statistics instead.
 
     Attributes
     ----------
@@ -61,10 +63,10 @@ class Layout:
         A layer with parameters stands in the model more than once.
     """
 
-    def __init__(self, model: Layer) -> None:
+    def __init__(self, model: Layer, *, statistics: bool = False) -> None:
         refuse_shared(model)
         places: dict[str, Parameter] = {}
-        for layer, parameter in reversed(list(_parameters(model))):
+        for layer, parameter in reversed(list(_parameters(model, statistics=statistics))):
             # What is tied lies where its last gradient lands.
             places.pop(layer.full_name(parameter), None)
             places[layer.full_name(parameter)] = parameter
@@ -93,6 +95,12 @@ class Layout:
             layer.params[parameter.name] = values[name]
             layer.grads[parameter.name] = gradients[name]
 
+    def bind_statistics(self, model: Layer, values: np.ndarray) -> None:
+        """Give the model's layers their views of a flat array of statistics."""
+        views = self.views(values)
+        for layer, parameter in _parameters(model, statistics=True):
+            layer.statistics[parameter.name] = views[layer.full_name(parameter)]
+
     def initialize(self, params: np.ndarray, seed: int) -> None:
         """Write the starting values into a flat array: each parameter's depend on the seed and its name alone."""
         for segment in self.segments:
@@ -115,7 +123,16 @@ def refuse_shared(model: Layer) -> None:
             )
 
 
-def _parameters(model: Layer) -> Iterator[tuple[Layer, Parameter]]:
+def _parameters(model: Layer, *, statistics: bool = False) -> Iterator[tuple[Layer, Parameter]]:
     for layer in walk(model):
-        for parameter in layer.declared.values():
+        for parameter in (layer.tracked if statistics else layer.declared).values():
             yield layer, parameter
+
+
+def make_statistics(model: Layer, dtype: DTypeLike, allocate: Allocator = heap) -> tuple[Layout, np.ndarray]:
+    """Return the layout of a built model's statistics, and their flat array, which its layers are bound to."""
+    layout = Layout(model, statistics=True)
+    values = layout.allocate(dtype, allocate)
+    layout.initialize(values, seed=0)
+    layout.bind_statistics(model, values)
+    return layout, values

@@ -12,7 +12,7 @@ from numpy.typing import DTypeLike
 from hpdl_mpi.base.errors import require
 from hpdl_mpi.base.memory import check_memory
 from hpdl_mpi.comm import Arena, Work
-from hpdl_mpi.nn import Layer, Layout, Loss, LossSums, Pool, Sequential, Shape
+from hpdl_mpi.nn import Layer, Layout, Loss, LossSums, Pool, Sequential, Shape, make_statistics
 from hpdl_mpi.nn.layer import walk
 from hpdl_mpi.optim import Chunks, Optimizer
 from hpdl_mpi.parallel.pipeline import Executor, Feed, Pipeline, Schedule, complete, cut, forward_only
@@ -56,6 +56,9 @@ class Replica:
     params, grads : array, shape (layout.size,)
     slots : dict of str to array
         The optimizer's state, like `params`.
+    statistics_layout : Layout
+    statistics : array, shape (statistics_layout.size,)
+        What layers of this rank track.
     step : int
         Updates done.
 
@@ -104,6 +107,7 @@ class Replica:
         self.grads = self.layout.allocate(dtype)
         self.slots = {name: self.layout.allocate(dtype) for name in optimizer.slots}
         self.layout.bind(own, self.params, self.grads)
+        self.statistics_layout, self.statistics = make_statistics(own, dtype)
         _owners.update({layer: weakref.ref(self) for layer in walk(model) if layer.declared})
         self.pool = Pool()
         self._arena = Arena(self.pipeline.comm)
@@ -149,6 +153,7 @@ class Replica:
         self.layout.initialize(self.params, self.seed)
         for array in (self.grads, *self.slots.values()):
             array.fill(0)
+        self.statistics_layout.initialize(self.statistics, self.seed)
         self.step = 0
 
     def trainer(self, loss: Loss, reduce: Callable[[int], Iterable[Work]] | None = None) -> Executor:

@@ -82,6 +82,8 @@ class TrainingStep:
         self._trace: Trace | None = None
         self._executor = replica.trainer(loss, _StageReduction(replica, grid.axis("dp")))
         self._tied = _tied_reductions(replica)
+        self._dp = grid.axis("dp")
+        self._reduce_statistics = _all_reduce(self._dp, replica.statistics)
         self._totals = aligned(_SUMS + num_flags, np.float64)
         self._reduce_totals = _all_reduce(grid.comm, self._totals)
         self._squares = aligned(1, np.float64)
@@ -122,8 +124,18 @@ class TrainingStep:
         if report.finite:
             weight = report.sums.weight
             self._update(nominal / weight if weight else 0.0, lr)
+            self._average_statistics()
         self._note("step", f"step {self._replica.step}", started)
         return report
+
+    def _average_statistics(self) -> None:
+        """Let all data-parallel ranks have the mean of what their layers track."""
+        statistics = self._replica.statistics
+        if statistics.size and self._dp.size > 1:
+            began = now()
+            self._reduce_statistics()
+            self._note("wait", "statistics", began)
+            statistics /= self._dp.size
 
     def _update(self, scale: float, lr: float) -> None:
         if self._clip_norm is not None:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike
 
-from hpdl_mpi.nn import Context, Layer, Layout, Loss, MicroBatch, Pool, Shape, has_parameters, walk
+from hpdl_mpi.nn import Context, Layer, Layout, Loss, MicroBatch, Pool, Shape, has_parameters, make_statistics, walk
 from hpdl_mpi.parallel.pipeline import LayerCost, Recomputed, members
 from hpdl_mpi.parallel.pipeline.flow import Activation
 
@@ -71,6 +71,7 @@ def measure_layers(task: Task, layers: dict[str, Layer], size: int) -> list[Laye
             for inner in walk(layer):
                 inner.params.clear()
                 inner.grads.clear()
+                inner.statistics.clear()
         found = measured[kind]
         costs.append(found.cost(2 + task.num_slots, kept or from_loader, from_loader))
         shape, kept = layer.output_shape(shape), found.keeps_output or (found.is_view and kept)
@@ -114,6 +115,7 @@ class _Measurement:
         params, grads = layout.allocate(dtype), layout.allocate(dtype)
         layout.initialize(params, seed=0)
         layout.bind(layer, params, grads)
+        make_statistics(layer, dtype)
         self._pool = Pool()
         self._batch = MicroBatch(self._pool)
         learns = needs_dx or has_parameters(layer)

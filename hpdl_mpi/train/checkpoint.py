@@ -12,7 +12,7 @@ import hashlib
 import os
 import re
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -23,7 +23,7 @@ from hpdl_mpi.base.errors import InputError, StorageError, TrainingError
 from hpdl_mpi.base.files import fsync, write_whole
 from hpdl_mpi.comm import Communicator
 from hpdl_mpi.data.hdf5 import lies_elsewhere, reading
-from hpdl_mpi.nn import Shape
+from hpdl_mpi.nn import Segment, Shape
 from hpdl_mpi.parallel import ProcessGrid, Replica
 from hpdl_mpi.train.manifest import DAMAGED, FORMAT, StoredFile, damaged, read_manifest, remedy, seal
 from hpdl_mpi.train.progress import Progress
@@ -124,11 +124,7 @@ def load(path: Path, replica: Replica) -> Progress:
         )
     manifest = read_manifest(path)
     _compare_shapes(path, manifest["parameters"], replica.shapes)
-    targets = {
-        (kind, segment.name): array[segment.start : segment.stop]
-        for kind, array in _arrays(replica).items()
-        for segment in replica.layout.segments
-    }
+    targets = {(kind, segment.name): array[segment.start : segment.stop] for kind, segment, array in _segments(replica)}
     filled = dict.fromkeys(targets, 0)
     for entry in manifest["files"]:
         if any((kind, name) in targets for kind, name, _, _ in entry["slices"]):
@@ -166,7 +162,9 @@ def _compare_checksums(replica: Replica, grid: ProcessGrid) -> None:
     values = replica.layout.views(replica.params)
     tied = [name for name in replica.names if len(replica.holders(name)) > 1]
     mine = {name: hashlib.blake2b(values[name].data, digest_size=16).digest() for name in tied}
-    mine[f"stage {grid.coordinate('pp')}"] = hashlib.blake2b(replica.params.data, digest_size=16).digest()
+    stage = hashlib.blake2b(replica.params.data, digest_size=16)
+    stage.update(replica.statistics.data)
+    mine[f"stage {grid.coordinate('pp')}"] = stage.digest()
     first: dict[str, bytes] = {}
     astray = [
         rank
@@ -175,7 +173,7 @@ def _compare_checksums(replica: Replica, grid: ProcessGrid) -> None:
     ]
     if astray:
         raise TrainingError(
-            f"ranks {astray} hold other parameters than those they are replicas of, after step {replica.step}",
+            f"ranks {astray} hold other parameters or statistics than their replicas, after step {replica.step}",
             remedy="this is a fault of the machine or of a layer that is not deterministic: continue from the last "
             "checkpoint with --resume",
             shared=True,
@@ -233,9 +231,14 @@ def _end(
         _remove(old)
 
 
-def _arrays(replica: Replica) -> dict[str, np.ndarray]:
-    """Return the flat arrays that a checkpoint holds, by their kinds."""
-    return {"params": replica.params} | {f"slot:{name}": array for name, array in replica.slots.items()}
+def _segments(replica: Replica) -> Iterator[tuple[str, Segment, np.ndarray]]:
+    """Yield what a checkpoint holds: the kind, and a segment of a flat array."""
+    arrays = {"params": replica.params} | {f"slot:{name}": array for name, array in replica.slots.items()}
+    for kind, array in arrays.items():
+        for segment in replica.layout.segments:
+            yield kind, segment, array
+    for segment in replica.statistics_layout.segments:
+        yield "statistics", segment, replica.statistics
 
 
 def _write_slices(path: Path, replica: Replica) -> list[tuple[str, str, int, int]]:
@@ -246,14 +249,13 @@ def _write_slices(path: Path, replica: Replica) -> list[tuple[str, str, int, int
     """
     slices, places = [], []
     with h5py.File(path, "w") as file:
-        for kind, array in _arrays(replica).items():
-            for segment in replica.layout.segments:
-                if segment.name not in replica.owned:
-                    continue
-                part = array[segment.start : segment.stop]
-                dataset = _lay_out(file, f"{kind}/{segment.name}/0", part)
-                slices.append((kind, segment.name, 0, part.size))
-                places.append((dataset.id.get_offset(), part))
+        for kind, segment, array in _segments(replica):
+            if kind != "statistics" and segment.name not in replica.owned:
+                continue
+            part = array[segment.start : segment.stop]
+            dataset = _lay_out(file, f"{kind}/{segment.name}/0", part)
+            slices.append((kind, segment.name, 0, part.size))
+            places.append((dataset.id.get_offset(), part))
     with open(path, "r+b", buffering=0) as file:
         for offset, part in places:
             file.seek(offset)

@@ -11,6 +11,7 @@ from numpy.typing import DTypeLike
 from hpdl_mpi.base.memory import Allocator, heap
 from hpdl_mpi.nn import (
     AvgPool2d,
+    BatchNorm2d,
     Context,
     Conv2d,
     Dropout,
@@ -31,6 +32,7 @@ from hpdl_mpi.nn import (
     Sigmoid,
     Softmax,
     Tanh,
+    make_statistics,
     walk,
 )
 from tests import reference as ref
@@ -52,6 +54,9 @@ class Case(NamedTuple):
     tiled: bool = False
     """Whether sums mix what is in a tile of an image: the layer goes by Winograd's method."""
 
+    mixes: bool = False
+    """Whether samples see one another while training."""
+
     @property
     def rounding(self) -> float:
         """How much larger errors may be than those of sums in order; `test_winograd` derives the bound."""
@@ -60,6 +65,13 @@ class Case(NamedTuple):
 
 def _conv(path: str, **settings: Any) -> Callable[[np.ndarray, Parameters], np.ndarray]:
     return lambda x, p: ref.conv2d(x, p[f"{path}weight"], p.get(f"{path}bias", 0.0), **settings)
+
+
+def _batch_norm_of(eps: float) -> Callable[[np.ndarray, Parameters], np.ndarray]:
+    return lambda x, p: ref.batch_norm(x, p["weight"], p["bias"], eps)
+
+
+_batch_norm = _batch_norm_of(1e-5)
 
 
 def _linear(path: str = "") -> Callable[[np.ndarray, Parameters], np.ndarray]:
@@ -153,6 +165,11 @@ LAYERS: dict[str, Case] = {
     ),
     "AvgPool2d, of the whole image": Case(
         lambda: AvgPool2d((5, 4)), (5, 4, 3), lambda x, p: ref.avg_pool(x, (5, 4), stride=(5, 4))
+    ),
+    "BatchNorm2d": Case(BatchNorm2d, (4, 3, 5), _batch_norm, mixes=True),
+    "BatchNorm2d, of features": Case(lambda: BatchNorm2d(eps=0.1), (4,), _batch_norm_of(0.1), mixes=True),
+    "BatchNorm2d, ReLU": Case(
+        lambda: BatchNorm2d(relu=True), (3, 3, 18), lambda x, p: ref.relu(_batch_norm(x, p)), mixes=True
     ),
     "Flatten": Case(Flatten, (3, 2, 2), lambda x, p: ref.flatten(x)),
     "ReLU": Case(ReLU, (3, 2, 2), lambda x, p: ref.relu(x)),
@@ -267,6 +284,7 @@ class Rig:
         self.layout = Layout(self.layer)
         self.params, self.grads = (self.layout.allocate(dtype, allocate) for _ in range(2))
         self.layout.bind(self.layer, self.params, self.grads)
+        self.statistics_layout, self.statistics = make_statistics(self.layer, dtype, allocate)
         self.pool = Pool(poison=True)
         self.batch = MicroBatch(self.pool, SEED)
         self.ctx = Context(self.batch, needs_dx=needs_dx)

@@ -192,7 +192,7 @@ def test_ranks_that_have_drifted_apart_are_found(tmp_path):
         replica = make_replica()
         if comm.rank == 2:
             replica.params[5] += 1e-3
-        with pytest.raises(TrainingError, match=r"ranks \[2\] hold other parameters than those they are"):
+        with pytest.raises(TrainingError, match=r"ranks \[2\] hold other parameters or statistics than"):
             checkpoint.save(tmp_path, replica, PROGRESS, grid_of(comm), keep=2)
 
     run_threads(3, run)

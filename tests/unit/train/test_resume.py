@@ -8,7 +8,7 @@ import signal
 import h5py
 import pytest
 
-from hpdl_mpi import nn, optim
+from hpdl_mpi import optim
 from hpdl_mpi.base.errors import InputError
 from hpdl_mpi.comm import SingleCommunicator
 from hpdl_mpi.data import Transform
@@ -16,6 +16,7 @@ from hpdl_mpi.train import Checkpoint
 from hpdl_mpi.train.signals import Stopped
 from tests.training_cases import (
     NUM_SAMPLES,
+    StopAfter,
     fit_images,
     make_trainer,
     metrics_but_times,
@@ -23,21 +24,6 @@ from tests.training_cases import (
     step_losses,
     write_images,
 )
-
-
-class StopAfter(nn.CrossEntropy):
-    """Sends this process a signal in a given call that trains."""
-
-    def __init__(self, calls, number=signal.SIGTERM):
-        super().__init__()
-        self.calls, self.number = calls, number
-
-    def __call__(self, outputs, targets, scale, ctx):
-        self.calls -= ctx.batch.saving
-        if self.calls == 0:
-            os.kill(os.getpid(), self.number)
-            self.calls = -1
-        return super().__call__(outputs, targets, scale, ctx)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR2])

@@ -1,0 +1,74 @@
+"""Batch normalisation: its statistics, and sums that stay accurate."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from hpdl_mpi.kernels import normalization as kernel
+from hpdl_mpi.nn import BatchNorm2d, Recompute, Sequential
+from tests import reference as ref
+from tests.unit.nn.cases import Case, Rig
+
+SHAPE = (4, 3, 5)
+
+
+def make(relu: bool = False) -> Rig:
+    return Rig(Case(lambda: BatchNorm2d(eps=1e-3, momentum=0.25, relu=relu), SHAPE, lambda x, p: x))
+
+
+def test_running_values_follow_those_of_micro_batches() -> None:
+    rig = make()
+    mean, var = np.zeros(5), np.ones(5)
+    for scale in (1.0, 3.0):
+        x = scale * rig.x + scale
+        rig.output(x)
+        rows = x.reshape(-1, 5)
+        mean = 0.75 * mean + 0.25 * rows.mean(0)
+        var = 0.75 * var + 0.25 * rows.var(0, ddof=1)
+    np.testing.assert_allclose(rig.layer.statistics["running_mean"], mean, rtol=1e-12)
+    np.testing.assert_allclose(rig.layer.statistics["running_var"], var, rtol=1e-12)
+
+
+def test_evaluation_takes_the_running_values_and_leaves_them() -> None:
+    rig = make(relu=True)
+    rig.output(rig.x)
+    before = rig.statistics.copy()
+    y = rig.output(2 * rig.x, training=False)
+    np.testing.assert_array_equal(rig.statistics, before)
+    mean, var = (rig.layer.statistics[name] for name in ("running_mean", "running_var"))
+    expected = (2 * rig.x - mean) / np.sqrt(var + 1e-3) * rig.named_params["weight"] + rig.named_params["bias"]
+    np.testing.assert_allclose(y, ref.relu(expected), rtol=0, atol=1e-13)
+
+
+def test_recomputation_counts_nothing_twice() -> None:
+    plain, again = (
+        Rig(Case(lambda wrap=wrap: Sequential(wrap(Sequential(BatchNorm2d()))), SHAPE, lambda x, p: x))
+        for wrap in (lambda layer: layer, Recompute)
+    )
+    for rig in (plain, again):
+        rig.step(rig.x, rig.dy)
+    assert plain.statistics.any()
+    np.testing.assert_array_equal(again.statistics, plain.statistics)
+    np.testing.assert_array_equal(again.grads, plain.grads)
+
+
+def test_a_micro_batch_without_samples_changes_nothing() -> None:
+    rig = make()
+    before = rig.statistics.copy()
+    rig.step(rig.x[:0], rig.dy[:0], np.zeros(0, np.int64))
+    np.testing.assert_array_equal(rig.statistics, before)
+    assert not rig.grads.any()
+
+
+@pytest.mark.parametrize("rows", [1, 255, 257, 5000])
+def test_variances_of_large_numbers_are_accurate(rows: int) -> None:
+    """The mean is 10^4 deviations: squares, summed up as they are, would leave nothing of the variance in float32.
+
+    Differences to a mean are exact, and a sum of 256 squares to 256 2^-24 = 1.5e-5.
+    """
+    x = (1e4 + np.random.default_rng(0).normal(size=(rows, 3))).astype(np.float32)
+    out = np.empty((2, 3))
+    kernel.moments(x, np.empty(kernel.partial_shape(rows, 3), np.float32), out)
+    np.testing.assert_allclose(out[0], x.astype(float).mean(0), rtol=1e-9)
+    np.testing.assert_allclose(out[1], x.astype(float).var(0), rtol=3e-5)
