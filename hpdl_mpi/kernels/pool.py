@@ -104,3 +104,33 @@ def average_backward(dy, kernel_size, stride, padding, dx):
                         target = dx[image, top + r, left + s]
                         for c in range(channels):
                             target[c] += share * dy[image, i, j, c]
+
+
+@parallel_kernel
+def global_average_forward(x, y):
+    """y = mean of each image's pixels; x (n, pixels, c), y (n, c)."""
+    images, pixels, channels = x.shape
+    share = x.dtype.type(1.0 / pixels)
+    for image in prange(images):
+        mean = y[image]
+        for c in range(channels):
+            mean[c] = 0
+        for p in range(pixels):
+            source = x[image, p]
+            for c in range(channels):
+                mean[c] += source[c]
+        for c in range(channels):
+            mean[c] *= share
+
+
+@parallel_kernel
+def global_average_backward(dy, dx):
+    """dx = dy shared evenly among an image's pixels."""
+    images, pixels, channels = dx.shape
+    share = dy.dtype.type(1.0 / pixels)
+    for image in prange(images):
+        gradient = dy[image]
+        for p in range(pixels):
+            target = dx[image, p]
+            for c in range(channels):
+                target[c] = share * gradient[c]

@@ -12,7 +12,7 @@ from hpdl_mpi.nn.linear import Linear
 from hpdl_mpi.nn.losses import CrossEntropy, Huber, Loss, LossSums, MeanSquaredError
 from hpdl_mpi.nn.normalization import BatchNorm2d
 from hpdl_mpi.nn.pool import Pool
-from hpdl_mpi.nn.pooling import AvgPool2d, MaxPool2d
+from hpdl_mpi.nn.pooling import AvgPool2d, GlobalAvgPool2d, MaxPool2d
 from hpdl_mpi.nn.shape import Flatten
 
 __all__ = [
@@ -23,6 +23,7 @@ __all__ = [
     "CrossEntropy",
     "Dropout",
     "Flatten",
+    "GlobalAvgPool2d",
     "Huber",
     "Layer",
     "Layout",

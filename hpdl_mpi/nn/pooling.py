@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+import math
 
 import numpy as np
 
@@ -70,5 +71,30 @@ class AvgPool2d(_Pool2d):
     def backward_input(self, dy: np.ndarray, ctx: Context) -> np.ndarray:
         dx = ctx.take(ctx.saved["shape"], dy.dtype)
         kernel.average_backward(dy, self.kernel_size, self.stride, self.padding, dx)
+        ctx.drop("shape")
+        return dx
+
+
+class GlobalAvgPool2d(Layer):
+    """The mean of each channel over the whole image: (h, w, c) to (c,), whatever h and w are."""
+
+    def build(self, input_shape: Shape) -> None:
+        if len(input_shape) != 3 or min(input_shape) < 1:
+            found = f"samples of shape {input_shape}"
+            raise self.refuse("takes images", found=found, expected="(height, width, channels)")
+
+    def output_shape(self, input_shape: Shape) -> Shape:
+        return input_shape[2:]
+
+    def forward(self, x: np.ndarray, ctx: Context) -> np.ndarray:
+        y = ctx.take((len(x), x.shape[3]), x.dtype)
+        kernel.global_average_forward(x.reshape(len(x), math.prod(x.shape[1:3]), x.shape[3]), y)
+        ctx.save(shape=x.shape)
+        return y
+
+    def backward_input(self, dy: np.ndarray, ctx: Context) -> np.ndarray:
+        shape = ctx.saved["shape"]
+        dx = ctx.take(shape, dy.dtype)
+        kernel.global_average_backward(dy, dx.reshape(shape[0], math.prod(shape[1:3]), shape[3]))
         ctx.drop("shape")
         return dx

@@ -11,9 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from hpdl_mpi import nn
 from hpdl_mpi.comm import SingleCommunicator
 from hpdl_mpi.train.signals import Stopped
-from tests.training_cases import fit_images, make_trainer, step_losses, write_images
+from tests.training_cases import CLASSES, fit_images, make_trainer, step_losses, write_images
 
 pytestmark = pytest.mark.mpi
 
@@ -67,3 +68,13 @@ def test_every_rank_has_the_same_parameters_and_summary(world, shared_folder):
     digests = world.allgather_obj((summary["parameters_digest"], summary["test_loss"], summary["train_loss"]))
     assert len(set(digests)) == 1
     assert summary["world_size"] == summary["dp"] == world.size
+
+
+def test_every_rank_tracks_the_same_statistics(world, shared_folder):
+    layers = nn.Conv2d(8, 3, padding=1), nn.BatchNorm2d(relu=True), nn.GlobalAvgPool2d(), nn.Linear(CLASSES)
+    trainer = make_trainer(world, model=nn.Sequential(*layers))
+    fit_images(trainer, shared_folder / "images.h5", epochs=1)
+    everyone = world.allgather_obj(trainer.replica.statistics)
+    assert everyone[0].any()
+    for theirs in everyone:
+        np.testing.assert_array_equal(theirs, everyone[0])

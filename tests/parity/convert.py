@@ -30,8 +30,12 @@ class Flatten(nn.Module):
 
 
 def load(module: nn.Module, values: dict[str, np.ndarray]) -> None:
-    """Give a module our parameters; their names must be the same."""
-    module.load_state_dict({name: to_torch(array) for name, array in values.items()})
+    """Give a module our parameters and statistics; their names must be the same."""
+    missing, unexpected = module.load_state_dict(
+        {name: to_torch(array) for name, array in values.items()}, strict=False
+    )
+    assert not unexpected
+    assert all(name.endswith("num_batches_tracked") for name in missing), missing
 
 
 def assert_close(found: np.ndarray, expected: Tensor | np.ndarray, what: str = "") -> None:

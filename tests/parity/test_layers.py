@@ -47,6 +47,31 @@ LAYERS: dict[str, tuple[Callable[[], Layer], Callable[[], tnn.Module], Shape]] =
     "Conv2d, stride above kernel": (lambda: nn.Conv2d(4, 2, stride=3), lambda: tnn.Conv2d(3, 4, 2, stride=3), IMAGE),
     "Conv2d, padding above kernel": (lambda: nn.Conv2d(4, 1, padding=3), lambda: tnn.Conv2d(3, 4, 1, padding=3), IMAGE),
     "Conv2d, of the whole image": (lambda: nn.Conv2d(4, (11, 8)), lambda: tnn.Conv2d(3, 4, (11, 8)), IMAGE),
+    "Conv2d, Winograd": (lambda: nn.Conv2d(16, 3, padding=1), lambda: tnn.Conv2d(9, 16, 3, padding=1), (11, 8, 9)),
+    "Conv2d, Winograd, 5 x 5": (
+        lambda: nn.Conv2d(16, 5, padding=2),
+        lambda: tnn.Conv2d(9, 16, 5, padding=2),
+        (11, 8, 9),
+    ),
+    "Conv2d, of one pixel": (lambda: nn.Conv2d(4, 1), lambda: tnn.Conv2d(3, 4, 1), IMAGE),
+    "Conv2d, grouped": (
+        lambda: nn.Conv2d(4, 3, stride=2, groups=2),
+        lambda: tnn.Conv2d(6, 4, 3, stride=2, groups=2),
+        (11, 8, 6),
+    ),
+    "Conv2d, depthwise": (
+        lambda: nn.Conv2d(6, 3, padding=1, groups=6),
+        lambda: tnn.Conv2d(6, 6, 3, padding=1, groups=6),
+        (11, 8, 6),
+    ),
+    "BatchNorm2d": (nn.BatchNorm2d, lambda: tnn.BatchNorm2d(3), IMAGE),
+    "BatchNorm2d, ReLU": (
+        lambda: nn.Sequential(nn.BatchNorm2d(eps=0.01, momentum=0.3, relu=True)),
+        lambda: tnn.Sequential(tnn.BatchNorm2d(3, eps=0.01, momentum=0.3), tnn.ReLU()),
+        IMAGE,
+    ),
+    "BatchNorm2d, of features": (nn.BatchNorm2d, lambda: tnn.BatchNorm1d(7), (7,)),
+    "GlobalAvgPool2d": (nn.GlobalAvgPool2d, lambda: tnn.Sequential(tnn.AdaptiveAvgPool2d(1), tnn.Flatten()), IMAGE),
     "MaxPool2d": (lambda: nn.MaxPool2d(2), lambda: tnn.MaxPool2d(2), IMAGE),
     "MaxPool2d, overlapping": (
         lambda: nn.MaxPool2d((3, 2), stride=(2, 1), padding=1),
@@ -97,10 +122,14 @@ def test_layer_is_that_of_pytorch(
 ) -> None:
     rig = Rig(Case(ours, shape, lambda x, p: x), dtype)
     module = theirs().to(to_torch(rig.x).dtype)
-    load(module, rig.named_params)
+    statistics = rig.statistics_layout.views(rig.statistics)
+    load(module, rig.named_params | statistics)
     x = to_torch(rig.x).requires_grad_()
     y = module(x)
     y.backward(to_torch(rig.dy))
     assert_close(rig.output(rig.x), y)
     assert_close(rig.step(rig.x, rig.dy), x.grad)
     assert_gradients_close(rig.layout.views(rig.grads), module)
+    module(x)  # ours has run forward twice
+    for name, values in statistics.items():
+        assert_close(values, module.state_dict()[name], name)

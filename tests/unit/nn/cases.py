@@ -16,6 +16,7 @@ from hpdl_mpi.nn import (
     Conv2d,
     Dropout,
     Flatten,
+    GlobalAvgPool2d,
     Layer,
     Layout,
     LeakyReLU,
@@ -166,6 +167,7 @@ LAYERS: dict[str, Case] = {
     "AvgPool2d, of the whole image": Case(
         lambda: AvgPool2d((5, 4)), (5, 4, 3), lambda x, p: ref.avg_pool(x, (5, 4), stride=(5, 4))
     ),
+    "GlobalAvgPool2d": Case(GlobalAvgPool2d, (3, 4, 5), lambda x, p: x.mean((1, 2))),
     "BatchNorm2d": Case(BatchNorm2d, (4, 3, 5), _batch_norm, mixes=True),
     "BatchNorm2d, of features": Case(lambda: BatchNorm2d(eps=0.1), (4,), _batch_norm_of(0.1), mixes=True),
     "BatchNorm2d, ReLU": Case(
