@@ -8,7 +8,7 @@ import numpy as np
 
 from hpdl_mpi.kernels.elementwise import add_row_sums
 from hpdl_mpi.nn.context import Context
-from hpdl_mpi.nn.convolution import ConvShape, Method, choose
+from hpdl_mpi.nn.conv_methods import ConvShape, Method, choose
 from hpdl_mpi.nn.init import Constant, HeUniform, Initializer
 from hpdl_mpi.nn.layer import Layer, Shape
 from hpdl_mpi.nn.window import Pair, pair, window_output

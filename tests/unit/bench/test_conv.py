@@ -10,7 +10,7 @@ from rich.console import Console
 
 from hpdl_mpi.bench.conv import CONVOLUTIONS, PASSES, ConvWorkload, bench_conv
 from hpdl_mpi.bench.table import conv_table
-from hpdl_mpi.nn.convolution import METHODS, choose
+from hpdl_mpi.nn.conv_methods import METHODS, choose
 
 SMALL = (ConvWorkload("plain", 2, 8, 16, 16), ConvWorkload("strided depthwise", 2, 7, 6, 6, stride=2, groups=6))
 
