@@ -6,9 +6,11 @@ are added up in order in double precision: so sums are accurate, and do not depe
 
 from __future__ import annotations
 
+import math
+
 from numba import prange
 
-from hpdl_mpi.kernels.jit import kernel, parallel_kernel
+from hpdl_mpi.kernels.jit import exact_kernel, kernel, parallel_kernel
 
 _BLOCK_ROWS = 256
 
@@ -77,6 +79,29 @@ def moments(x, partial, out) -> None:
     _combine_moments(partial, len(x), out)
 
 
+@exact_kernel
+def follow(moments, rows, momentum, mean, variance):
+    """Let the running mean and variance, both (c,), follow the moments of so many rows.
+
+    The running variance is that of all samples, of which the rows are a part.
+    """
+    unbiased = rows / max(1, rows - 1)
+    for c in range(mean.size):
+        mean[c] = (1 - momentum) * mean[c] + momentum * moments[0, c]
+        variance[c] = (1 - momentum) * variance[c] + momentum * unbiased * moments[1, c]
+
+
+@exact_kernel
+def make_factors(mean, variance, eps, weight, bias, factors):
+    """factors (4, c) = mean, 1 / deviation, and the scale and the shift that `normalize` takes."""
+    for c in range(mean.size):
+        inverse = 1 / math.sqrt(variance[c] + eps)
+        factors[0, c] = mean[c]
+        factors[1, c] = inverse
+        factors[2, c] = weight[c] * inverse
+        factors[3, c] = bias[c] - mean[c] * weight[c] * inverse
+
+
 @parallel_kernel
 def normalize(x, scale, shift, rectifies, y):
     """y = x scale + shift, per channel; with `rectifies` not below zero."""
@@ -111,7 +136,7 @@ def _block_gradients(x, dy, mean, scale, shift, rectifies, partial):
 
 
 @kernel
-def _combine_gradients(partial, out):
+def _combine_gradients(partial, inverse, out):
     blocks, _, channels = partial.shape
     for c in range(channels):
         plain, weighted = 0.0, 0.0
@@ -119,23 +144,45 @@ def _combine_gradients(partial, out):
             plain += partial[block, 0, c]
             weighted += partial[block, 1, c]
         out[0, c] = plain
-        out[1, c] = weighted
+        out[1, c] = weighted * inverse[c]
 
 
-def gradient_sums(x, dy, mean, scale, shift, rectifies, partial, out) -> None:
-    """out = sums of dy and of dy (x - mean) per channel; with `rectifies` of what `normalize` lets pass.
+def gradient_sums(x, dy, factors, rectifies, partial, out) -> None:
+    """out = gradients of bias and weight: sums of dy and of dy (x - mean) / deviation per channel.
+
+    With `rectifies` dy is what `normalize` lets pass.
 
     Parameters
     ----------
     x, dy : array, shape (rows, c)
-    mean, scale, shift : array, shape (c,)
-        The last two as for `normalize`.
+    factors : array, shape (4, c)
+        Of `make_factors`.
     partial : array, of `partial_shape`
         Scratch.
     out : float64 array, shape (2, c)
     """
+    mean, inverse, scale, shift = factors
     _block_gradients(x, dy, mean, scale, shift, rectifies, partial)
-    _combine_gradients(partial, out)
+    _combine_gradients(partial, inverse, out)
+
+
+@exact_kernel
+def add_gradients(sums, dbias, dweight):
+    """Add what `gradient_sums` found to the gradients, both (c,)."""
+    for c in range(dbias.size):
+        dbias[c] += sums[0, c]
+        dweight[c] += sums[1, c]
+
+
+@exact_kernel
+def make_gradient_factors(factors, sums, rows, out):
+    """out (3, c) = what `backward_input` takes, for a gradient of so many rows."""
+    for c in range(out.shape[1]):
+        mean, inverse, scale = factors[0, c], factors[1, c], factors[2, c]
+        of_x = -scale * inverse * sums[1, c] / max(1, rows)
+        out[0, c] = scale
+        out[1, c] = of_x
+        out[2, c] = -scale * sums[0, c] / max(1, rows) - of_x * mean
 
 
 @parallel_kernel

@@ -292,6 +292,14 @@ def _tiles_of(image, size):
     return -(-image.shape[1] // size), -(-image.shape[2] // size)
 
 
+@inline
+def _block_of(number, blocks, start, stop):
+    """Return the first tile of a block of tiles, the last + 1, and the last + 1 of the block after it."""
+    size = stop - start
+    following = min(number + 2, blocks)
+    return start + number * size // blocks, start + (number + 1) * size // blocks, start + following * size // blocks
+
+
 @parallel_kernel
 def _convolve(x, panels, panels_plane, bias, size, top, left, block, planes, scratch, y):
     channels, columns = x.shape[3], y.shape[3]
@@ -304,9 +312,7 @@ def _convolve(x, panels, panels_plane, bias, size, top, left, block, planes, scr
         values, products = scratch[part, : _POINTS * planes[0]], scratch[part, _POINTS * planes[0] :]
         x_memory, y_memory = memory_of(x), memory_of(y)
         for number in range(blocks):
-            first = start + number * (stop - start) // blocks
-            last = start + (number + 1) * (stop - start) // blocks
-            following = start + min(number + 2, blocks) * (stop - start) // blocks
+            first, last, following = _block_of(number, blocks, start, stop)
             _input_values(x, size, (top, left), tiles, first, last, planes[0], values)
             _multiply_points(
                 values,
@@ -336,9 +342,7 @@ def _correlate(x, dy, size, top, left, block, planes, scratch, workspaces, point
         sums = points[part].reshape(_POINTS, columns, channels)
         x_memory, dy_memory = memory_of(x), memory_of(dy)
         for number in range(blocks):
-            first = start + number * (stop - start) // blocks
-            last = start + (number + 1) * (stop - start) // blocks
-            following = start + min(number + 2, blocks) * (stop - start) // blocks
+            first, last, following = _block_of(number, blocks, start, stop)
             later = x_memory, last * x.size // total, following * x.size // total
             later_too = dy_memory, last * dy.size // total, following * dy.size // total
             _input_values(x, size, (top, left), tiles, first, last, planes[0], values)
