@@ -23,11 +23,13 @@ from hpdl_mpi.kernels.threads import max_threads, set_threads
 from hpdl_mpi.models import MODELS
 from hpdl_mpi.nn import (
     AvgPool2d,
+    BatchNorm2d,
     Context,
     Conv2d,
     CrossEntropy,
     Dropout,
     Flatten,
+    GlobalAvgPool2d,
     Huber,
     Layer,
     LeakyReLU,
@@ -74,6 +76,12 @@ def every_layer() -> Layer:
         Parallel(Conv2d(5, 1), Tanh()),
         *(Flatten(), Residual(Linear(81)), Softmax(), Linear(10)),
     )
+
+
+def every_convolution() -> Layer:
+    """Return a network with each method of convolution, and with statistics."""
+    plain = Conv2d(16, 3, stride=2), BatchNorm2d(relu=True), Conv2d(16, 3, padding=1), BatchNorm2d()
+    return Sequential(*plain, Conv2d(16, 3, groups=16), Conv2d(6, 1, groups=2), GlobalAvgPool2d(), Linear(10))
 
 
 OPTIMIZERS = {
@@ -186,9 +194,12 @@ def test_step_of_every_model_allocates_no_array(
 
 
 @pytest.mark.parametrize(("accumulate", "threads"), SETTINGS)
-def test_step_of_every_layer_allocates_no_array(accumulate: int, threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("make", [every_layer, every_convolution])
+def test_step_of_every_layer_allocates_no_array(
+    make: Callable[[], Layer], accumulate: int, threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     set_threads(threads)
-    check(steps(every_layer(), (27, 27, 1), accumulate=accumulate), monkeypatch)
+    check(steps(make(), (27, 27, 1), accumulate=accumulate), monkeypatch)
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS.values(), ids=OPTIMIZERS)
