@@ -4,8 +4,30 @@ from collections.abc import Callable
 
 from hpdl_mpi.models.lenet import lenet
 from hpdl_mpi.models.mlp import mlp, mlp_deep
+from hpdl_mpi.models.resnet import resnet18, resnet18_cifar, resnet20, resnet34, resnet50, resnet56
 from hpdl_mpi.nn import Layer
 
-MODELS: dict[str, Callable[..., Layer]] = {"lenet": lenet, "mlp": mlp, "mlp_deep": mlp_deep}
+MODELS: dict[str, Callable[..., Layer]] = {
+    "lenet": lenet,
+    "mlp": mlp,
+    "mlp_deep": mlp_deep,
+    "resnet18": resnet18,
+    "resnet18_cifar": resnet18_cifar,
+    "resnet20": resnet20,
+    "resnet34": resnet34,
+    "resnet50": resnet50,
+    "resnet56": resnet56,
+}
 
-__all__ = ["MODELS", "lenet", "mlp", "mlp_deep"]
+__all__ = [
+    "MODELS",
+    "lenet",
+    "mlp",
+    "mlp_deep",
+    "resnet18",
+    "resnet18_cifar",
+    "resnet20",
+    "resnet34",
+    "resnet50",
+    "resnet56",
+]

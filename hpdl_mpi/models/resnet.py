@@ -1,0 +1,106 @@
+"""Residual networks (He et al., "Deep residual learning for image recognition", 2016)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from hpdl_mpi.nn import BatchNorm2d, Conv2d, GlobalAvgPool2d, Layer, Linear, MaxPool2d, ReLU, Residual, Sequential
+from hpdl_mpi.nn.init import HeNormal
+
+Block = Callable[[int, int, int], Layer]
+"""Makes a block from the channels that come in, those of its convolutions, and a stride."""
+
+
+def resnet20(outputs: int = 10) -> Layer:
+    """Return the network of 20 layers for images of 32 x 32: three stages of three blocks, 16 to 64 channels."""
+    return _cifar_resnet(3, outputs)
+
+
+def resnet56(outputs: int = 10) -> Layer:
+    """Return the network of 56 layers for images of 32 x 32: three stages of nine blocks, 16 to 64 channels."""
+    return _cifar_resnet(9, outputs)
+
+
+def resnet18_cifar(outputs: int = 10) -> Layer:
+    """Return ResNet-18 with a first convolution for images of 32 x 32, which keeps their size."""
+    stem = {"conv1": _conv(64, 3), "bn1": BatchNorm2d(relu=True)}
+    return _resnet(stem, 64, (64, 128, 256, 512), (2, 2, 2, 2), basic_block, outputs)
+
+
+def resnet18(outputs: int = 1000) -> Layer:
+    """Return ResNet-18 for ImageNet."""
+    return _resnet(_imagenet_stem(), 64, (64, 128, 256, 512), (2, 2, 2, 2), basic_block, outputs)
+
+
+def resnet34(outputs: int = 1000) -> Layer:
+    """Return ResNet-34 for ImageNet."""
+    return _resnet(_imagenet_stem(), 64, (64, 128, 256, 512), (3, 4, 6, 3), basic_block, outputs)
+
+
+def resnet50(outputs: int = 1000) -> Layer:
+    """Return ResNet-50 for ImageNet, with strides in the convolutions of 3 x 3."""
+    return _resnet(_imagenet_stem(), 64, (64, 128, 256, 512), (3, 4, 6, 3), bottleneck, outputs)
+
+
+def basic_block(in_channels: int, channels: int, stride: int) -> Layer:
+    """Return two convolutions of 3 x 3 with a shortcut."""
+    body = Sequential(
+        conv1=_conv(channels, 3, stride), bn1=BatchNorm2d(relu=True), conv2=_conv(channels, 3), bn2=BatchNorm2d()
+    )
+    return Sequential(add=Residual(body, _shortcut(in_channels, channels, stride)), relu=ReLU())
+
+
+def bottleneck(in_channels: int, channels: int, stride: int) -> Layer:
+    """Return convolutions of 1 x 1, 3 x 3 and 1 x 1, the last with four times the channels, and a shortcut."""
+    body = Sequential(
+        conv1=_conv(channels, 1),
+        bn1=BatchNorm2d(relu=True),
+        conv2=_conv(channels, 3, stride),
+        bn2=BatchNorm2d(relu=True),
+        conv3=_conv(4 * channels, 1),
+        bn3=BatchNorm2d(),
+    )
+    return Sequential(add=Residual(body, _shortcut(in_channels, 4 * channels, stride)), relu=ReLU())
+
+
+def _conv(channels: int, kernel_size: int, stride: int = 1) -> Layer:
+    return Conv2d(channels, kernel_size, stride=stride, padding=kernel_size // 2, bias=False, init=HeNormal())
+
+
+def _shortcut(in_channels: int, channels: int, stride: int) -> Layer | None:
+    """Return a projection where the shape changes."""
+    if stride == 1 and in_channels == channels:
+        return None
+    return Sequential(_conv(channels, 1, stride), BatchNorm2d())
+
+
+def _imagenet_stem() -> dict[str, Layer]:
+    return {
+        "conv1": _conv(64, 7, 2),
+        "bn1": BatchNorm2d(relu=True),
+        "maxpool": MaxPool2d(3, stride=2, padding=1),
+    }
+
+
+def _cifar_resnet(blocks: int, outputs: int) -> Layer:
+    stem = {"conv1": _conv(16, 3), "bn1": BatchNorm2d(relu=True)}
+    return _resnet(stem, 16, (16, 32, 64), (blocks, blocks, blocks), basic_block, outputs)
+
+
+def _resnet(
+    stem: dict[str, Layer],
+    channels: int,
+    stages: Sequence[int],
+    blocks: Sequence[int],
+    make_block: Block,
+    outputs: int,
+) -> Layer:
+    """Return stem, stages of blocks and head; the stem gives `channels`, stages but the first halve the image."""
+    expansion = 4 if make_block is bottleneck else 1
+    layers = dict(stem)
+    for number, (width, count) in enumerate(zip(stages, blocks, strict=True)):
+        for block in range(count):
+            stride = 2 if number > 0 and block == 0 else 1
+            layers[f"layer{number + 1}_{block}"] = make_block(channels, width, stride)
+            channels = expansion * width
+    return Sequential(**layers, avgpool=GlobalAvgPool2d(), fc=Linear(outputs))
