@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -42,4 +43,20 @@ def lenet() -> nn.Module:
     )
 
 
-TORCH_MODELS = {"lenet": lenet, "mlp": mlp, "mlp_deep": mlp_deep}
+def _residual(name: str) -> Callable[[], nn.Module]:
+    def make() -> nn.Module:
+        from hpdl_mpi.bench import torch_resnet
+
+        return getattr(torch_resnet, name)()
+
+    return make
+
+
+TORCH_MODELS = {
+    "lenet": lenet,
+    "mlp": mlp,
+    "mlp_deep": mlp_deep,
+    "resnet18_cifar": _residual("resnet18_cifar"),
+    "resnet20": _residual("resnet20"),
+    "resnet50": _residual("resnet50"),
+}

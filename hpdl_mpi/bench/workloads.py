@@ -37,6 +37,9 @@ WORKLOADS = {
     "lenet": Workload((28, 28, 1), 10),
     "mlp": Workload((784,), 10),
     "mlp_deep": Workload((1024,), 1024),
+    "resnet18_cifar": Workload((32, 32, 3), 10),
+    "resnet20": Workload((32, 32, 3), 10),
+    "resnet50": Workload((224, 224, 3), 1000),
 }
 
 LEARNING_RATE = 1e-5

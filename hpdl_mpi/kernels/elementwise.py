@@ -41,6 +41,14 @@ def add(a, b, out):
 
 
 @parallel_kernel
+def add_rectified(a, b, out):
+    """out = max(a + b, 0); flat arrays of one size, `out` may be one of them."""
+    for i in prange(out.size):
+        value = a[i] + b[i]
+        out[i] = 0 if value < 0 else value
+
+
+@parallel_kernel
 def copy_columns(source, target):
     """target[:] = source; both (n, k), rows contiguous, either a slice of the columns of a wider array."""
     for i in prange(source.shape[0]):

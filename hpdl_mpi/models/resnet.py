@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from hpdl_mpi.nn import BatchNorm2d, Conv2d, GlobalAvgPool2d, Layer, Linear, MaxPool2d, ReLU, Residual, Sequential
+from hpdl_mpi.nn import BatchNorm2d, Conv2d, GlobalAvgPool2d, Layer, Linear, MaxPool2d, Residual, Sequential
 from hpdl_mpi.nn.init import HeNormal
 
 Block = Callable[[int, int, int], Layer]
@@ -47,7 +47,7 @@ def basic_block(in_channels: int, channels: int, stride: int) -> Layer:
     body = Sequential(
         conv1=_conv(channels, 3, stride), bn1=BatchNorm2d(relu=True), conv2=_conv(channels, 3), bn2=BatchNorm2d()
     )
-    return Sequential(add=Residual(body, _shortcut(in_channels, channels, stride)), relu=ReLU())
+    return _block(body, in_channels, channels, stride)
 
 
 def bottleneck(in_channels: int, channels: int, stride: int) -> Layer:
@@ -60,18 +60,18 @@ def bottleneck(in_channels: int, channels: int, stride: int) -> Layer:
         conv3=_conv(4 * channels, 1),
         bn3=BatchNorm2d(),
     )
-    return Sequential(add=Residual(body, _shortcut(in_channels, 4 * channels, stride)), relu=ReLU())
+    return _block(body, in_channels, 4 * channels, stride)
 
 
 def _conv(channels: int, kernel_size: int, stride: int = 1) -> Layer:
     return Conv2d(channels, kernel_size, stride=stride, padding=kernel_size // 2, bias=False, init=HeNormal())
 
 
-def _shortcut(in_channels: int, channels: int, stride: int) -> Layer | None:
-    """Return a projection where the shape changes."""
-    if stride == 1 and in_channels == channels:
-        return None
-    return Sequential(_conv(channels, 1, stride), BatchNorm2d())
+def _block(body: Layer, in_channels: int, channels: int, stride: int) -> Layer:
+    """Return a body with its shortcut, which projects where the shape changes; names are those of torchvision."""
+    same = stride == 1 and in_channels == channels
+    shortcut = None if same else Sequential(_conv(channels, 1, stride), BatchNorm2d())
+    return Residual(body, shortcut, relu=True, names=("", "downsample"))
 
 
 def _imagenet_stem() -> dict[str, Layer]:
@@ -101,6 +101,6 @@ def _resnet(
     for number, (width, count) in enumerate(zip(stages, blocks, strict=True)):
         for block in range(count):
             stride = 2 if number > 0 and block == 0 else 1
-            layers[f"layer{number + 1}_{block}"] = make_block(channels, width, stride)
+            layers[f"layer{number + 1}.{block}"] = make_block(channels, width, stride)
             channels = expansion * width
     return Sequential(**layers, avgpool=GlobalAvgPool2d(), fc=Linear(outputs))

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import abc
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import accumulate, pairwise
 from typing import Self
 
 import numpy as np
 
-from hpdl_mpi.kernels.elementwise import add, copy_columns
+from hpdl_mpi.kernels.activation import relu_backward
+from hpdl_mpi.kernels.elementwise import add, add_rectified, copy_columns
 from hpdl_mpi.nn.context import Context, join
 from hpdl_mpi.nn.layer import Layer, Shape, has_parameters, walk
 
@@ -207,10 +209,28 @@ class Recompute(_Container):
 
 
 class Residual(_Container):
-    """y = body(x) + shortcut(x), the shortcut being the identity unless given (He et al., 2016)."""
+    """y = body(x) + shortcut(x), the shortcut being the identity unless given (He et al., 2016).
 
-    def __init__(self, body: Layer, shortcut: Layer | None = None) -> None:
-        super().__init__({"body": body} | ({"shortcut": shortcut} if shortcut else {}))
+    Parameters
+    ----------
+    body : Layer
+    shortcut : Layer, optional
+    relu : bool
+        Also do what a `ReLU` behind it would: one pass over memory less.
+    names : (str, str)
+        Of body and shortcut; what has no name has the container's.
+    """
+
+    def __init__(
+        self,
+        body: Layer,
+        shortcut: Layer | None = None,
+        *,
+        relu: bool = False,
+        names: tuple[str, str] = ("body", "shortcut"),
+    ) -> None:
+        super().__init__({names[0]: body} | ({names[1]: shortcut} if shortcut else {}))
+        self.relu = relu
 
     def build(self, input_shape: Shape) -> None:
         shapes = [self._build_child(name, input_shape) for name in self._layers]
@@ -221,28 +241,43 @@ class Residual(_Container):
             )
 
     def output_shape(self, input_shape: Shape) -> Shape:
-        return self._layers["body"].output_shape(input_shape)
+        return next(iter(self._layers.values())).output_shape(input_shape)
 
     def operations(self, input_shape: Shape) -> int:
         return sum(layer.operations(input_shape) for layer in self._layers.values())
 
     def forward(self, x: np.ndarray, ctx: Context) -> np.ndarray:
-        return self._sum(x, self._forward_all(x, ctx), ctx)
+        y = self._sum(x, self._forward_all(x, ctx), ctx, add_rectified if self.relu else add)
+        if self.relu:
+            ctx.save(y=y)
+        return y
 
     def _backward(self, dy: np.ndarray, ctx: Context, half: str) -> np.ndarray | None:
+        if self.relu:
+            passed = ctx.take(dy.shape, dy.dtype)
+            relu_backward(dy.reshape(-1), ctx.saved["y"].reshape(-1), 0.0, passed.reshape(-1))
+            ctx.drop("y")
+        else:
+            passed = dy
+            ctx.retain(passed)
         pairs = reversed(self._contexts(ctx))
-        results = [getattr(layer, half)(dy, child) for layer, child in pairs if child.needs_backward]
+        results = [getattr(layer, half)(passed, child) for layer, child in pairs if child.needs_backward]
+        dx = None
         if ctx.needs_dx:
-            return self._sum(dy, results, ctx)
-        for result in results:
-            ctx.release(result)
-        return None
+            dx = self._sum(passed, results, ctx, add)
+        else:
+            for result in results:
+                ctx.release(result)
+        ctx.release(passed)
+        return dx
 
-    def _sum(self, value: np.ndarray, results: list[np.ndarray], ctx: Context) -> np.ndarray:
+    def _sum(
+        self, value: np.ndarray, results: list[np.ndarray], ctx: Context, add_up: Callable[..., None]
+    ) -> np.ndarray:
         """Return the sum of both branches, forward as backward; the identity passes `value` itself."""
         other = results[1] if len(results) > 1 else value
         total = ctx.take(other.shape, other.dtype)
-        add(results[0].reshape(-1), other.reshape(-1), total.reshape(-1))
+        add_up(results[0].reshape(-1), other.reshape(-1), total.reshape(-1))
         for result in results:
             ctx.release(result)
         return total
