@@ -18,8 +18,10 @@ class Block(nn.Module):
         self.bn1 = nn.BatchNorm2d(channels)
         self.conv2 = _conv(channels, channels, 3, stride if bottleneck else 1)
         self.bn2 = nn.BatchNorm2d(channels)
-        self.conv3 = _conv(channels, outputs, 1) if bottleneck else None
-        self.bn3 = nn.BatchNorm2d(outputs) if bottleneck else None
+        self.bottleneck = bottleneck
+        if bottleneck:
+            self.conv3 = _conv(channels, outputs, 1)
+            self.bn3 = nn.BatchNorm2d(outputs)
         self.relu = nn.ReLU(inplace=True)
         same = stride == 1 and in_channels == outputs
         self.downsample = (
@@ -29,7 +31,7 @@ class Block(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return the block's output."""
         y = self.bn2(self.conv2(self.relu(self.bn1(self.conv1(x)))))
-        if self.conv3 is not None:
+        if self.bottleneck:
             y = self.bn3(self.conv3(self.relu(y)))
         return self.relu(y + (x if self.downsample is None else self.downsample(x)))
 

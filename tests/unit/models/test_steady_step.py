@@ -50,8 +50,10 @@ from hpdl_mpi.parallel import ProcessGrid, Replica, TrainingStep
 from hpdl_mpi.parallel.pipeline import Pipeline, make_schedule
 
 MICRO_BATCH = 256
-INPUTS = dict.fromkeys(MODELS, (28, 28, 1))
+INPUTS = (28, 28, 1)
 OUTPUTS = {"mlp_deep": 1024}
+ALIKE = {"resnet18", "resnet34", "resnet50", "resnet56"}
+"""Models of the same layers as others, with more of them."""
 
 ARRAY = MICRO_BATCH * 10 * 4
 """Bytes of the smallest array of a step: the outputs of a micro-batch, or their gradient; a flat array of parameters is
@@ -184,12 +186,12 @@ def check(step: Callable[[], None], monkeypatch: pytest.MonkeyPatch, array: int 
 
 
 @pytest.mark.parametrize(("accumulate", "threads"), SETTINGS)
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", sorted(MODELS.keys() - ALIKE))
 def test_step_of_every_model_allocates_no_array(
     name: str, accumulate: int, threads: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     set_threads(threads)
-    step = steps(MODELS[name](), INPUTS[name], accumulate=accumulate)
+    step = steps(MODELS[name](), INPUTS, accumulate=accumulate)
     check(step, monkeypatch, array=MICRO_BATCH * OUTPUTS.get(name, 10) * 4)
 
 

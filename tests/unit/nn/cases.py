@@ -199,6 +199,16 @@ LAYERS: dict[str, Case] = {
     "Sequential, nothing to learn": Case(
         lambda: Sequential(Tanh(), Sequential(Sigmoid())), (5,), lambda x, p: ref.sigmoid(np.tanh(x))
     ),
+    "Residual, ReLU": Case(
+        lambda: Residual(Linear(4), relu=True, names=("", "short")),
+        (4,),
+        lambda x, p: ref.relu(ref.linear(x, p["weight"], p["bias"]) + x),
+    ),
+    "Residual, shortcut, ReLU": Case(
+        lambda: Residual(Linear(3), Linear(3, bias=False), relu=True, names=("", "short")),
+        (4,),
+        lambda x, p: ref.relu(ref.linear(x, p["weight"], p["bias"]) + ref.linear(x, p["short.weight"])),
+    ),
     "Residual": Case(lambda: Residual(Linear(4)), (4,), lambda x, p: _linear("body.")(x, p) + x),
     "Residual, nothing to learn": Case(lambda: Residual(Tanh()), (4,), lambda x, p: np.tanh(x) + x),
     "Residual, of the identity": Case(lambda: Residual(Sequential()), (4,), lambda x, p: x + x),
