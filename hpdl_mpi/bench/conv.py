@@ -17,7 +17,7 @@ from hpdl_mpi.bench.rounds import turn_order
 from hpdl_mpi.kernels.conv2d import output_size
 from hpdl_mpi.kernels.threads import set_threads
 from hpdl_mpi.nn import Context, MicroBatch, Pool
-from hpdl_mpi.nn.conv_methods import METHODS, ConvShape, Method, choose
+from hpdl_mpi.nn.conv_methods import METHODS, ConvShape, choose
 
 PASSES = ("forward", "backward_input", "backward_weight")
 
@@ -120,7 +120,7 @@ def bench_conv(
             | {
                 "operations": workload.operations,
                 "seconds": seconds,
-                "chosen": _name(choose(shape)),
+                "chosen": choose(shape).name,
                 "fastest": min(seconds, key=lambda name: sum(seconds[name].values())),
             }
         )
@@ -132,10 +132,6 @@ def bench_conv(
         "versions": describe_versions(_DISTRIBUTIONS),
         "command": describe_command(),
     }
-
-
-def _name(method: Method) -> str:
-    return next(name for name, kind in METHODS.items() if type(method) is kind)
 
 
 def _time_methods(workload: ConvWorkload, num_rounds: int) -> dict[str, dict[str, float]]:

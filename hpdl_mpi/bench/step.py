@@ -25,7 +25,10 @@ TORCH: dict[str, dict[str, bool]] = {
     "torch-channels-last": {"channels_last": True},
     "torch-compile": {"channels_last": True, "compiled": True},
 }
-"""PyTorch's ways to run a model, with what `step_torch.load` makes of each."""
+"""PyTorch's ways to run a model in float32, with what `step_torch.load` makes of each."""
+
+TORCH_BF16 = {"torch-bf16": {"channels_last": True, "bf16": True}}
+"""The way that rounds: products in bfloat16, by autocast."""
 
 _REMEDY = "Install PyTorch with pip install 'hpdl_mpi[bench]'; torch-compile needs a C++ compiler (g++) too"
 _DISTRIBUTIONS = ("numpy", "numba", "llvmlite")
@@ -52,7 +55,7 @@ def bench_step(
     threads : int
         Of each contender.
     vs : str, optional
-        A key of `TORCH`, or ``"torch"`` for all that suit the model.
+        A key of `TORCH` or `TORCH_BF16`, or ``"torch"`` for all of `TORCH` that suit the model.
     num_rounds : int
     turn_seconds : float
         About how long each contender computes in each round.
@@ -73,7 +76,7 @@ def bench_step(
     ContenderError
         A contender crashed or hung.
     """
-    _check(model, batch, threads, num_rounds)
+    check_settings(model, batch, threads, num_rounds)
     others, notes = choose(model, vs)
     if others and importlib.util.find_spec("torch") is None:
         raise InputError("PyTorch is not installed", where=f"--vs {vs}", remedy=_REMEDY)
@@ -104,8 +107,11 @@ def choose(model: str, vs: str | None) -> tuple[list[str], list[str]]:
     """Return the contenders that `vs` asks for, and notes on those that the model leaves out."""
     if vs is None:
         return [], []
+    if vs in TORCH_BF16:
+        return [vs], [f"{vs} rounds to bfloat16 what it multiplies; {OURS} computes in float32"]
     if vs != "torch" and vs not in TORCH:
-        raise InputError("unknown contender", where="--vs", found=repr(vs), expected=" or ".join(("torch", *TORCH)))
+        known = "torch", *TORCH, *TORCH_BF16
+        raise InputError("unknown contender", where="--vs", found=repr(vs), expected=" or ".join(known))
     suitable = [name for name in TORCH if WORKLOADS[model].images or name != "torch-channels-last"]
     reason = f"torch-channels-last is left out: it is a layout of images, and {model} takes none"
     if vs == "torch":
@@ -124,7 +130,7 @@ def make_contender(name: str, settings: Mapping[str, Any]) -> Contender:
         return Contender(name, worker_command("hpdl_mpi.bench.step_hpdl:load", settings), environ=environ)
     # Compile in the contender itself: a pool of compiling processes would outlive its use.
     environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"
-    command = worker_command("hpdl_mpi.bench.step_torch:load", {**settings, **TORCH[name]})
+    command = worker_command("hpdl_mpi.bench.step_torch:load", {**settings, **(TORCH | TORCH_BF16)[name]})
     return Contender(name, command, environ=environ, remedy=_REMEDY)
 
 
@@ -157,7 +163,8 @@ def report(turns: Mapping[str, Turns], batch: int) -> dict[str, Any]:
     }
 
 
-def _check(model: str, batch: int, threads: int, num_rounds: int) -> None:
+def check_settings(model: str, batch: int, threads: int, num_rounds: int) -> None:
+    """Raise `InputError` unless there is such a model, and the numbers are in range."""
     if model not in WORKLOADS:
         raise InputError("unknown model", where="--model", found=repr(model), expected=" or ".join(WORKLOADS))
     cores = len(os.sched_getaffinity(0))

@@ -3,12 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from hpdl_mpi.bench.subject import Subject
+
+if TYPE_CHECKING:
+    from hpdl_mpi.parallel import Replica
 
 
 def load(model: str, batch: int, threads: int) -> Callable[[], Subject]:
     """Import, set the threads, wake Numba (it loads much of itself at the first call); return what builds the step."""
+    make = load_parts(threads)
+
+    def build() -> Subject:
+        replica, step = make(model, batch)
+        return Subject(step, replica.num_parameters)
+
+    return build
+
+
+def load_parts(threads: int) -> Callable[[str, int], tuple[Replica, Callable[[], object]]]:
+    """Do as `load`; return what builds the model of a name and its step on a batch of a size."""
     import numpy as np
 
     from hpdl_mpi.bench.workloads import LEARNING_RATE, MOMENTUM, WORKLOADS
@@ -24,13 +39,13 @@ def load(model: str, batch: int, threads: int) -> Callable[[], Subject]:
     set_threads(threads)
     add(np.zeros(1), np.zeros(1), np.zeros(1))
 
-    def build() -> Subject:
+    def build(model: str, batch: int) -> tuple[Replica, Callable[[], object]]:
         workload = WORKLOADS[model]
         optimizer = SGD(LEARNING_RATE, momentum=MOMENTUM)
         replica = Replica(MODELS[model](), workload.input_shape, optimizer, dtype="float32", seed=0)
         learn = TrainingStep(replica, CrossEntropy(), ProcessGrid(SingleCommunicator(), {"pp": 1, "dp": 1}))
         inputs, targets = workload.batch(batch)
         data = Batch(inputs, targets, np.arange(batch), global_size=batch, offset=0)
-        return Subject(lambda: learn(data, epoch=0, lr=LEARNING_RATE), replica.num_parameters)
+        return replica, lambda: learn(data, epoch=0, lr=LEARNING_RATE)
 
     return build

@@ -13,7 +13,7 @@ from hpdl_mpi.bench.subject import Subject
 
 
 def load(
-    model: str, batch: int, threads: int, *, channels_last: bool = False, compiled: bool = False
+    model: str, batch: int, threads: int, *, channels_last: bool = False, compiled: bool = False, bf16: bool = False
 ) -> Callable[[], Subject]:
     """Import, set the threads, wake the compiler if it is to be used; return what builds the step."""
     import torch
@@ -44,7 +44,9 @@ def load(
 
         def step() -> None:
             optimizer.zero_grad()
-            loss_of(inputs, targets).backward()
+            with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+                loss = loss_of(inputs, targets)
+            loss.backward()
             optimizer.step()
 
         return Subject(step, sum(parameter.numel() for parameter in network.parameters()))

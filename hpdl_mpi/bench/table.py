@@ -7,6 +7,7 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
+from hpdl_mpi.bench.conv import PASSES
 from hpdl_mpi.bench.step import OURS
 
 
@@ -81,6 +82,37 @@ def conv_table(result: dict[str, Any]) -> Table:
             chosen = "*" if name == convolution["chosen"] else ""
             table.add_row(label, name + chosen, *map(_milliseconds, seconds.values()), f"{rate:.0f}")
             label = ""
+    return table
+
+
+def profile_table(result: dict[str, Any]) -> Table:
+    """Return the result of `profile_step` as a table, a row for all layers of a kind, those that take longest first."""
+    threads = f"{result['threads']} thread{'s' if result['threads'] > 1 else ''}"
+    title = (
+        f"Where a step's {_milliseconds(result['step_seconds'])} ms go: {result['model']}, batch {result['batch']}, "
+        f"float32, {threads}"
+    )
+    caption = (
+        f"{result['machine']['cpu']}; ms, medians of {result['steps']} steps; GFLOP/s count the operations of the "
+        "definition, in all three passes"
+    )
+    table = Table(box=box.SIMPLE, title=title, caption=caption)
+    table.add_column("layers", no_wrap=True)
+    for heading in ("n", "forward", "dgrad", "wgrad", "%", "GFLOP/s"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    kinds: dict[str, list[dict[str, Any]]] = {}
+    for layer in result["layers"]:
+        kinds.setdefault(layer["kind"], []).append(layer)
+    rows = []
+    for kind, layers in kinds.items():
+        seconds = [sum(layer["seconds"][name] for layer in layers) for name in PASSES]
+        rows.append((sum(seconds), kind, len(layers), seconds, sum(layer["operations"] for layer in layers)))
+    for total, kind, number, seconds, operations in sorted(rows, reverse=True):
+        share = f"{100 * total / result['step_seconds']:.1f}"
+        rate = f"{3 * operations / total / 1e9:.0f}" if operations else ""
+        table.add_row(kind, str(number), *map(_milliseconds, seconds), share, rate)
+    other = result["other_seconds"]
+    table.add_row("loss, update, rest", "", "", "", "", f"{100 * other / result['step_seconds']:.1f}", "")
     return table
 
 

@@ -17,29 +17,44 @@ JsonFile = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="W
 
 @app.command()
 def step(
-    model: Annotated[str, typer.Option(help="lenet or mlp.")] = "lenet",
+    model: Annotated[str, typer.Option(help="A model of ours that has a twin in PyTorch.")] = "lenet",
     batch: Annotated[int, typer.Option(min=1, help="Samples of a step.")] = 128,
     threads: Annotated[int, typer.Option(min=1, help="Threads of each contender.")] = 1,
     vs: Annotated[
         str | None,
-        typer.Option(metavar="KEY", help="torch-eager, torch-channels-last, torch-compile; torch is all of them."),
+        typer.Option(
+            metavar="KEY",
+            help="torch-eager, torch-channels-last, torch-compile; torch is all three. torch-bf16: autocast.",
+        ),
     ] = None,
     rounds: Annotated[int, typer.Option(min=10, help="Every contender takes a turn in each.")] = 10,
+    profile: Annotated[bool, typer.Option("--profile", help="Show instead what each kind of layer takes.")] = False,
     json_file: JsonFile = None,
 ) -> None:
     """Time a full training step: forward, loss, backward, update."""
     require_one_rank("hpdl bench step")
     from rich.console import Console
 
+    from hpdl_mpi.base.errors import InputError
     from hpdl_mpi.base.files import check_destination, write_json
     from hpdl_mpi.bench import bench_step
-    from hpdl_mpi.bench.table import step_table
+    from hpdl_mpi.bench.table import profile_table, step_table
 
     if json_file:
         check_destination(json_file)
-    # Lines, because whatever moves on the screen would take a core's time from the contenders.
-    result = bench_step(model, batch, threads, vs, num_rounds=rounds, say=partial(typer.echo, err=True))
-    Console().print(step_table(result))
+    if profile and vs is not None:
+        raise InputError(
+            "a profile is of our own step alone", where="--profile", found=f"--vs {vs}", expected="no --vs"
+        )
+    if profile:
+        from hpdl_mpi.bench.profile import profile_step
+
+        result = profile_step(model, batch, threads, num_steps=rounds)
+        Console().print(profile_table(result))
+    else:
+        # Lines, because whatever moves on the screen would take a core's time from the contenders.
+        result = bench_step(model, batch, threads, vs, num_rounds=rounds, say=partial(typer.echo, err=True))
+        Console().print(step_table(result))
     if json_file:
         write_json(json_file, result)
 

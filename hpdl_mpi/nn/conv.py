@@ -74,6 +74,11 @@ class Conv2d(Layer):
         if self.bias:
             self.declare("bias", (self.out_channels,), self.bias_init, fans)
 
+    @property
+    def method(self) -> str:
+        """How the built layer computes: a name in `conv_methods.METHODS`."""
+        return self._method.name
+
     def output_shape(self, input_shape: Shape) -> Shape:
         return (*window_output(self, input_shape), self.out_channels)
 

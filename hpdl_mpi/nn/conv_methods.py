@@ -57,6 +57,11 @@ class Method(abc.ABC):
     def __init__(self, shape: ConvShape) -> None:
         self.shape = shape
 
+    @property
+    def name(self) -> str:
+        """Its key in `METHODS`."""
+        return next(name for name, kind in METHODS.items() if type(self) is kind)
+
     @classmethod
     @abc.abstractmethod
     def can(cls, shape: ConvShape) -> bool:

@@ -71,6 +71,9 @@ def test_torch_means_all_of_its_forms_and_says_which_it_leaves_out():
     assert choose("lenet", None) == ([], [])
     assert choose("lenet", "torch") == (["torch-eager", "torch-channels-last", "torch-compile"], [])
     assert choose("lenet", "torch-compile") == (["torch-compile"], [])
+    names, notes = choose("lenet", "torch-bf16")
+    assert names == ["torch-bf16"]
+    assert "rounds to bfloat16" in notes[0]
     names, notes = choose("mlp", "torch")
     assert names == ["torch-eager", "torch-compile"]
     assert notes == ["torch-channels-last is left out: it is a layout of images, and mlp takes none"]
@@ -136,6 +139,12 @@ def test_the_command_prints_a_table_and_writes_json(monkeypatch, tmp_path, resul
     assert json.loads(file.read_text()) == result
     assert "Training step: lenet, batch 4, float32, 1 thread" in printed.output
     assert f"{result['step_seconds'] * 1e3:.1f}" in printed.output
+
+
+def test_a_profile_beside_contenders_is_refused():
+    error = hpdl("bench", "step", "--profile", "--vs", "torch").exception
+    assert isinstance(error, InputError)
+    assert "a profile is of our own step alone" in str(error)
 
 
 def test_fewer_than_ten_rounds_are_refused():

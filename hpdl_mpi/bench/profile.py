@@ -1,0 +1,137 @@
+"""``hpdl bench step --profile``: what each layer's passes take of a training step."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from statistics import median
+from typing import Any
+
+from hpdl_mpi.bench.conv import PASSES
+from hpdl_mpi.bench.machine import describe_command, describe_machine, describe_versions
+from hpdl_mpi.bench.step import check_settings
+from hpdl_mpi.bench.step_hpdl import load_parts
+from hpdl_mpi.bench.workloads import WORKLOADS
+from hpdl_mpi.nn import Layer, walk
+from hpdl_mpi.nn.conv import Conv2d
+
+_METHODS = {name: name for name in PASSES} | {"backward": "backward_input"}
+"""Methods of a layer that are timed, and the pass that each counts with; a fused backward is mostly dgrad."""
+
+_DISTRIBUTIONS = ("numpy", "numba", "llvmlite")
+
+
+@dataclass
+class LayerProfile:
+    """What a layer takes of a step; a container without what its layers take.
+
+    Attributes
+    ----------
+    path, kind : str
+    input_shape : tuple of int
+        Of a sample.
+    operations : int
+        Floating-point operations of the products of a forward pass over the batch, by definition.
+    seconds : dict of str to list of float
+        By pass, of each step.
+    """
+
+    path: str
+    kind: str
+    input_shape: tuple[int, ...] = ()
+    operations: int = 0
+    seconds: dict[str, list[float]] = field(default_factory=lambda: {name: [] for name in PASSES})
+
+
+class Stopwatch:
+    """Times the passes of all layers of a model, each without those that it calls."""
+
+    def __init__(self, model: Layer) -> None:
+        self.layers = {layer: LayerProfile(layer.path, _kind(layer)) for layer in walk(model)}
+        self._inside: list[float] = []
+        for layer in self.layers:
+            for method in _METHODS:
+                setattr(layer, method, partial(self._timed, layer, method, getattr(layer, method)))
+
+    def begin_step(self) -> None:
+        """Start counting anew, beside what the steps before took."""
+        for profile in self.layers.values():
+            for taken in profile.seconds.values():
+                taken.append(0.0)
+
+    def _timed(self, layer: Layer, method: str, call: Callable[..., Any], *arguments: Any) -> Any:
+        profile = self.layers[layer]
+        if method == "forward" and not profile.input_shape:
+            size, *shape = arguments[0].shape
+            profile.input_shape = tuple(shape)
+            profile.operations = 0 if layer.children else size * layer.operations(profile.input_shape)
+        self._inside.append(0.0)
+        began = time.perf_counter()
+        result = call(*arguments)
+        taken = time.perf_counter() - began
+        profile.seconds[_METHODS[method]][-1] += taken - self._inside.pop()
+        if self._inside:
+            self._inside[-1] += taken
+        return result
+
+
+def profile_step(model: str, batch: int, threads: int, *, num_steps: int = 10) -> dict[str, Any]:
+    """Time the layers' passes in training steps like those of `bench_step`.
+
+    Parameters
+    ----------
+    model : str
+        One of `STEP_MODELS`.
+    batch, threads, num_steps : int
+
+    Returns
+    -------
+    dict
+        Ready for JSON. ``step_seconds`` is the median over steps; ``layers`` has the medians of each layer's passes in
+        the order of the model; ``other_seconds`` is what the step takes beside: loss, update, and the way between.
+
+    Raises
+    ------
+    InputError
+        An argument is out of range.
+    """
+    check_settings(model, batch, threads, num_steps)
+    replica, step = load_parts(threads)(model, batch)
+    for _ in range(2):
+        step()
+    watch = Stopwatch(replica.model)
+    steps = []
+    for _ in range(num_steps):
+        watch.begin_step()
+        began = time.perf_counter()
+        step()
+        steps.append(time.perf_counter() - began)
+    layers = [
+        asdict(profile) | {"seconds": {name: median(taken) for name, taken in profile.seconds.items()}}
+        for profile in watch.layers.values()
+    ]
+    seconds = median(steps)
+    return {
+        "model": model,
+        "input_shape": WORKLOADS[model].input_shape,
+        "batch": batch,
+        "threads": threads,
+        "steps": num_steps,
+        "step_seconds": seconds,
+        "layers": layers,
+        "other_seconds": seconds - sum(sum(layer["seconds"].values()) for layer in layers),
+        "machine": describe_machine(),
+        "versions": describe_versions(_DISTRIBUTIONS),
+        "command": describe_command(),
+    }
+
+
+def _kind(layer: Layer) -> str:
+    """Return what a layer is called in the profile: alike ones are summed up."""
+    name = type(layer).__name__
+    if not isinstance(layer, Conv2d):
+        return name
+    size, stride = ("x".join(map(str, pair)) for pair in (layer.kernel_size, layer.stride))
+    return f"{name} {size}" + (f"/{stride}" if layer.stride != (1, 1) else "") + f" {layer.method}"
