@@ -5,7 +5,8 @@ A tile is a square of vectors over channels. A transform multiplies it from both
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from fractions import Fraction
 from itertools import combinations
 from typing import Any
 
@@ -15,31 +16,33 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from hpdl_mpi.kernels.emit import DTYPE_NAMES, INDEX, Emitter, call_apart, element_pointer, index
+from hpdl_mpi.kernels.schemes import Matrix, Scheme
 
-Matrix = Sequence[Sequence[float]]
 
-
-def tile_transform(name: str, matrix: Matrix, *, biased: bool = False, adds: bool = False) -> Any:
+def tile_transform(
+    name: str, matrix_of: Callable[[type[Scheme]], Matrix], *, biased: bool = False, adds: bool = False
+) -> Any:
     """Return a function for kernels that computes target = matrix @ source @ matrix.T.
 
     Parameters
     ----------
     name : str
         Of these instructions, unlike all others.
-    matrix : sequence of sequence of float, shape (m, n)
+    matrix_of : callable
+        Returns the matrix, (m, n), of a scheme.
     biased : bool
         Whether a vector is added to each of the target's.
     adds : bool
         Whether the result is added to what the target holds.
     """
-    m, n = len(matrix), len(matrix[0])
 
     @intrinsic
-    def transform(typing_context, source, source_place, inside, target, target_place, within, channels, bias):
+    def transform(typing_context, scheme, source, source_place, inside, target, target_place, within, channels, bias):
         """Transform a tile.
 
         Parameters
         ----------
+        scheme : Scheme
         source, source_place : flat array, (start, down, right)
             Channel c of the tile's element i, j is at start + i down + j right + c.
         inside : (top, bottom, left, right)
@@ -52,6 +55,9 @@ def tile_transform(name: str, matrix: Matrix, *, biased: bool = False, adds: boo
             Read if `biased`.
         """
         dtype = target.dtype
+        kind = scheme.instance_class
+        matrix = matrix_of(kind)
+        m, n = len(matrix), len(matrix[0])
 
         def write(builder, source, *numbers):
             s_down, s_right, top, bottom, left, right, target, t_down, t_right, rows, columns, channels, bias = numbers
@@ -74,8 +80,10 @@ def tile_transform(name: str, matrix: Matrix, *, biased: bool = False, adds: boo
                     found = builder.gep(base, [builder.add(first, offset)])
                     return builder.select(there, found, instead) if edge else found
 
-                tile = [[load(pointer(source, sources[i][j], exists[i][j], zeros)) for j in range(n)] for i in range(n)]
-                half = [_combine(emit, matrix, column) for column in zip(*tile, strict=True)]
+                half = []
+                for j in range(n):
+                    column = [load(pointer(source, sources[i][j], exists[i][j], zeros)) for i in range(n)]
+                    half.append(_combine(emit, matrix, column))
                 plus = load(builder.gep(bias, [first])) if biased else None
                 for i, row in enumerate(zip(*half, strict=True)):
                     for j, vector in enumerate(_combine(emit, matrix, row)):
@@ -96,7 +104,7 @@ def tile_transform(name: str, matrix: Matrix, *, biased: bool = False, adds: boo
                         write_vectors(first, emit.first_lanes(left_over), edge=True)
 
         def generate(context, builder, signature, arguments):
-            source_, source_place_, inside_, target_, target_place_, within_, channels_, bias_ = arguments
+            _, source_, source_place_, inside_, target_, target_place_, within_, channels_, bias_ = arguments
             source_start, *source_strides = cgutils.unpack_tuple(builder, source_place_)
             target_start, *target_strides = cgutils.unpack_tuple(builder, target_place_)
             source_data, target_data, bias_data = (
@@ -109,10 +117,11 @@ def tile_transform(name: str, matrix: Matrix, *, biased: bool = False, adds: boo
             )
             values = [source_data, *source_strides, *cgutils.unpack_tuple(builder, inside_)]
             values += [target_data, *target_strides, *cgutils.unpack_tuple(builder, within_), channels_, bias_data]
-            call_apart(builder, f"hpdl_tile_{name}_{DTYPE_NAMES[dtype]}", values, write)
+            call_apart(builder, f"hpdl_tile_{name}_{kind.__name__}_{DTYPE_NAMES[dtype]}", values, write)
             return context.get_dummy_value()
 
-        return types.void(source, source_place, inside, target, target_place, within, channels, bias), generate
+        parameters = scheme, source, source_place, inside, target, target_place, within, channels, bias
+        return types.void(*parameters), generate
 
     return transform
 
@@ -160,7 +169,7 @@ def _combine(emit: Emitter, matrix: Matrix, vectors: Sequence[Any]) -> list[Any]
     ]
 
 
-def _sum(emit: Emitter, terms: Sequence[tuple[float, Any]]) -> Any:
+def _sum(emit: Emitter, terms: Sequence[tuple[Fraction, Any]]) -> Any:
     """Return the sum of factors times vectors, those with the factor 1 or -1 first."""
     builder = emit.builder
     total = None

@@ -11,10 +11,11 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from hpdl_mpi.kernels import conv2d, depthwise, winograd
+from hpdl_mpi.kernels import conv2d, depthwise, winograd, winograd_gradient
 from hpdl_mpi.kernels.elementwise import add_row_sums, copy_columns, fill_rows
 from hpdl_mpi.kernels.gemm import matmul
 from hpdl_mpi.kernels.jit import thread_count
+from hpdl_mpi.kernels.schemes import Scheme
 from hpdl_mpi.nn.context import Context
 from hpdl_mpi.nn.window import Pair
 
@@ -195,41 +196,48 @@ class Grouped(Method):
 
 
 class Winograd(Method):
-    """See `kernels.winograd`: kernels of 3 x 3 or 5 x 5 with stride 1."""
+    """See `kernels.winograd`: kernels of 3 x 3 or 5 x 5."""
+
+    def __init__(self, shape: ConvShape) -> None:
+        super().__init__(shape)
+        scheme = self._best(shape)
+        assert scheme is not None, "there is one, if the method can"
+        self._scheme = scheme
+
+    @staticmethod
+    def _best(shape: ConvShape) -> Scheme | None:
+        return winograd.best_scheme(shape.weight[1:3], shape.stride, shape.padding, shape.output)
 
     @classmethod
     def can(cls, shape: ConvShape) -> bool:
-        height, width = shape.weight[1:3]
-        fits = height == width and height in winograd.KERNEL_SIZES and shape.stride == (1, 1) and shape.groups == 1
-        return fits and not shape.exact
+        return shape.groups == 1 and not shape.exact and cls._best(shape) is not None
 
     @classmethod
     def suits(cls, shape: ConvShape) -> bool:
-        k, size, _, c = shape.weight
-        return min(k, c) >= _LEAST_CHANNELS and winograd.cost(size, shape.output) <= _WORTHWHILE
+        scheme = cls._best(shape)
+        if scheme is None:
+            return False
+        products = math.prod(shape.output) * math.prod(shape.weight[1:3])
+        channels = min(shape.weight[0], shape.weight[3])
+        return channels >= _LEAST_CHANNELS and scheme.products(*shape.output) <= _WORTHWHILE * products
 
     def forward(self, x: np.ndarray, weight: np.ndarray, bias: np.ndarray, y: np.ndarray, ctx: Context) -> None:
-        panels = ctx.take((winograd.panels_size(x.shape[3], y.shape[3], y.dtype),), y.dtype)
-        transposed = ctx.take(winograd.transposed_shape(weight.shape, y.dtype), y.dtype)
-        scratch = ctx.take(winograd.scratch_shape(weight.shape, y.dtype), y.dtype)
-        winograd.forward(x, weight, bias, self.shape.padding, panels, transposed, scratch, y)
-        for array in (panels, transposed, scratch):
-            ctx.release(array)
+        scratch = ctx.take((winograd.scratch_size(self._scheme, x.shape[3], y.shape, y.dtype),), y.dtype)
+        winograd.forward(self._scheme, x, weight, bias, self.shape.padding, scratch, y)
+        ctx.release(scratch)
 
     def backward_input(self, dy: np.ndarray, weight: np.ndarray, dx: np.ndarray, ctx: Context) -> None:
-        panels = ctx.take((winograd.panels_size(dy.shape[3], dx.shape[3], dy.dtype),), dy.dtype)
-        scratch = ctx.take(winograd.scratch_shape(weight.shape, dy.dtype), dy.dtype)
-        winograd.backward_input(dy, weight, self.shape.padding, panels, scratch, dx)
-        ctx.release(panels)
+        back = winograd.back_of(self._scheme)
+        scratch = ctx.take((winograd.scratch_size(back, dy.shape[3], dx.shape, dx.dtype),), dx.dtype)
+        winograd.backward_input(self._scheme, dy, weight, self.shape.padding, scratch, dx)
         ctx.release(scratch)
 
     def backward_weight(self, x: np.ndarray, dy: np.ndarray, dweight: np.ndarray, ctx: Context) -> None:
-        scratch = ctx.take(winograd.scratch_shape(dweight.shape, dy.dtype), dy.dtype)
-        points = ctx.take((len(scratch), winograd.points_size(dweight.shape)), dy.dtype)
-        parts = _Parts(dweight, len(scratch), ctx)
-        winograd.backward_weight(x, dy, self.shape.padding, points, scratch, parts.arrays)
+        sizes = self._scheme, x.shape[3], dy.shape, dy.dtype
+        scratch = ctx.take((winograd_gradient.scratch_size(*sizes),), dy.dtype)
+        parts = _Parts(dweight, winograd_gradient.num_parts(*sizes), ctx)
+        winograd_gradient.backward_weight(self._scheme, x, dy, self.shape.padding, scratch, parts.arrays)
         parts.add_up()
-        ctx.release(points)
         ctx.release(scratch)
 
 

@@ -1,0 +1,186 @@
+"""The gradient of the weight by Winograd's method; see `kernels.winograd`."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from numba import prange
+
+from hpdl_mpi.kernels.blocks import MOST_TILES, block_of, plane, prefetch_to_read, share_of, worth_columns
+from hpdl_mpi.kernels.emit import memory_of
+from hpdl_mpi.kernels.gemm import gemm, workspace
+from hpdl_mpi.kernels.image_tiles import (
+    all_gradient_values,
+    all_input_values,
+    filter_of,
+    gradient_values,
+    input_values,
+    tiles_of,
+)
+from hpdl_mpi.kernels.jit import kernel, parallel_kernel, thread_count
+from hpdl_mpi.kernels.panels import GROUP_BYTES
+from hpdl_mpi.kernels.schemes import Scheme, transposed
+from hpdl_mpi.kernels.tiles import tile_transform
+
+_transform_back = tile_transform("back", lambda scheme: transposed(scheme.FILTER), adds=True)
+
+
+class _Room(NamedTuple):
+    """How scratch is divided, as for a convolution; `sums` are the gradient at the points."""
+
+    by_columns: bool
+    block: int
+    values: int
+    gradients: int
+    sums: int
+    own: int
+    shared: int
+
+
+def _room(scheme: Scheme, channels: int, dy_shape: tuple[int, ...], itemsize: int) -> _Room:
+    columns, tiles = dy_shape[3], scheme.count(dy_shape)
+    points, filters = scheme.points**2, scheme.filters**2
+    by_columns = worth_columns(
+        filters * channels * columns * itemsize, points * tiles * (channels + columns) * itemsize
+    )
+    # A block's products are added up over its tiles: the more these are, the less often sums come and go.
+    block = tiles if by_columns else min(tiles, MOST_TILES)
+    width = min(columns, GROUP_BYTES // itemsize) if by_columns else columns
+    values, gradients = plane(block * channels, itemsize), plane(block * columns, itemsize)
+    sums = filters * width * channels
+    of_tiles = points * (values + gradients)
+    own, shared = (sums, of_tiles) if by_columns else (sums + of_tiles, 0)
+    return _Room(by_columns, block, values, gradients, sums, own, shared)
+
+
+def scratch_size(scheme: Scheme, channels: int, dy_shape: tuple[int, ...], dtype: np.dtype) -> int:
+    """Return the elements of `scratch` for a weight's gradient."""
+    room = _room(scheme, channels, dy_shape, dtype.itemsize)
+    return room.shared + thread_count() * room.own
+
+
+def num_parts(scheme: Scheme, channels: int, dy_shape: tuple[int, ...], dtype: np.dtype) -> int:
+    """Return in how many parts `backward_weight` computes a gradient."""
+    return 1 if _room(scheme, channels, dy_shape, dtype.itemsize).by_columns else thread_count()
+
+
+@kernel
+def _add_back(scheme, sums, dweight, first, last):
+    """Add the gradient at the points, (filters^2, last - first, c), to some kernels of that of the weight."""
+    _, r, _, channels = dweight.shape
+    flat = dweight.reshape(-1)
+    every = np.int64(0), np.int64(scheme.filters), np.int64(0), np.int64(scheme.filters)
+    plane = (last - first) * channels
+    for k in range(first, last):
+        source = (k - first) * channels, scheme.filters * plane, plane
+        target = k * r * r * channels, r * channels, channels
+        _transform_back(scheme, sums, source, every, flat, target, (r, r), channels, flat)
+
+
+@kernel
+def _correlate(scheme, values, values_plane, gradients, gradients_plane, sizes, columns, add, workspace, sums, later):
+    """Multiply gradients with values at each point, and add up over `sizes[0]` tiles; see `_multiply_points`.
+
+    `sizes` are numbers of tiles, of channels of the gradients, and of the values; `columns` the first and the last + 1
+    of the gradients' channels that are wanted.
+    """
+    count, width, channels = sizes
+    points = scheme.points * scheme.points
+    plane = (columns[1] - columns[0]) * channels
+    for point in range(points):
+        for memory in later:
+            prefetch_to_read(memory[0], *share_of(memory, point, points))
+        a = gradients[point * gradients_plane : point * gradients_plane + count * width].reshape(count, width)
+        b = values[point * values_plane : point * values_plane + count * channels].reshape(count, channels)
+        number = filter_of(scheme, point)
+        c = sums[number * plane : (number + 1) * plane].reshape(columns[1] - columns[0], channels)
+        again = point // scheme.points >= scheme.filters or point % scheme.points >= scheme.filters
+        gemm(a[:, columns[0] : columns[1]], b, c, True, False, add or again, workspace)
+
+
+@parallel_kernel
+def _correlate_blocks(scheme, x, dy, top, left, block, planes, workspaces, scratch, num_sums, dweights):
+    tiles = tiles_of(scheme, dy)
+    total = len(dy) * tiles[0] * tiles[1]
+    parts = len(scratch)
+    for part in prange(parts):
+        start, stop = part * total // parts, (part + 1) * total // parts
+        blocks = -(-(stop - start) // block)
+        size = num_sums + scheme.points * scheme.points * planes[0]
+        sums, values, gradients = scratch[part, :num_sums], scratch[part, num_sums:size], scratch[part, size:]
+        x_memory, dy_memory = memory_of(x), memory_of(dy)
+        for number in range(blocks):
+            first, last, following = block_of(number, blocks, start, stop)
+            later = (
+                (x_memory, last * x.size // total, following * x.size // total),
+                (dy_memory, last * dy.size // total, following * dy.size // total),
+            )
+            input_values(scheme, x, (top, left), tiles, first, last, planes[0], values)
+            gradient_values(scheme, dy, tiles, first, last, planes[1], gradients)
+            sizes, columns = (last - first, dy.shape[3], x.shape[3]), (np.int64(0), dy.shape[3])
+            _correlate(
+                scheme,
+                values,
+                planes[0],
+                gradients,
+                planes[1],
+                sizes,
+                columns,
+                number > 0,
+                workspaces[part],
+                sums,
+                later,
+            )
+        if blocks > 0:
+            _add_back(scheme, sums, dweights[part], np.int64(0), dy.shape[3])
+
+
+@parallel_kernel
+def _correlate_columns(scheme, values, gradients, planes, count, workspaces, scratch, dweight):
+    columns, _, _, channels = dweight.shape
+    width = GROUP_BYTES // dweight.itemsize
+    groups = -(-columns // width)
+    parts = len(scratch)
+    for part in prange(parts):
+        nothing = memory_of(dweight), np.int64(0), np.int64(0)
+        for group in range(part * groups // parts, (part + 1) * groups // parts):
+            first = group * width
+            last = min(first + width, columns)
+            _correlate(
+                scheme,
+                values,
+                planes[0],
+                gradients,
+                planes[1],
+                (count, columns, channels),
+                (first, last),
+                False,
+                workspaces[part],
+                scratch[part],
+                (nothing, nothing),
+            )
+            _add_back(scheme, scratch[part], dweight, first, last)
+
+
+def backward_weight(scheme, x, dy, padding, scratch, dweights) -> None:
+    """dweights[t] += a part of the gradient for the weight.
+
+    Parameters
+    ----------
+    scratch : flat array, of `scratch_size(scheme, c, dy.shape, dy.dtype)`
+        Aligned to vectors; its content is lost.
+    dweights : array, shape (num_parts(scheme, c, dy.shape, dy.dtype), k, r, r, c)
+    """
+    threads = thread_count()
+    room = _room(scheme, x.shape[3], dy.shape, dy.itemsize)
+    shared, own = scratch[: room.shared], scratch[room.shared :].reshape(threads, room.own)
+    planes = room.values, room.gradients
+    if room.by_columns:
+        split = scheme.points**2 * room.values
+        values, gradients = shared[:split], shared[split:]
+        all_input_values(scheme, x, *padding, *scheme.tiles(*dy.shape[1:3]), room.values, values, threads)
+        all_gradient_values(scheme, dy, room.gradients, gradients, threads)
+        _correlate_columns(scheme, values, gradients, planes, room.block, workspace(dy.dtype), own, dweights[0])
+    else:
+        _correlate_blocks(scheme, x, dy, *padding, room.block, planes, workspace(dy.dtype), own, room.sums, dweights)
