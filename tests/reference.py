@@ -84,6 +84,26 @@ def relu(x: Array) -> Array:
     return np.maximum(x, 0.0)
 
 
+def relu6(x: Array) -> Array:
+    """min(max(x, 0), 6)."""
+    return np.minimum(np.maximum(x, 0.0), 6.0)
+
+
+def silu(x: Array) -> Array:
+    """x / (1 + exp(-x))."""
+    return x / (1.0 + np.exp(-x))
+
+
+def gelu(x: Array) -> Array:
+    """x times the standard normal distribution."""
+    return x * np.array([0.5 * math.erfc(-value / math.sqrt(2.0)) for value in x.reshape(-1)]).reshape(x.shape)
+
+
+def gelu_tanh(x: Array) -> Array:
+    """`gelu` as GPT-2 has it."""
+    return 0.5 * x * (1.0 + np.tanh(math.sqrt(2.0 / math.pi) * (x + 0.044715 * x**3)))
+
+
 def sigmoid(x: Array) -> Array:
     """1 / (1 + exp(-x))."""
     return 1.0 / (1.0 + np.exp(-x))

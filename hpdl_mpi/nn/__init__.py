@@ -1,7 +1,7 @@
 """Layers, containers, losses and the flat layout of parameters. Knows kernels, never MPI."""
 
 from hpdl_mpi.nn import init
-from hpdl_mpi.nn.activations import LeakyReLU, ReLU, Sigmoid, Softmax, Tanh
+from hpdl_mpi.nn.activations import GELU, LeakyReLU, ReLU, ReLU6, Sigmoid, SiLU, Softmax, Tanh
 from hpdl_mpi.nn.containers import Parallel, Recompute, Residual, Sequential
 from hpdl_mpi.nn.context import Context, MicroBatch
 from hpdl_mpi.nn.conv import Conv2d
@@ -16,6 +16,7 @@ from hpdl_mpi.nn.pooling import AvgPool2d, GlobalAvgPool2d, MaxPool2d
 from hpdl_mpi.nn.shape import Flatten
 
 __all__ = [
+    "GELU",
     "AvgPool2d",
     "BatchNorm2d",
     "Context",
@@ -38,11 +39,13 @@ __all__ = [
     "Parameter",
     "Pool",
     "ReLU",
+    "ReLU6",
     "Recompute",
     "Residual",
     "Segment",
     "Sequential",
     "Shape",
+    "SiLU",
     "Sigmoid",
     "Softmax",
     "Tanh",

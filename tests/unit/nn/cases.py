@@ -10,6 +10,7 @@ from numpy.typing import DTypeLike
 
 from hpdl_mpi.base.memory import Allocator, heap
 from hpdl_mpi.nn import (
+    GELU,
     AvgPool2d,
     BatchNorm2d,
     Context,
@@ -27,10 +28,12 @@ from hpdl_mpi.nn import (
     Pool,
     Recompute,
     ReLU,
+    ReLU6,
     Residual,
     Sequential,
     Shape,
     Sigmoid,
+    SiLU,
     Softmax,
     Tanh,
     make_statistics,
@@ -176,6 +179,12 @@ LAYERS: dict[str, Case] = {
     "Flatten": Case(Flatten, (3, 2, 2), lambda x, p: ref.flatten(x)),
     "ReLU": Case(ReLU, (3, 2, 2), lambda x, p: ref.relu(x)),
     "LeakyReLU": Case(lambda: LeakyReLU(0.1), (6,), lambda x, p: ref.leaky_relu(x, 0.1)),
+    "ReLU6": Case(  # behind sums of 40 products, which go beyond 6
+        lambda: Sequential(Linear(4), ReLU6()), (40,), lambda x, p: ref.relu6(_linear("0.")(x, p))
+    ),
+    "SiLU": Case(SiLU, (3, 2, 2), lambda x, p: ref.silu(x)),
+    "GELU": Case(GELU, (3, 2, 2), lambda x, p: ref.gelu(x)),
+    "GELU, tanh": Case(lambda: GELU("tanh"), (6,), lambda x, p: ref.gelu_tanh(x)),
     "Sigmoid": Case(Sigmoid, (6,), lambda x, p: ref.sigmoid(x)),
     "Tanh": Case(Tanh, (6,), lambda x, p: np.tanh(x)),
     "Softmax": Case(Softmax, (6,), lambda x, p: ref.softmax(x)),
