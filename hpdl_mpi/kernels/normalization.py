@@ -1,6 +1,7 @@
-"""Normalisation of channels over all other dimensions (Ioffe and Szegedy, 2015), alone or with the ReLU that follows.
+"""Normalisation of channels over all other dimensions (Ioffe and Szegedy, 2015), alone or with a ReLU or ReLU6 behind.
 
-Arrays are matrices (rows, channels). Sums over rows are taken in blocks, each in the arrays' own precision, and these
+Arrays are matrices (rows, channels). `limits` are the least and the greatest value that gets through; without an
+activation they are infinite. Sums over rows are taken in blocks, each in the arrays' own precision, and these
 are added up in order in double precision: so sums are accurate, and do not depend on the number of threads.
 """
 
@@ -10,7 +11,7 @@ import math
 
 from numba import prange
 
-from hpdl_mpi.kernels.jit import exact_kernel, kernel, parallel_kernel
+from hpdl_mpi.kernels.jit import exact_kernel, inline, kernel, parallel_kernel
 
 _BLOCK_ROWS = 256
 
@@ -102,24 +103,33 @@ def make_factors(mean, variance, eps, weight, bias, factors):
         factors[3, c] = bias[c] - mean[c] * weight[c] * inverse
 
 
+@inline
+def _is_bounded(limits):
+    return limits[0] > -math.inf or limits[1] < math.inf
+
+
 @parallel_kernel
-def normalize(x, scale, shift, rectifies, y):
-    """y = x scale + shift, per channel; with `rectifies` not below zero."""
+def normalize(x, scale, shift, limits, y):
+    """y = x scale + shift, per channel, within the limits."""
     rows, channels = x.shape
+    least, most = x.dtype.type(limits[0]), x.dtype.type(limits[1])
+    bounded = _is_bounded(limits)
     for p in prange(rows):
         source, target = x[p], y[p]
-        if rectifies:
+        if bounded:
             for c in range(channels):
                 value = source[c] * scale[c] + shift[c]
-                target[c] = 0 if value < 0 else value
+                target[c] = least if value < least else most if value > most else value
         else:
             for c in range(channels):
                 target[c] = source[c] * scale[c] + shift[c]
 
 
 @parallel_kernel
-def _block_gradients(x, dy, mean, scale, shift, rectifies, partial):
+def _block_gradients(x, dy, mean, scale, shift, limits, partial):
     rows, channels = x.shape
+    least, most, zero = x.dtype.type(limits[0]), x.dtype.type(limits[1]), x.dtype.type(0)
+    bounded = _is_bounded(limits)
     blocks = len(partial)
     for block in prange(blocks):
         plain, weighted = partial[block, 0], partial[block, 1]
@@ -129,8 +139,8 @@ def _block_gradients(x, dy, mean, scale, shift, rectifies, partial):
         for p in range(block * rows // blocks, (block + 1) * rows // blocks):
             source, gradient = x[p], dy[p]
             for c in range(channels):
-                passes = not rectifies or source[c] * scale[c] + shift[c] > 0
-                value = gradient[c] if passes else 0
+                y = source[c] * scale[c] + shift[c]
+                value = gradient[c] if not bounded or (y > least and y < most) else zero
                 plain[c] += value
                 weighted[c] += value * (source[c] - mean[c])
 
@@ -147,22 +157,23 @@ def _combine_gradients(partial, inverse, out):
         out[1, c] = weighted * inverse[c]
 
 
-def gradient_sums(x, dy, factors, rectifies, partial, out) -> None:
+def gradient_sums(x, dy, factors, limits, partial, out) -> None:
     """out = gradients of bias and weight: sums of dy and of dy (x - mean) / deviation per channel.
 
-    With `rectifies` dy is what `normalize` lets pass.
+    Of dy only what `normalize` lets pass counts.
 
     Parameters
     ----------
     x, dy : array, shape (rows, c)
     factors : array, shape (4, c)
         Of `make_factors`.
+    limits : (float, float)
     partial : array, of `partial_shape`
         Scratch.
     out : float64 array, shape (2, c)
     """
     mean, inverse, scale, shift = factors
-    _block_gradients(x, dy, mean, scale, shift, rectifies, partial)
+    _block_gradients(x, dy, mean, scale, shift, limits, partial)
     _combine_gradients(partial, inverse, out)
 
 
@@ -186,13 +197,15 @@ def make_gradient_factors(factors, sums, rows, out):
 
 
 @parallel_kernel
-def backward_input(x, dy, scale, shift, rectifies, factors, dx):
+def backward_input(x, dy, scale, shift, limits, factors, dx):
     """dx = factors[0] dy + factors[1] x + factors[2], per channel, for dy as it passes; factors (3, c)."""
     rows, channels = x.shape
     of_dy, of_x, plus = factors[0], factors[1], factors[2]
+    least, most, zero = x.dtype.type(limits[0]), x.dtype.type(limits[1]), x.dtype.type(0)
+    bounded = _is_bounded(limits)
     for p in prange(rows):
         source, gradient, target = x[p], dy[p], dx[p]
         for c in range(channels):
-            passes = not rectifies or source[c] * scale[c] + shift[c] > 0
-            value = gradient[c] if passes else 0
+            y = source[c] * scale[c] + shift[c]
+            value = gradient[c] if not bounded or (y > least and y < most) else zero
             target[c] = of_dy[c] * value + (of_x[c] * source[c] + plus[c])

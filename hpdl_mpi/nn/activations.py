@@ -13,6 +13,24 @@ from hpdl_mpi.kernels import softmax as softmax_kernel
 from hpdl_mpi.nn.context import Context
 from hpdl_mpi.nn.layer import Layer, Shape
 
+Clipping = Literal["relu", "relu6"]
+"""An activation that another layer may do by the way: it clips what comes in to an interval."""
+
+_LIMITS = {None: (-math.inf, math.inf), "relu": (0.0, math.inf), "relu6": (0.0, 6.0)}
+
+
+def clipping_limits(layer: Layer, activation: Clipping | None) -> tuple[float, float]:
+    """Return the least and the greatest value that gets through the activation that a layer is asked to do.
+
+    Raises
+    ------
+    InputError
+        There is no such activation.
+    """
+    if activation not in _LIMITS:
+        raise layer.refuse("no such activation", found=repr(activation), expected="'relu', 'relu6' or None")
+    return _LIMITS[activation]
+
 
 class _Activation(Layer):
     """y = f(x), dx from dy and what is kept; subclasses name the two kernels."""
@@ -70,10 +88,10 @@ class ReLU6(_Activation):
     """y = min(max(x, 0), 6) (Krizhevsky, "Convolutional deep belief networks on CIFAR-10", 2010)."""
 
     def _apply(self, x: np.ndarray, y: np.ndarray) -> None:
-        kernel.clip(x.reshape(-1), 0.0, 6.0, y.reshape(-1))
+        kernel.clip(x.reshape(-1), *_LIMITS["relu6"], y.reshape(-1))
 
     def _differentiate(self, dy: np.ndarray, kept: np.ndarray, dx: np.ndarray) -> None:
-        kernel.clip_backward(dy.reshape(-1), kept.reshape(-1), 0.0, 6.0, dx.reshape(-1))
+        kernel.clip_backward(dy.reshape(-1), kept.reshape(-1), *_LIMITS["relu6"], dx.reshape(-1))
 
 
 class Sigmoid(_Activation):

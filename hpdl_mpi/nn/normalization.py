@@ -7,6 +7,7 @@ import math
 import numpy as np
 
 from hpdl_mpi.kernels import normalization as kernel
+from hpdl_mpi.nn.activations import Clipping, clipping_limits
 from hpdl_mpi.nn.context import Context
 from hpdl_mpi.nn.init import Constant
 from hpdl_mpi.nn.layer import Layer, Shape
@@ -24,16 +25,17 @@ class BatchNorm2d(Layer):
         Added to variances.
     momentum : float
         How much of the running values a micro-batch replaces.
-    relu : bool
-        Also do what a `ReLU` behind it would: one pass over memory less.
+    activation : {None, "relu", "relu6"}
+        Also do what a `ReLU` or `ReLU6` behind it would: one pass over memory less.
     """
 
-    def __init__(self, *, eps: float = 1e-5, momentum: float = 0.1, relu: bool = False) -> None:
+    def __init__(self, *, eps: float = 1e-5, momentum: float = 0.1, activation: Clipping | None = None) -> None:
         if not 0 < eps < math.inf:
             raise self.refuse("eps out of range", found=eps, expected="a number above 0")
         if not 0 < momentum <= 1:
             raise self.refuse("momentum out of range", found=momentum, expected="above 0, at most 1")
-        self.eps, self.momentum, self.relu = eps, momentum, relu
+        self.eps, self.momentum = eps, momentum
+        self._limits = clipping_limits(self, activation)
 
     def build(self, input_shape: Shape) -> None:
         if not input_shape or min(input_shape) < 1:
@@ -62,7 +64,7 @@ class BatchNorm2d(Layer):
         kernel.make_factors(mean, variance, self.eps, self.params["weight"], self.params["bias"], factors)
         ctx.release(moments)
         y = ctx.take(x.shape, x.dtype)
-        kernel.normalize(rows, factors[2], factors[3], self.relu, y.reshape(rows.shape))
+        kernel.normalize(rows, factors[2], factors[3], self._limits, y.reshape(rows.shape))
         ctx.save(x=x, factors=factors)
         ctx.release(factors)
         return y
@@ -72,14 +74,14 @@ class BatchNorm2d(Layer):
         rows, gradients = (array.reshape(-1, array.shape[-1]) for array in (x, dy))
         sums = ctx.take((2, rows.shape[1]), np.float64)
         partial = ctx.take(kernel.partial_shape(*rows.shape), rows.dtype)
-        kernel.gradient_sums(rows, gradients, factors, self.relu, partial, sums)
+        kernel.gradient_sums(rows, gradients, factors, self._limits, partial, sums)
         ctx.release(partial)
         dx = None
         if ctx.needs_dx:
             dx = ctx.take(x.shape, x.dtype)
             means = ctx.take((3, rows.shape[1]), rows.dtype)
             kernel.make_gradient_factors(factors, sums, len(rows), means)
-            kernel.backward_input(rows, gradients, factors[2], factors[3], self.relu, means, dx.reshape(rows.shape))
+            kernel.backward_input(rows, gradients, factors[2], factors[3], self._limits, means, dx.reshape(rows.shape))
             ctx.release(means)
         ctx.save(sums=sums)
         ctx.release(sums)

@@ -66,7 +66,7 @@ LAYERS: dict[str, tuple[Callable[[], Layer], Callable[[], tnn.Module], Shape]] =
     ),
     "BatchNorm2d": (nn.BatchNorm2d, lambda: tnn.BatchNorm2d(3), IMAGE),
     "BatchNorm2d, ReLU": (
-        lambda: nn.Sequential(nn.BatchNorm2d(eps=0.01, momentum=0.3, relu=True)),
+        lambda: nn.Sequential(nn.BatchNorm2d(eps=0.01, momentum=0.3, activation="relu")),
         lambda: tnn.Sequential(tnn.BatchNorm2d(3, eps=0.01, momentum=0.3), tnn.ReLU()),
         IMAGE,
     ),

@@ -82,7 +82,7 @@ def every_layer() -> Layer:
 
 def every_convolution() -> Layer:
     """Return a network with each method of convolution, and with statistics."""
-    plain = Conv2d(16, 3, stride=2), BatchNorm2d(relu=True), Conv2d(16, 3, padding=1), BatchNorm2d()
+    plain = Conv2d(16, 3, stride=2), BatchNorm2d(activation="relu"), Conv2d(16, 3, padding=1), BatchNorm2d()
     return Sequential(*plain, Conv2d(16, 3, groups=16), Conv2d(6, 1, groups=2), GlobalAvgPool2d(), Linear(10))
 
 

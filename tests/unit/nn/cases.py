@@ -174,7 +174,10 @@ LAYERS: dict[str, Case] = {
     "BatchNorm2d": Case(BatchNorm2d, (4, 3, 5), _batch_norm, mixes=True),
     "BatchNorm2d, of features": Case(lambda: BatchNorm2d(eps=0.1), (4,), _batch_norm_of(0.1), mixes=True),
     "BatchNorm2d, ReLU": Case(
-        lambda: BatchNorm2d(relu=True), (3, 3, 18), lambda x, p: ref.relu(_batch_norm(x, p)), mixes=True
+        lambda: BatchNorm2d(activation="relu"), (3, 3, 18), lambda x, p: ref.relu(_batch_norm(x, p)), mixes=True
+    ),
+    "BatchNorm2d, ReLU6": Case(
+        lambda: BatchNorm2d(activation="relu6"), (3, 3, 18), lambda x, p: ref.relu6(_batch_norm(x, p)), mixes=True
     ),
     "Flatten": Case(Flatten, (3, 2, 2), lambda x, p: ref.flatten(x)),
     "ReLU": Case(ReLU, (3, 2, 2), lambda x, p: ref.relu(x)),
@@ -209,12 +212,17 @@ LAYERS: dict[str, Case] = {
         lambda: Sequential(Tanh(), Sequential(Sigmoid())), (5,), lambda x, p: ref.sigmoid(np.tanh(x))
     ),
     "Residual, ReLU": Case(
-        lambda: Residual(Linear(4), relu=True, names=("", "short")),
+        lambda: Residual(Linear(4), activation="relu", names=("", "short")),
         (4,),
         lambda x, p: ref.relu(ref.linear(x, p["weight"], p["bias"]) + x),
     ),
+    "Residual, ReLU6": Case(
+        lambda: Residual(Linear(40), activation="relu6"),
+        (40,),
+        lambda x, p: ref.relu6(_linear("body.")(x, p) + x),
+    ),
     "Residual, shortcut, ReLU": Case(
-        lambda: Residual(Linear(3), Linear(3, bias=False), relu=True, names=("", "short")),
+        lambda: Residual(Linear(3), Linear(3, bias=False), activation="relu", names=("", "short")),
         (4,),
         lambda x, p: ref.relu(ref.linear(x, p["weight"], p["bias"]) + ref.linear(x, p["short.weight"])),
     ),

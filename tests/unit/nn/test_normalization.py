@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import numpy as np
 import pytest
 
 from hpdl_mpi.kernels import normalization as kernel
-from hpdl_mpi.nn import BatchNorm2d, Recompute, Sequential
+from hpdl_mpi.nn import BatchNorm2d, Layer, Recompute, ReLU, ReLU6, Sequential
 from tests import reference as ref
 from tests.unit.nn.cases import Case, Rig
 
 SHAPE = (4, 3, 5)
 
 
-def make(relu: bool = False) -> Rig:
-    return Rig(Case(lambda: BatchNorm2d(eps=1e-3, momentum=0.25, relu=relu), SHAPE, lambda x, p: x))
+def make(activation: Literal["relu", "relu6"] | None = None) -> Rig:
+    return Rig(Case(lambda: BatchNorm2d(eps=1e-3, momentum=0.25, activation=activation), SHAPE, lambda x, p: x))
 
 
 def test_running_values_follow_those_of_micro_batches() -> None:
@@ -31,7 +33,7 @@ def test_running_values_follow_those_of_micro_batches() -> None:
 
 
 def test_evaluation_takes_the_running_values_and_leaves_them() -> None:
-    rig = make(relu=True)
+    rig = make("relu")
     rig.output(rig.x)
     before = rig.statistics.copy()
     y = rig.output(2 * rig.x, training=False)
@@ -72,3 +74,18 @@ def test_variances_of_large_numbers_are_accurate(rows: int) -> None:
     kernel.moments(x, np.empty(kernel.partial_shape(rows, 3), np.float32), out)
     np.testing.assert_allclose(out[0], x.astype(float).mean(0), rtol=1e-9)
     np.testing.assert_allclose(out[1], x.astype(float).var(0), rtol=3e-5)
+
+
+@pytest.mark.parametrize(("activation", "layer"), [("relu", ReLU), ("relu6", ReLU6)])
+def test_activation_is_that_of_a_layer_behind(activation: Literal["relu", "relu6"], layer: type[Layer]) -> None:
+    together, apart = (
+        Rig(Case(lambda layers=layers: Sequential(*layers()), SHAPE, lambda x, p: x))
+        for layers in (lambda: [BatchNorm2d(activation=activation)], lambda: [BatchNorm2d(), layer()])
+    )
+    for rig in (together, apart):
+        rig.params *= 6  # much goes beyond 6
+    y = apart.output(apart.x)
+    assert (6.0 in y) == (activation == "relu6")
+    np.testing.assert_array_equal(together.output(together.x), y)
+    np.testing.assert_array_equal(together.step(together.x, together.dy), apart.step(apart.x, apart.dy))
+    np.testing.assert_array_equal(together.grads, apart.grads)
