@@ -74,6 +74,20 @@ def batch_norm(x: Array, weight: Array, bias: Array, eps: float) -> Array:
     return (x - x.mean(others)) / np.sqrt(x.var(others) + eps) * weight + bias
 
 
+def layer_norm(x: Array, weight: Array, bias: Array, eps: float) -> Array:
+    """Each row minus its mean, over the root of its variance, times weight, plus bias."""
+    return (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + eps) * weight + bias
+
+
+def group_norm(x: Array, groups: int, weight: Array, bias: Array, eps: float) -> Array:
+    """As `layer_norm`, of all of a sample that is in a group of channels."""
+    parts = []
+    for part in np.split(x, groups, -1):
+        others = tuple(range(1, x.ndim))
+        parts.append((part - part.mean(others, keepdims=True)) / np.sqrt(part.var(others, keepdims=True) + eps))
+    return np.concatenate(parts, -1) * weight + bias
+
+
 def leaky_relu(x: Array, slope: float) -> Array:
     """x where positive, else slope x."""
     return np.where(x > 0, x, slope * x)

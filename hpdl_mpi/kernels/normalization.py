@@ -21,30 +21,34 @@ def partial_shape(rows: int, channels: int) -> tuple[int, int, int]:
     return -(-rows // _BLOCK_ROWS), 3, channels
 
 
+@kernel
+def channel_moments(x, out):
+    """out (3, c) = mean of the rows, the sum of squares of the differences to it, and what it lacks: their sum."""
+    rows, channels = x.shape
+    mean, squares, rest = out[0], out[1], out[2]
+    for c in range(channels):
+        mean[c] = 0
+        squares[c] = 0
+        rest[c] = 0
+    for p in range(rows):
+        row = x[p]
+        for c in range(channels):
+            mean[c] += row[c]
+    for c in range(channels):
+        mean[c] /= rows
+    for p in range(rows):
+        row = x[p]
+        for c in range(channels):
+            difference = row[c] - mean[c]
+            squares[c] += difference * difference
+            rest[c] += difference
+
+
 @parallel_kernel
 def _block_moments(x, partial):
-    """partial[b] = mean of block b, the sum of squares of the differences to it, and what it lacks: their sum."""
-    rows, channels = x.shape
     blocks = len(partial)
     for block in prange(blocks):
-        first, last = block * rows // blocks, (block + 1) * rows // blocks
-        mean, squares, rest = partial[block, 0], partial[block, 1], partial[block, 2]
-        for c in range(channels):
-            mean[c] = 0
-            squares[c] = 0
-            rest[c] = 0
-        for p in range(first, last):
-            row = x[p]
-            for c in range(channels):
-                mean[c] += row[c]
-        for c in range(channels):
-            mean[c] /= last - first
-        for p in range(first, last):
-            row = x[p]
-            for c in range(channels):
-                difference = row[c] - mean[c]
-                squares[c] += difference * difference
-                rest[c] += difference
+        channel_moments(x[block * len(x) // blocks : (block + 1) * len(x) // blocks], partial[block])
 
 
 @kernel
@@ -178,11 +182,15 @@ def gradient_sums(x, dy, factors, limits, partial, out) -> None:
 
 
 @exact_kernel
-def add_gradients(sums, dbias, dweight):
-    """Add what `gradient_sums` found to the gradients, both (c,)."""
+def add_gradients(parts, dbias, dweight):
+    """Add the parts of the gradients, (k, 2, c), in order to the gradients themselves, both (c,)."""
     for c in range(dbias.size):
-        dbias[c] += sums[0, c]
-        dweight[c] += sums[1, c]
+        plain, weighted = 0.0, 0.0
+        for k in range(len(parts)):
+            plain += parts[k, 0, c]
+            weighted += parts[k, 1, c]
+        dbias[c] += plain
+        dweight[c] += weighted
 
 
 @exact_kernel

@@ -10,7 +10,7 @@ from hpdl_mpi.nn.layer import Layer, Parameter, Shape, has_parameters, walk
 from hpdl_mpi.nn.layout import Layout, Segment, make_statistics
 from hpdl_mpi.nn.linear import Linear
 from hpdl_mpi.nn.losses import CrossEntropy, Huber, Loss, LossSums, MeanSquaredError
-from hpdl_mpi.nn.normalization import BatchNorm2d
+from hpdl_mpi.nn.normalization import BatchNorm2d, GroupNorm, LayerNorm
 from hpdl_mpi.nn.pool import Pool
 from hpdl_mpi.nn.pooling import AvgPool2d, GlobalAvgPool2d, MaxPool2d
 from hpdl_mpi.nn.shape import Flatten
@@ -25,8 +25,10 @@ __all__ = [
     "Dropout",
     "Flatten",
     "GlobalAvgPool2d",
+    "GroupNorm",
     "Huber",
     "Layer",
+    "LayerNorm",
     "Layout",
     "LeakyReLU",
     "Linear",

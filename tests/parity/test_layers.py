@@ -71,6 +71,9 @@ LAYERS: dict[str, tuple[Callable[[], Layer], Callable[[], tnn.Module], Shape]] =
         IMAGE,
     ),
     "BatchNorm2d, of features": (nn.BatchNorm2d, lambda: tnn.BatchNorm1d(7), (7,)),
+    "LayerNorm": (nn.LayerNorm, lambda: tnn.LayerNorm(7), (5, 7)),
+    "GroupNorm": (lambda: nn.GroupNorm(3, eps=0.01), lambda: tnn.GroupNorm(3, 6, eps=0.01), (11, 8, 6)),
+    "GroupNorm, of features": (lambda: nn.GroupNorm(2), lambda: tnn.GroupNorm(2, 6), (6,)),
     "GlobalAvgPool2d": (nn.GlobalAvgPool2d, lambda: tnn.Sequential(tnn.AdaptiveAvgPool2d(1), tnn.Flatten()), IMAGE),
     "MaxPool2d": (lambda: nn.MaxPool2d(2), lambda: tnn.MaxPool2d(2), IMAGE),
     "MaxPool2d, overlapping": (

@@ -18,7 +18,9 @@ from hpdl_mpi.nn import (
     Dropout,
     Flatten,
     GlobalAvgPool2d,
+    GroupNorm,
     Layer,
+    LayerNorm,
     Layout,
     LeakyReLU,
     Linear,
@@ -178,6 +180,20 @@ LAYERS: dict[str, Case] = {
     ),
     "BatchNorm2d, ReLU6": Case(
         lambda: BatchNorm2d(activation="relu6"), (3, 3, 18), lambda x, p: ref.relu6(_batch_norm(x, p)), mixes=True
+    ),
+    "LayerNorm": Case(LayerNorm, (5,), lambda x, p: ref.layer_norm(x, p["weight"], p["bias"], 1e-5)),
+    "LayerNorm, of sequences": Case(
+        lambda: LayerNorm(eps=0.1), (3, 18), lambda x, p: ref.layer_norm(x, p["weight"], p["bias"], 0.1)
+    ),
+    "GroupNorm": Case(lambda: GroupNorm(3), (4, 3, 6), lambda x, p: ref.group_norm(x, 3, p["weight"], p["bias"], 1e-5)),
+    "GroupNorm, one group": Case(
+        lambda: GroupNorm(1, eps=0.1), (2, 3, 5), lambda x, p: ref.group_norm(x, 1, p["weight"], p["bias"], 0.1)
+    ),
+    "GroupNorm, of each channel": Case(
+        lambda: GroupNorm(5), (3, 3, 5), lambda x, p: ref.group_norm(x, 5, p["weight"], p["bias"], 1e-5)
+    ),
+    "GroupNorm, of features": Case(
+        lambda: GroupNorm(2), (6,), lambda x, p: ref.group_norm(x, 2, p["weight"], p["bias"], 1e-5)
     ),
     "Flatten": Case(Flatten, (3, 2, 2), lambda x, p: ref.flatten(x)),
     "ReLU": Case(ReLU, (3, 2, 2), lambda x, p: ref.relu(x)),
