@@ -63,6 +63,16 @@ def avg_pool(x: Array, kernel_size: Pair, *, stride: Pair, padding: Pair = (0, 0
     return _map_windows((i, j, w.mean((1, 2))) for i, j, w in windows(x, kernel_size, stride, padding, 0.0))
 
 
+def adaptive_avg_pool(x: Array, output_size: Pair) -> Array:
+    """Return the mean of each bin: from the pixel in which it begins to that in which it ends, both counted whole."""
+
+    def bins(size: int, count: int) -> list[slice]:
+        return [slice(math.floor(i * size / count), math.ceil((i + 1) * size / count)) for i in range(count)]
+
+    rows, columns = (bins(*sizes) for sizes in zip(x.shape[1:3], output_size, strict=True))
+    return np.stack([np.stack([x[:, r, c].mean((1, 2)) for c in columns], 1) for r in rows], 1)
+
+
 def linear(x: Array, weight: Array, bias: Array | float = 0.0) -> Array:
     """y[..., o] = sum over i of weight[o, i] x[..., i] + bias[o]."""
     return np.einsum("...i,oi->...o", x, weight) + bias
@@ -212,6 +222,20 @@ def dropout(x: Array, key: int, sample_ids: Iterable[int], rate: float) -> Array
         for row, i in zip(flatten(x), (int(i) for i in sample_ids), strict=True)
     ]
     return np.array(rows).reshape(x.shape)
+
+
+def dropout_channels(x: Array, key: int, sample_ids: Iterable[int], rate: float) -> Array:
+    """As `dropout`, with one draw for each channel."""
+    factors = dropout(np.ones((len(x), x.shape[-1])), key, sample_ids, rate)
+    return np.stack([np.where(factor > 0, sample * factor, 0.0) for sample, factor in zip(x, factors, strict=True)])
+
+
+def stochastic_depth(x: Array, key: int, sample_ids: Iterable[int], rate: float) -> Array:
+    """As `dropout`, with one draw for each sample."""
+    factors = dropout(np.ones((len(x), 1)), key, sample_ids, rate)[:, 0]
+    return np.stack(
+        [sample * factor if factor else np.zeros_like(sample) for sample, factor in zip(x, factors, strict=True)]
+    )
 
 
 # Optimizers: return the new parameters and the new state

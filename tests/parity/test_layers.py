@@ -87,6 +87,12 @@ LAYERS: dict[str, tuple[Callable[[], Layer], Callable[[], tnn.Module], Shape]] =
         lambda: tnn.AvgPool2d((3, 2), stride=(2, 1), padding=1),
         IMAGE,
     ),
+    "AdaptiveAvgPool2d": (lambda: nn.AdaptiveAvgPool2d((4, 2)), lambda: tnn.AdaptiveAvgPool2d((4, 2)), IMAGE),
+    "AdaptiveAvgPool2d, above the image": (
+        lambda: nn.AdaptiveAvgPool2d((12, 20)),
+        lambda: tnn.AdaptiveAvgPool2d((12, 20)),
+        IMAGE,
+    ),
     "Flatten": (nn.Flatten, Flatten, IMAGE),
     "ReLU": (nn.ReLU, tnn.ReLU, IMAGE),
     "LeakyReLU": (lambda: nn.LeakyReLU(0.2), lambda: tnn.LeakyReLU(0.2), IMAGE),

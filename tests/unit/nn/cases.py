@@ -11,11 +11,13 @@ from numpy.typing import DTypeLike
 from hpdl_mpi.base.memory import Allocator, heap
 from hpdl_mpi.nn import (
     GELU,
+    AdaptiveAvgPool2d,
     AvgPool2d,
     BatchNorm2d,
     Context,
     Conv2d,
     Dropout,
+    Dropout2d,
     Flatten,
     GlobalAvgPool2d,
     GroupNorm,
@@ -37,6 +39,7 @@ from hpdl_mpi.nn import (
     Sigmoid,
     SiLU,
     Softmax,
+    StochasticDepth,
     Tanh,
     make_statistics,
     walk,
@@ -173,6 +176,19 @@ LAYERS: dict[str, Case] = {
         lambda: AvgPool2d((5, 4)), (5, 4, 3), lambda x, p: ref.avg_pool(x, (5, 4), stride=(5, 4))
     ),
     "GlobalAvgPool2d": Case(GlobalAvgPool2d, (3, 4, 5), lambda x, p: x.mean((1, 2))),
+    "AdaptiveAvgPool2d": Case(
+        lambda: AdaptiveAvgPool2d((2, 3)), (4, 6, 3), lambda x, p: ref.adaptive_avg_pool(x, (2, 3))
+    ),
+    "AdaptiveAvgPool2d, overlapping": Case(
+        lambda: AdaptiveAvgPool2d(3), (5, 7, 2), lambda x, p: ref.adaptive_avg_pool(x, (3, 3))
+    ),
+    "AdaptiveAvgPool2d, above the image": Case(
+        lambda: AdaptiveAvgPool2d((5, 3)), (2, 3, 2), lambda x, p: ref.adaptive_avg_pool(x, (5, 3))
+    ),
+    "AdaptiveAvgPool2d, of the whole image": Case(
+        lambda: AdaptiveAvgPool2d(1), (3, 2, 4), lambda x, p: ref.adaptive_avg_pool(x, (1, 1))
+    ),
+    "AdaptiveAvgPool2d, of each pixel": Case(lambda: AdaptiveAvgPool2d((3, 2)), (3, 2, 4), lambda x, p: x),
     "BatchNorm2d": Case(BatchNorm2d, (4, 3, 5), _batch_norm, mixes=True),
     "BatchNorm2d, of features": Case(lambda: BatchNorm2d(eps=0.1), (4,), _batch_norm_of(0.1), mixes=True),
     "BatchNorm2d, ReLU": Case(
@@ -210,6 +226,23 @@ LAYERS: dict[str, Case] = {
     "Softmax, of sequences": Case(Softmax, (4, 3), lambda x, p: ref.softmax(x)),
     "Dropout": Case(lambda: Dropout(0.4), (3, 2, 3), lambda x, p: ref.dropout(x, int(context_key("")), IDS, 0.4)),
     "Dropout, of nothing": Case(lambda: Dropout(0.0), (6,), lambda x, p: x),
+    "Dropout2d": Case(
+        lambda: Dropout2d(0.4),
+        (2, 3, 6),
+        lambda x, p: ref.dropout_channels(x, int(context_key("")), IDS, 0.4),
+    ),
+    "Dropout2d, of features": Case(
+        lambda: Dropout2d(0.4), (6,), lambda x, p: ref.dropout(x, int(context_key("")), IDS, 0.4)
+    ),
+    "StochasticDepth": Case(
+        lambda: StochasticDepth(0.6), (2, 3), lambda x, p: ref.stochastic_depth(x, int(context_key("")), IDS, 0.6)
+    ),
+    "StochasticDepth, of nothing": Case(lambda: StochasticDepth(0.0), (6,), lambda x, p: x),
+    "StochasticDepth, in a Residual": Case(
+        lambda: Residual(Sequential(Tanh(), drop=StochasticDepth(0.6))),
+        (4,),
+        lambda x, p: x + ref.stochastic_depth(np.tanh(x), int(context_key("body.drop")), IDS, 0.6),
+    ),
     "Sequential, empty": Case(Sequential, (6,), lambda x, p: x),
     "Sequential": Case(
         lambda: Sequential(Conv2d(4, 3, padding=1), ReLU(), MaxPool2d(2), Flatten(), Linear(6), ReLU(), out=Linear(3)),
