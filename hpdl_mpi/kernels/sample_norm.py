@@ -28,12 +28,13 @@ def normalize_rows(x, weight, bias, eps, moments, y):
 
     Parameters
     ----------
-    x, y : array, shape (rows, c)
+    x : array, shape (rows, c)
     weight, bias : array, shape (c,)
     eps : float
         Added to variances.
     moments : array, shape (rows, 2)
         Written: mean and 1 / deviation, for `rows_backward`.
+    y : array, shape (rows, c)
     """
     one, count = x.dtype.type(1), x.dtype.type(x.shape[1])
     for p in prange(x.shape[0]):
@@ -117,7 +118,7 @@ def normalize_groups(x, weight, bias, eps, partial, factors, moments, y):
 
     Parameters
     ----------
-    x, y : array, shape (n, pixels, c)
+    x : array, shape (n, pixels, c)
     weight, bias : array, shape (c,)
     eps : float
         Added to variances.
@@ -127,6 +128,7 @@ def normalize_groups(x, weight, bias, eps, partial, factors, moments, y):
         Scratch.
     moments : array, shape (n, groups, 2)
         Written: mean and 1 / deviation, for `groups_backward`.
+    y : array, shape (n, pixels, c)
     """
     images, pixels, channels = x.shape
     blocks, groups = partial.shape[1], moments.shape[1]

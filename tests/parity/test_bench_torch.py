@@ -8,6 +8,7 @@ import shutil
 import pytest
 
 from hpdl_mpi.bench import bench_step
+from tests.unit.test_docstrings import NEED_TORCH, undocumented
 
 pytestmark = pytest.mark.parity
 
@@ -32,3 +33,8 @@ def test_channels_last_runs():
 @pytest.mark.skipif(shutil.which(os.environ.get("CXX", "g++")) is None, reason="torch.compile needs a C++ compiler")
 def test_compile_runs():
     assert set(run("mlp", "torch-compile")["vs"]) == {"torch-compile"}
+
+
+@pytest.mark.parametrize("name", sorted(NEED_TORCH))
+def test_every_public_name_of_a_twin_has_a_docstring(name):
+    assert not undocumented(name)
