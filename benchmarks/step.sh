@@ -22,6 +22,12 @@ trap 'rm -rf "$scratch"' EXIT
     done <<ROWS
 mlp 256
 lenet 128
+resnet20 128
+resnet18_cifar 64
+vgg16_cifar 64
+alexnet 32
+mobilenet_v2 16
+resnet50 8
 ROWS
 } >"$scratch/result.md"
 mv "$scratch/result.md" "$result"

@@ -63,6 +63,16 @@ def avg_pool(x: Array, kernel_size: Pair, *, stride: Pair, padding: Pair = (0, 0
     return _map_windows((i, j, w.mean((1, 2))) for i, j, w in windows(x, kernel_size, stride, padding, 0.0))
 
 
+def adaptive_avg_pool(x: Array, output_size: Pair) -> Array:
+    """Return the mean of each bin: from the pixel in which it begins to that in which it ends, both counted whole."""
+
+    def bins(size: int, count: int) -> list[slice]:
+        return [slice(math.floor(i * size / count), math.ceil((i + 1) * size / count)) for i in range(count)]
+
+    rows, columns = (bins(*sizes) for sizes in zip(x.shape[1:3], output_size, strict=True))
+    return np.stack([np.stack([x[:, r, c].mean((1, 2)) for c in columns], 1) for r in rows], 1)
+
+
 def linear(x: Array, weight: Array, bias: Array | float = 0.0) -> Array:
     """y[..., o] = sum over i of weight[o, i] x[..., i] + bias[o]."""
     return np.einsum("...i,oi->...o", x, weight) + bias
@@ -74,6 +84,20 @@ def batch_norm(x: Array, weight: Array, bias: Array, eps: float) -> Array:
     return (x - x.mean(others)) / np.sqrt(x.var(others) + eps) * weight + bias
 
 
+def layer_norm(x: Array, weight: Array, bias: Array, eps: float) -> Array:
+    """Each row minus its mean, over the root of its variance, times weight, plus bias."""
+    return (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + eps) * weight + bias
+
+
+def group_norm(x: Array, groups: int, weight: Array, bias: Array, eps: float) -> Array:
+    """As `layer_norm`, of all of a sample that is in a group of channels."""
+    parts = []
+    for part in np.split(x, groups, -1):
+        others = tuple(range(1, x.ndim))
+        parts.append((part - part.mean(others, keepdims=True)) / np.sqrt(part.var(others, keepdims=True) + eps))
+    return np.concatenate(parts, -1) * weight + bias
+
+
 def leaky_relu(x: Array, slope: float) -> Array:
     """x where positive, else slope x."""
     return np.where(x > 0, x, slope * x)
@@ -82,6 +106,26 @@ def leaky_relu(x: Array, slope: float) -> Array:
 def relu(x: Array) -> Array:
     """max(x, 0)."""
     return np.maximum(x, 0.0)
+
+
+def relu6(x: Array) -> Array:
+    """min(max(x, 0), 6)."""
+    return np.minimum(np.maximum(x, 0.0), 6.0)
+
+
+def silu(x: Array) -> Array:
+    """x / (1 + exp(-x))."""
+    return x / (1.0 + np.exp(-x))
+
+
+def gelu(x: Array) -> Array:
+    """x times the standard normal distribution."""
+    return x * np.array([0.5 * math.erfc(-value / math.sqrt(2.0)) for value in x.reshape(-1)]).reshape(x.shape)
+
+
+def gelu_tanh(x: Array) -> Array:
+    """`gelu` as GPT-2 has it."""
+    return 0.5 * x * (1.0 + np.tanh(math.sqrt(2.0 / math.pi) * (x + 0.044715 * x**3)))
 
 
 def sigmoid(x: Array) -> Array:
@@ -178,6 +222,20 @@ def dropout(x: Array, key: int, sample_ids: Iterable[int], rate: float) -> Array
         for row, i in zip(flatten(x), (int(i) for i in sample_ids), strict=True)
     ]
     return np.array(rows).reshape(x.shape)
+
+
+def dropout_channels(x: Array, key: int, sample_ids: Iterable[int], rate: float) -> Array:
+    """As `dropout`, with one draw for each channel."""
+    factors = dropout(np.ones((len(x), x.shape[-1])), key, sample_ids, rate)
+    return np.stack([np.where(factor > 0, sample * factor, 0.0) for sample, factor in zip(x, factors, strict=True)])
+
+
+def stochastic_depth(x: Array, key: int, sample_ids: Iterable[int], rate: float) -> Array:
+    """As `dropout`, with one draw for each sample."""
+    factors = dropout(np.ones((len(x), 1)), key, sample_ids, rate)[:, 0]
+    return np.stack(
+        [sample * factor if factor else np.zeros_like(sample) for sample, factor in zip(x, factors, strict=True)]
+    )
 
 
 # Optimizers: return the new parameters and the new state

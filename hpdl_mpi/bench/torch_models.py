@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -43,20 +44,22 @@ def lenet() -> nn.Module:
     )
 
 
-def _residual(name: str) -> Callable[[], nn.Module]:
-    def make() -> nn.Module:
-        from hpdl_mpi.bench import torch_resnet
+def _made_in(module: str, name: str) -> Callable[[], nn.Module]:
+    """Return a function of a module that needs PyTorch when it is imported; it is so when the function is called."""
 
-        return getattr(torch_resnet, name)()
+    def make() -> nn.Module:
+        return getattr(importlib.import_module(f"hpdl_mpi.bench.{module}"), name)()
 
     return make
 
+
+_RESIDUAL = ("resnet18", "resnet18_cifar", "resnet20", "resnet34", "resnet50", "resnet56")
+_OTHERS = ("alexnet", "mobilenet_v2", "vgg11_bn", "vgg16_bn", "vgg16_cifar")
 
 TORCH_MODELS = {
     "lenet": lenet,
     "mlp": mlp,
     "mlp_deep": mlp_deep,
-    "resnet18_cifar": _residual("resnet18_cifar"),
-    "resnet20": _residual("resnet20"),
-    "resnet50": _residual("resnet50"),
+    **{name: _made_in("torch_resnet", name) for name in _RESIDUAL},
+    **{name: _made_in("torch_vision", name) for name in _OTHERS},
 }

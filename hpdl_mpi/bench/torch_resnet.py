@@ -7,6 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
+_WIDTHS = (64, 128, 256, 512)
+"""Channels of the stages for ImageNet."""
+
 
 class Block(nn.Module):
     """Two convolutions of 3 x 3, or with `bottleneck` one between two of 1 x 1, and a shortcut."""
@@ -36,25 +39,34 @@ class Block(nn.Module):
         return self.relu(y + (x if self.downsample is None else self.downsample(x)))
 
 
-def resnet20() -> nn.Module:
+def resnet20(outputs: int = 10) -> nn.Module:
     """Return the twin of `hpdl_mpi.models.resnet20`."""
-    return _resnet(_small_stem(16), 16, (16, 32, 64), (3, 3, 3), 10)
+    return _resnet(_small_stem(16), 16, (16, 32, 64), (3, 3, 3), outputs)
 
 
-def resnet18_cifar() -> nn.Module:
+def resnet56(outputs: int = 10) -> nn.Module:
+    """Return the twin of `hpdl_mpi.models.resnet56`."""
+    return _resnet(_small_stem(16), 16, (16, 32, 64), (9, 9, 9), outputs)
+
+
+def resnet18_cifar(outputs: int = 10) -> nn.Module:
     """Return the twin of `hpdl_mpi.models.resnet18_cifar`."""
-    return _resnet(_small_stem(64), 64, (64, 128, 256, 512), (2, 2, 2, 2), 10)
+    return _resnet(_small_stem(64), 64, _WIDTHS, (2, 2, 2, 2), outputs)
 
 
-def resnet50() -> nn.Module:
+def resnet18(outputs: int = 1000) -> nn.Module:
+    """Return the twin of `hpdl_mpi.models.resnet18`."""
+    return _resnet(_imagenet_stem(), 64, _WIDTHS, (2, 2, 2, 2), outputs)
+
+
+def resnet34(outputs: int = 1000) -> nn.Module:
+    """Return the twin of `hpdl_mpi.models.resnet34`."""
+    return _resnet(_imagenet_stem(), 64, _WIDTHS, (3, 4, 6, 3), outputs)
+
+
+def resnet50(outputs: int = 1000) -> nn.Module:
     """Return the twin of `hpdl_mpi.models.resnet50`."""
-    stem = {
-        "conv1": _conv(3, 64, 7, 2),
-        "bn1": nn.BatchNorm2d(64),
-        "relu": nn.ReLU(inplace=True),
-        "maxpool": nn.MaxPool2d(3, 2, 1),
-    }
-    return _resnet(stem, 64, (64, 128, 256, 512), (3, 4, 6, 3), 1000, bottleneck=True)
+    return _resnet(_imagenet_stem(), 64, _WIDTHS, (3, 4, 6, 3), outputs, bottleneck=True)
 
 
 def _conv(in_channels: int, channels: int, kernel_size: int, stride: int = 1) -> nn.Conv2d:
@@ -63,6 +75,15 @@ def _conv(in_channels: int, channels: int, kernel_size: int, stride: int = 1) ->
 
 def _small_stem(channels: int) -> dict[str, nn.Module]:
     return {"conv1": _conv(3, channels, 3), "bn1": nn.BatchNorm2d(channels), "relu": nn.ReLU(inplace=True)}
+
+
+def _imagenet_stem() -> dict[str, nn.Module]:
+    return {
+        "conv1": _conv(3, 64, 7, 2),
+        "bn1": nn.BatchNorm2d(64),
+        "relu": nn.ReLU(inplace=True),
+        "maxpool": nn.MaxPool2d(3, 2, 1),
+    }
 
 
 def _resnet(

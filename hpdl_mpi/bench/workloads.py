@@ -33,13 +33,24 @@ class Workload:
         return inputs, generator.integers(self.num_classes, size=size)
 
 
+_CIFAR = Workload((32, 32, 3), 10)
+_IMAGENET = Workload((224, 224, 3), 1000)
+
 WORKLOADS = {
     "lenet": Workload((28, 28, 1), 10),
     "mlp": Workload((784,), 10),
     "mlp_deep": Workload((1024,), 1024),
-    "resnet18_cifar": Workload((32, 32, 3), 10),
-    "resnet20": Workload((32, 32, 3), 10),
-    "resnet50": Workload((224, 224, 3), 1000),
+    "alexnet": _IMAGENET,
+    "mobilenet_v2": _IMAGENET,
+    "resnet18": _IMAGENET,
+    "resnet18_cifar": _CIFAR,
+    "resnet20": _CIFAR,
+    "resnet34": _IMAGENET,
+    "resnet50": _IMAGENET,
+    "resnet56": _CIFAR,
+    "vgg11_bn": _IMAGENET,
+    "vgg16_bn": _IMAGENET,
+    "vgg16_cifar": _CIFAR,
 }
 
 LEARNING_RATE = 1e-5

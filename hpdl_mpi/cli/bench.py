@@ -17,7 +17,7 @@ JsonFile = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="W
 
 @app.command()
 def step(
-    model: Annotated[str, typer.Option(help="A model of ours that has a twin in PyTorch.")] = "lenet",
+    model: Annotated[str, typer.Option(help="A reference model, such as lenet or resnet50.")] = "lenet",
     batch: Annotated[int, typer.Option(min=1, help="Samples of a step.")] = 128,
     threads: Annotated[int, typer.Option(min=1, help="Threads of each contender.")] = 1,
     vs: Annotated[

@@ -6,7 +6,15 @@ import math
 
 from numba import prange
 
-from hpdl_mpi.kernels.jit import parallel_kernel
+from hpdl_mpi.kernels.elementary import exp, normal
+from hpdl_mpi.kernels.jit import inline, parallel_kernel
+
+_NORMAL_HEIGHT = 1 / math.sqrt(2 * math.pi)
+"""Of the standard normal density at 0."""
+
+_GELU_LINEAR = 2 * math.sqrt(2 / math.pi)
+_GELU_CUBIC = 0.044715 * _GELU_LINEAR
+"""(1 + tanh(u)) / 2 is the logistic function of 2 u."""
 
 
 @parallel_kernel
@@ -32,12 +40,37 @@ def relu_backward(dy, y, slope, dx):
 
 
 @parallel_kernel
+def clip(x, low, high, y):
+    """y = x where low <= x <= high, else the nearer of them, keeping NaN; x, y (size,)."""
+    least, most = x.dtype.type(low), x.dtype.type(high)
+    for i in prange(x.size):
+        value = x[i]
+        y[i] = least if value < least else most if value > most else value
+
+
+@parallel_kernel
+def clip_backward(dy, y, low, high, dx):
+    """dx = dy where low < y < high, else 0."""
+    least, most = y.dtype.type(low), y.dtype.type(high)
+    zero = y.dtype.type(0.0)
+    for i in prange(y.size):
+        dx[i] = dy[i] if y[i] > least and y[i] < most else zero
+
+
+@inline
+def _logistic(x, one):
+    """Return s = 1 / (1 + exp(-x)) and its slope s (1 - s), without overflow for large |x|."""
+    e = exp(-abs(x))
+    share = one / (one + e)
+    return share if x >= 0 else e * share, e * share * share
+
+
+@parallel_kernel
 def sigmoid(x, y):
-    """y = 1 / (1 + exp(-x)), without overflow for large |x|."""
+    """y = 1 / (1 + exp(-x))."""
     one = x.dtype.type(1.0)
     for i in prange(x.size):
-        e = math.exp(-abs(x[i]))
-        y[i] = one / (one + e) if x[i] >= 0 else e / (one + e)
+        y[i], _ = _logistic(x[i], one)
 
 
 @parallel_kernel
@@ -61,3 +94,72 @@ def tanh_backward(dy, y, dx):
     one = y.dtype.type(1.0)
     for i in prange(y.size):
         dx[i] = dy[i] * (one - y[i] * y[i])
+
+
+# x times a gate, which opens from 0 to 1 as x rises. Where it is shut y is 0: no number times 0, for x may be -inf.
+
+
+@inline
+def _pass(x, gate):
+    return gate if gate == 0 else x * gate
+
+
+@inline
+def _slope(x, gate, slope):
+    return gate if slope == 0 else gate + x * slope
+
+
+@parallel_kernel
+def silu(x, y):
+    """y = x / (1 + exp(-x))."""
+    one = x.dtype.type(1.0)
+    for i in prange(x.size):
+        gate, _ = _logistic(x[i], one)
+        y[i] = _pass(x[i], gate)
+
+
+@parallel_kernel
+def silu_backward(dy, x, dx):
+    """dx = dy times the slope of `silu` at x."""
+    one = x.dtype.type(1.0)
+    for i in prange(x.size):
+        gate, slope = _logistic(x[i], one)
+        dx[i] = dy[i] * _slope(x[i], gate, slope)
+
+
+@parallel_kernel
+def gelu(x, y):
+    """y = x Phi(x), with the standard normal distribution Phi."""
+    for i in prange(x.size):
+        gate, _ = normal(x[i])
+        y[i] = _pass(x[i], gate)
+
+
+@parallel_kernel
+def gelu_backward(dy, x, dx):
+    """dx = dy times the slope of `gelu` at x."""
+    height = x.dtype.type(_NORMAL_HEIGHT)
+    for i in prange(x.size):
+        gate, density = normal(x[i])
+        dx[i] = dy[i] * _slope(x[i], gate, height * density)
+
+
+@parallel_kernel
+def gelu_tanh(x, y):
+    """y = x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))) / 2, which is nearly that of `gelu`."""
+    one, linear, cubic = x.dtype.type(1.0), x.dtype.type(_GELU_LINEAR), x.dtype.type(_GELU_CUBIC)
+    for i in prange(x.size):
+        gate, _ = _logistic(x[i] * (linear + cubic * x[i] * x[i]), one)
+        y[i] = _pass(x[i], gate)
+
+
+@parallel_kernel
+def gelu_tanh_backward(dy, x, dx):
+    """dx = dy times the slope of `gelu_tanh` at x."""
+    one, linear, cubic = x.dtype.type(1.0), x.dtype.type(_GELU_LINEAR), x.dtype.type(_GELU_CUBIC)
+    three = x.dtype.type(3.0)
+    for i in prange(x.size):
+        square = x[i] * x[i]
+        gate, slope = _logistic(x[i] * (linear + cubic * square), one)
+        slope = slope if slope == 0 else slope * (linear + three * cubic * square)
+        dx[i] = dy[i] * _slope(x[i], gate, slope)

@@ -41,11 +41,12 @@ def add(a, b, out):
 
 
 @parallel_kernel
-def add_rectified(a, b, out):
-    """out = max(a + b, 0); flat arrays of one size, `out` may be one of them."""
+def add_clipped(a, b, low, high, out):
+    """out = a + b where that lies from low to high, else the nearer of them; flat arrays as in `add`."""
+    least, most = out.dtype.type(low), out.dtype.type(high)
     for i in prange(out.size):
         value = a[i] + b[i]
-        out[i] = 0 if value < 0 else value
+        out[i] = least if value < least else most if value > most else value
 
 
 @parallel_kernel

@@ -1,6 +1,7 @@
-"""Normalisation of channels over all other dimensions (Ioffe and Szegedy, 2015), alone or with the ReLU that follows.
+"""Normalisation of channels over all other dimensions (Ioffe and Szegedy, 2015), alone or with a ReLU or ReLU6 behind.
 
-Arrays are matrices (rows, channels). Sums over rows are taken in blocks, each in the arrays' own precision, and these
+Arrays are matrices (rows, channels). `limits` are the least and the greatest value that gets through; without an
+activation they are infinite. Sums over rows are taken in blocks, each in the arrays' own precision, and these
 are added up in order in double precision: so sums are accurate, and do not depend on the number of threads.
 """
 
@@ -10,7 +11,7 @@ import math
 
 from numba import prange
 
-from hpdl_mpi.kernels.jit import exact_kernel, kernel, parallel_kernel
+from hpdl_mpi.kernels.jit import exact_kernel, inline, kernel, parallel_kernel
 
 _BLOCK_ROWS = 256
 
@@ -20,30 +21,34 @@ def partial_shape(rows: int, channels: int) -> tuple[int, int, int]:
     return -(-rows // _BLOCK_ROWS), 3, channels
 
 
+@kernel
+def channel_moments(x, out):
+    """out (3, c) = mean of the rows, the sum of squares of the differences to it, and what it lacks: their sum."""
+    rows, channels = x.shape
+    mean, squares, rest = out[0], out[1], out[2]
+    for c in range(channels):
+        mean[c] = 0
+        squares[c] = 0
+        rest[c] = 0
+    for p in range(rows):
+        row = x[p]
+        for c in range(channels):
+            mean[c] += row[c]
+    for c in range(channels):
+        mean[c] /= rows
+    for p in range(rows):
+        row = x[p]
+        for c in range(channels):
+            difference = row[c] - mean[c]
+            squares[c] += difference * difference
+            rest[c] += difference
+
+
 @parallel_kernel
 def _block_moments(x, partial):
-    """partial[b] = mean of block b, the sum of squares of the differences to it, and what it lacks: their sum."""
-    rows, channels = x.shape
     blocks = len(partial)
     for block in prange(blocks):
-        first, last = block * rows // blocks, (block + 1) * rows // blocks
-        mean, squares, rest = partial[block, 0], partial[block, 1], partial[block, 2]
-        for c in range(channels):
-            mean[c] = 0
-            squares[c] = 0
-            rest[c] = 0
-        for p in range(first, last):
-            row = x[p]
-            for c in range(channels):
-                mean[c] += row[c]
-        for c in range(channels):
-            mean[c] /= last - first
-        for p in range(first, last):
-            row = x[p]
-            for c in range(channels):
-                difference = row[c] - mean[c]
-                squares[c] += difference * difference
-                rest[c] += difference
+        channel_moments(x[block * len(x) // blocks : (block + 1) * len(x) // blocks], partial[block])
 
 
 @kernel
@@ -102,24 +107,33 @@ def make_factors(mean, variance, eps, weight, bias, factors):
         factors[3, c] = bias[c] - mean[c] * weight[c] * inverse
 
 
+@inline
+def _is_bounded(limits):
+    return limits[0] > -math.inf or limits[1] < math.inf
+
+
 @parallel_kernel
-def normalize(x, scale, shift, rectifies, y):
-    """y = x scale + shift, per channel; with `rectifies` not below zero."""
+def normalize(x, scale, shift, limits, y):
+    """y = x scale + shift, per channel, within the limits."""
     rows, channels = x.shape
+    least, most = x.dtype.type(limits[0]), x.dtype.type(limits[1])
+    bounded = _is_bounded(limits)
     for p in prange(rows):
         source, target = x[p], y[p]
-        if rectifies:
+        if bounded:
             for c in range(channels):
                 value = source[c] * scale[c] + shift[c]
-                target[c] = 0 if value < 0 else value
+                target[c] = least if value < least else most if value > most else value
         else:
             for c in range(channels):
                 target[c] = source[c] * scale[c] + shift[c]
 
 
 @parallel_kernel
-def _block_gradients(x, dy, mean, scale, shift, rectifies, partial):
+def _block_gradients(x, dy, mean, scale, shift, limits, partial):
     rows, channels = x.shape
+    least, most, zero = x.dtype.type(limits[0]), x.dtype.type(limits[1]), x.dtype.type(0)
+    bounded = _is_bounded(limits)
     blocks = len(partial)
     for block in prange(blocks):
         plain, weighted = partial[block, 0], partial[block, 1]
@@ -129,8 +143,8 @@ def _block_gradients(x, dy, mean, scale, shift, rectifies, partial):
         for p in range(block * rows // blocks, (block + 1) * rows // blocks):
             source, gradient = x[p], dy[p]
             for c in range(channels):
-                passes = not rectifies or source[c] * scale[c] + shift[c] > 0
-                value = gradient[c] if passes else 0
+                y = source[c] * scale[c] + shift[c]
+                value = gradient[c] if not bounded or (y > least and y < most) else zero
                 plain[c] += value
                 weighted[c] += value * (source[c] - mean[c])
 
@@ -147,31 +161,36 @@ def _combine_gradients(partial, inverse, out):
         out[1, c] = weighted * inverse[c]
 
 
-def gradient_sums(x, dy, factors, rectifies, partial, out) -> None:
+def gradient_sums(x, dy, factors, limits, partial, out) -> None:
     """out = gradients of bias and weight: sums of dy and of dy (x - mean) / deviation per channel.
 
-    With `rectifies` dy is what `normalize` lets pass.
+    Of dy only what `normalize` lets pass counts.
 
     Parameters
     ----------
     x, dy : array, shape (rows, c)
     factors : array, shape (4, c)
         Of `make_factors`.
+    limits : (float, float)
     partial : array, of `partial_shape`
         Scratch.
     out : float64 array, shape (2, c)
     """
     mean, inverse, scale, shift = factors
-    _block_gradients(x, dy, mean, scale, shift, rectifies, partial)
+    _block_gradients(x, dy, mean, scale, shift, limits, partial)
     _combine_gradients(partial, inverse, out)
 
 
 @exact_kernel
-def add_gradients(sums, dbias, dweight):
-    """Add what `gradient_sums` found to the gradients, both (c,)."""
+def add_gradients(parts, dbias, dweight):
+    """Add the parts of the gradients, (k, 2, c), in order to the gradients themselves, both (c,)."""
     for c in range(dbias.size):
-        dbias[c] += sums[0, c]
-        dweight[c] += sums[1, c]
+        plain, weighted = 0.0, 0.0
+        for k in range(len(parts)):
+            plain += parts[k, 0, c]
+            weighted += parts[k, 1, c]
+        dbias[c] += plain
+        dweight[c] += weighted
 
 
 @exact_kernel
@@ -186,13 +205,15 @@ def make_gradient_factors(factors, sums, rows, out):
 
 
 @parallel_kernel
-def backward_input(x, dy, scale, shift, rectifies, factors, dx):
+def backward_input(x, dy, scale, shift, limits, factors, dx):
     """dx = factors[0] dy + factors[1] x + factors[2], per channel, for dy as it passes; factors (3, c)."""
     rows, channels = x.shape
     of_dy, of_x, plus = factors[0], factors[1], factors[2]
+    least, most, zero = x.dtype.type(limits[0]), x.dtype.type(limits[1]), x.dtype.type(0)
+    bounded = _is_bounded(limits)
     for p in prange(rows):
         source, gradient, target = x[p], dy[p], dx[p]
         for c in range(channels):
-            passes = not rectifies or source[c] * scale[c] + shift[c] > 0
-            value = gradient[c] if passes else 0
+            y = source[c] * scale[c] + shift[c]
+            value = gradient[c] if not bounded or (y > least and y < most) else zero
             target[c] = of_dy[c] * value + (of_x[c] * source[c] + plus[c])

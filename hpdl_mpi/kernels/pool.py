@@ -6,7 +6,7 @@ import math
 
 from numba import prange
 
-from hpdl_mpi.kernels.jit import parallel_kernel
+from hpdl_mpi.kernels.jit import inline, parallel_kernel
 
 MAX_WINDOW = 256
 """The most positions of a window: the position of the maximum is kept in one byte."""
@@ -104,6 +104,55 @@ def average_backward(dy, kernel_size, stride, padding, dx):
                         target = dx[image, top + r, left + s]
                         for c in range(channels):
                             target[c] += share * dy[image, i, j, c]
+
+
+@inline
+def _bin(i, size, count):
+    """Return where bin i of `count` begins and ends among `size` pixels: they overlap where they do not fit."""
+    return i * size // count, ((i + 1) * size + count - 1) // count
+
+
+@parallel_kernel
+def adaptive_forward(x, y):
+    """y = mean of each of ho x wo bins, which cover the image."""
+    images, height, width, channels = x.shape
+    _, ho, wo, _ = y.shape
+    for image in prange(images):
+        for i in range(ho):
+            top, bottom = _bin(i, height, ho)
+            for j in range(wo):
+                left, right = _bin(j, width, wo)
+                share = x.dtype.type(1.0 / ((bottom - top) * (right - left)))
+                mean = y[image, i, j]
+                for c in range(channels):
+                    mean[c] = 0
+                for r in range(top, bottom):
+                    for s in range(left, right):
+                        source = x[image, r, s]
+                        for c in range(channels):
+                            mean[c] += share * source[c]
+
+
+@parallel_kernel
+def adaptive_backward(dy, dx):
+    """dx = dy shared evenly among the pixels of its bin."""
+    images, ho, wo, channels = dy.shape
+    _, height, width, _ = dx.shape
+    for image in prange(images):
+        flat = dx[image].reshape(-1)
+        for t in range(flat.size):
+            flat[t] = 0
+        for i in range(ho):
+            top, bottom = _bin(i, height, ho)
+            for j in range(wo):
+                left, right = _bin(j, width, wo)
+                share = dy.dtype.type(1.0 / ((bottom - top) * (right - left)))
+                gradient = dy[image, i, j]
+                for r in range(top, bottom):
+                    for s in range(left, right):
+                        target = dx[image, r, s]
+                        for c in range(channels):
+                            target[c] += share * gradient[c]
 
 
 @parallel_kernel

@@ -101,3 +101,43 @@ def dropout(x, key, sample_ids, rate, y):
             words = philox(key, stream, np.uint64(start // 4))
             for j in range(min(4, x.shape[1] - start)):
                 y[i, start + j] = x[i, start + j] * scale if words[j] >= threshold else zero
+
+
+@parallel_kernel
+def dropout_channels(x, key, sample_ids, rate, factors, y):
+    """Drop whole channels: x, y (n, pixels, c); channel j of a sample is dropped where `dropout` drops element j.
+
+    `factors`, shape (n, c), is scratch.
+    """
+    threshold = np.uint64(rate * 4294967296.0)
+    scale = x.dtype.type(1.0 / (1.0 - rate))
+    zero = x.dtype.type(0.0)
+    channels = x.shape[2]
+    for i in prange(x.shape[0]):
+        stream = np.uint64(sample_ids[i])
+        factor = factors[i]
+        for start in range(0, channels, 4):
+            words = philox(key, stream, np.uint64(start // 4))
+            for j in range(min(4, channels - start)):
+                factor[start + j] = scale if words[j] >= threshold else zero
+        for p in range(x.shape[1]):
+            source, target = x[i, p], y[i, p]
+            for c in range(channels):
+                target[c] = source[c] * scale if factor[c] > zero else zero  # a NaN that is dropped is gone
+
+
+@parallel_kernel
+def dropout_samples(x, key, sample_ids, rate, y):
+    """Drop whole samples: x, y (n, size); a sample is dropped where `dropout` drops its first element."""
+    threshold = np.uint64(rate * 4294967296.0)
+    scale = x.dtype.type(1.0 / (1.0 - rate))
+    zero = x.dtype.type(0.0)
+    for i in prange(x.shape[0]):
+        word, _, _, _ = philox(key, np.uint64(sample_ids[i]), np.uint64(0))
+        source, target = x[i], y[i]
+        if word >= threshold:
+            for j in range(source.size):
+                target[j] = source[j] * scale
+        else:
+            for j in range(source.size):
+                target[j] = zero

@@ -2,32 +2,45 @@
 
 from collections.abc import Callable
 
+from hpdl_mpi.models.alexnet import alexnet
 from hpdl_mpi.models.lenet import lenet
 from hpdl_mpi.models.mlp import mlp, mlp_deep
+from hpdl_mpi.models.mobilenet import mobilenet_v2
 from hpdl_mpi.models.resnet import resnet18, resnet18_cifar, resnet20, resnet34, resnet50, resnet56
+from hpdl_mpi.models.vgg import vgg11_bn, vgg16_bn, vgg16_cifar
 from hpdl_mpi.nn import Layer
 
 MODELS: dict[str, Callable[..., Layer]] = {
+    "alexnet": alexnet,
     "lenet": lenet,
     "mlp": mlp,
     "mlp_deep": mlp_deep,
+    "mobilenet_v2": mobilenet_v2,
     "resnet18": resnet18,
     "resnet18_cifar": resnet18_cifar,
     "resnet20": resnet20,
     "resnet34": resnet34,
     "resnet50": resnet50,
     "resnet56": resnet56,
+    "vgg11_bn": vgg11_bn,
+    "vgg16_bn": vgg16_bn,
+    "vgg16_cifar": vgg16_cifar,
 }
 
 __all__ = [
     "MODELS",
+    "alexnet",
     "lenet",
     "mlp",
     "mlp_deep",
+    "mobilenet_v2",
     "resnet18",
     "resnet18_cifar",
     "resnet20",
     "resnet34",
     "resnet50",
     "resnet56",
+    "vgg11_bn",
+    "vgg16_bn",
+    "vgg16_cifar",
 ]

@@ -23,7 +23,7 @@ def resnet56(outputs: int = 10) -> Layer:
 
 def resnet18_cifar(outputs: int = 10) -> Layer:
     """Return ResNet-18 with a first convolution for images of 32 x 32, which keeps their size."""
-    stem = {"conv1": _conv(64, 3), "bn1": BatchNorm2d(relu=True)}
+    stem = {"conv1": _conv(64, 3), "bn1": BatchNorm2d(activation="relu")}
     return _resnet(stem, 64, (64, 128, 256, 512), (2, 2, 2, 2), basic_block, outputs)
 
 
@@ -45,7 +45,10 @@ def resnet50(outputs: int = 1000) -> Layer:
 def basic_block(in_channels: int, channels: int, stride: int) -> Layer:
     """Return two convolutions of 3 x 3 with a shortcut."""
     body = Sequential(
-        conv1=_conv(channels, 3, stride), bn1=BatchNorm2d(relu=True), conv2=_conv(channels, 3), bn2=BatchNorm2d()
+        conv1=_conv(channels, 3, stride),
+        bn1=BatchNorm2d(activation="relu"),
+        conv2=_conv(channels, 3),
+        bn2=BatchNorm2d(),
     )
     return _block(body, in_channels, channels, stride)
 
@@ -54,9 +57,9 @@ def bottleneck(in_channels: int, channels: int, stride: int) -> Layer:
     """Return convolutions of 1 x 1, 3 x 3 and 1 x 1, the last with four times the channels, and a shortcut."""
     body = Sequential(
         conv1=_conv(channels, 1),
-        bn1=BatchNorm2d(relu=True),
+        bn1=BatchNorm2d(activation="relu"),
         conv2=_conv(channels, 3, stride),
-        bn2=BatchNorm2d(relu=True),
+        bn2=BatchNorm2d(activation="relu"),
         conv3=_conv(4 * channels, 1),
         bn3=BatchNorm2d(),
     )
@@ -71,19 +74,19 @@ def _block(body: Layer, in_channels: int, channels: int, stride: int) -> Layer:
     """Return a body with its shortcut, which projects where the shape changes; names are those of torchvision."""
     same = stride == 1 and in_channels == channels
     shortcut = None if same else Sequential(_conv(channels, 1, stride), BatchNorm2d())
-    return Residual(body, shortcut, relu=True, names=("", "downsample"))
+    return Residual(body, shortcut, activation="relu", names=("", "downsample"))
 
 
 def _imagenet_stem() -> dict[str, Layer]:
     return {
         "conv1": _conv(64, 7, 2),
-        "bn1": BatchNorm2d(relu=True),
+        "bn1": BatchNorm2d(activation="relu"),
         "maxpool": MaxPool2d(3, stride=2, padding=1),
     }
 
 
 def _cifar_resnet(blocks: int, outputs: int) -> Layer:
-    stem = {"conv1": _conv(16, 3), "bn1": BatchNorm2d(relu=True)}
+    stem = {"conv1": _conv(16, 3), "bn1": BatchNorm2d(activation="relu")}
     return _resnet(stem, 16, (16, 32, 64), (blocks, blocks, blocks), basic_block, outputs)
 
 

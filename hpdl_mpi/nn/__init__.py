@@ -1,31 +1,36 @@
 """Layers, containers, losses and the flat layout of parameters. Knows kernels, never MPI."""
 
 from hpdl_mpi.nn import init
-from hpdl_mpi.nn.activations import LeakyReLU, ReLU, Sigmoid, Softmax, Tanh
+from hpdl_mpi.nn.activations import GELU, LeakyReLU, ReLU, ReLU6, Sigmoid, SiLU, Softmax, Tanh
 from hpdl_mpi.nn.containers import Parallel, Recompute, Residual, Sequential
 from hpdl_mpi.nn.context import Context, MicroBatch
 from hpdl_mpi.nn.conv import Conv2d
-from hpdl_mpi.nn.dropout import Dropout
+from hpdl_mpi.nn.dropout import Dropout, Dropout2d, StochasticDepth
 from hpdl_mpi.nn.layer import Layer, Parameter, Shape, has_parameters, walk
 from hpdl_mpi.nn.layout import Layout, Segment, make_statistics
 from hpdl_mpi.nn.linear import Linear
 from hpdl_mpi.nn.losses import CrossEntropy, Huber, Loss, LossSums, MeanSquaredError
-from hpdl_mpi.nn.normalization import BatchNorm2d
+from hpdl_mpi.nn.normalization import BatchNorm2d, GroupNorm, LayerNorm
 from hpdl_mpi.nn.pool import Pool
-from hpdl_mpi.nn.pooling import AvgPool2d, GlobalAvgPool2d, MaxPool2d
+from hpdl_mpi.nn.pooling import AdaptiveAvgPool2d, AvgPool2d, GlobalAvgPool2d, MaxPool2d
 from hpdl_mpi.nn.shape import Flatten
 
 __all__ = [
+    "GELU",
+    "AdaptiveAvgPool2d",
     "AvgPool2d",
     "BatchNorm2d",
     "Context",
     "Conv2d",
     "CrossEntropy",
     "Dropout",
+    "Dropout2d",
     "Flatten",
     "GlobalAvgPool2d",
+    "GroupNorm",
     "Huber",
     "Layer",
+    "LayerNorm",
     "Layout",
     "LeakyReLU",
     "Linear",
@@ -38,13 +43,16 @@ __all__ = [
     "Parameter",
     "Pool",
     "ReLU",
+    "ReLU6",
     "Recompute",
     "Residual",
     "Segment",
     "Sequential",
     "Shape",
+    "SiLU",
     "Sigmoid",
     "Softmax",
+    "StochasticDepth",
     "Tanh",
     "has_parameters",
     "init",

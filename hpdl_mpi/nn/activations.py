@@ -1,9 +1,10 @@
-"""Activations: element by element, and softmax over the last dimension. Each keeps its output, not its input."""
+"""Activations: element by element, and softmax over the last dimension."""
 
 from __future__ import annotations
 
 import abc
 import math
+from typing import Literal
 
 import numpy as np
 
@@ -12,9 +13,30 @@ from hpdl_mpi.kernels import softmax as softmax_kernel
 from hpdl_mpi.nn.context import Context
 from hpdl_mpi.nn.layer import Layer, Shape
 
+Clipping = Literal["relu", "relu6"]
+"""An activation that another layer may do by the way: it clips what comes in to an interval."""
+
+_LIMITS = {None: (-math.inf, math.inf), "relu": (0.0, math.inf), "relu6": (0.0, 6.0)}
+
+
+def clipping_limits(layer: Layer, activation: Clipping | None) -> tuple[float, float]:
+    """Return the least and the greatest value that gets through the activation that a layer is asked to do.
+
+    Raises
+    ------
+    InputError
+        There is no such activation.
+    """
+    if activation not in _LIMITS:
+        raise layer.refuse("no such activation", found=repr(activation), expected="'relu', 'relu6' or None")
+    return _LIMITS[activation]
+
 
 class _Activation(Layer):
-    """y = f(x), dx from dy and y; subclasses name the two kernels."""
+    """y = f(x), dx from dy and what is kept; subclasses name the two kernels."""
+
+    keeps_input = False
+    """Whether x is kept for backward. By default y is: the layer behind needs it too."""
 
     def output_shape(self, input_shape: Shape) -> Shape:
         return input_shape
@@ -24,19 +46,19 @@ class _Activation(Layer):
         """Write y; both have the shape of a batch."""
 
     @abc.abstractmethod
-    def _differentiate(self, dy: np.ndarray, y: np.ndarray, dx: np.ndarray) -> None:
+    def _differentiate(self, dy: np.ndarray, kept: np.ndarray, dx: np.ndarray) -> None:
         """Write dx."""
 
     def forward(self, x: np.ndarray, ctx: Context) -> np.ndarray:
         y = ctx.take(x.shape, x.dtype)
         self._apply(x, y)
-        ctx.save(y=y)
+        ctx.save(kept=x if self.keeps_input else y)
         return y
 
     def backward_input(self, dy: np.ndarray, ctx: Context) -> np.ndarray:
         dx = ctx.take(dy.shape, dy.dtype)
-        self._differentiate(dy, ctx.saved["y"], dx)
-        ctx.drop("y")
+        self._differentiate(dy, ctx.saved["kept"], dx)
+        ctx.drop("kept")
         return dx
 
 
@@ -51,8 +73,8 @@ class LeakyReLU(_Activation):
     def _apply(self, x: np.ndarray, y: np.ndarray) -> None:
         kernel.relu(x.reshape(-1), self.slope, y.reshape(-1))
 
-    def _differentiate(self, dy: np.ndarray, y: np.ndarray, dx: np.ndarray) -> None:
-        kernel.relu_backward(dy.reshape(-1), y.reshape(-1), self.slope, dx.reshape(-1))
+    def _differentiate(self, dy: np.ndarray, kept: np.ndarray, dx: np.ndarray) -> None:
+        kernel.relu_backward(dy.reshape(-1), kept.reshape(-1), self.slope, dx.reshape(-1))
 
 
 class ReLU(LeakyReLU):
@@ -62,14 +84,24 @@ class ReLU(LeakyReLU):
         super().__init__(0.0)
 
 
+class ReLU6(_Activation):
+    """y = min(max(x, 0), 6) (Krizhevsky, "Convolutional deep belief networks on CIFAR-10", 2010)."""
+
+    def _apply(self, x: np.ndarray, y: np.ndarray) -> None:
+        kernel.clip(x.reshape(-1), *_LIMITS["relu6"], y.reshape(-1))
+
+    def _differentiate(self, dy: np.ndarray, kept: np.ndarray, dx: np.ndarray) -> None:
+        kernel.clip_backward(dy.reshape(-1), kept.reshape(-1), *_LIMITS["relu6"], dx.reshape(-1))
+
+
 class Sigmoid(_Activation):
     """y = 1 / (1 + exp(-x))."""
 
     def _apply(self, x: np.ndarray, y: np.ndarray) -> None:
         kernel.sigmoid(x.reshape(-1), y.reshape(-1))
 
-    def _differentiate(self, dy: np.ndarray, y: np.ndarray, dx: np.ndarray) -> None:
-        kernel.sigmoid_backward(dy.reshape(-1), y.reshape(-1), dx.reshape(-1))
+    def _differentiate(self, dy: np.ndarray, kept: np.ndarray, dx: np.ndarray) -> None:
+        kernel.sigmoid_backward(dy.reshape(-1), kept.reshape(-1), dx.reshape(-1))
 
 
 class Tanh(_Activation):
@@ -78,8 +110,45 @@ class Tanh(_Activation):
     def _apply(self, x: np.ndarray, y: np.ndarray) -> None:
         kernel.tanh(x.reshape(-1), y.reshape(-1))
 
-    def _differentiate(self, dy: np.ndarray, y: np.ndarray, dx: np.ndarray) -> None:
-        kernel.tanh_backward(dy.reshape(-1), y.reshape(-1), dx.reshape(-1))
+    def _differentiate(self, dy: np.ndarray, kept: np.ndarray, dx: np.ndarray) -> None:
+        kernel.tanh_backward(dy.reshape(-1), kept.reshape(-1), dx.reshape(-1))
+
+
+class SiLU(_Activation):
+    """y = x / (1 + exp(-x)) (Elfwing et al., 2017; "swish")."""
+
+    keeps_input = True
+
+    def _apply(self, x: np.ndarray, y: np.ndarray) -> None:
+        kernel.silu(x.reshape(-1), y.reshape(-1))
+
+    def _differentiate(self, dy: np.ndarray, kept: np.ndarray, dx: np.ndarray) -> None:
+        kernel.silu_backward(dy.reshape(-1), kept.reshape(-1), dx.reshape(-1))
+
+
+class GELU(_Activation):
+    """y = x Phi(x), with the standard normal distribution Phi (Hendrycks and Gimpel, 2016).
+
+    Parameters
+    ----------
+    approximate : {"none", "tanh"}
+        With "tanh", Phi is replaced by (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))) / 2, as in GPT-2.
+    """
+
+    keeps_input = True
+
+    def __init__(self, approximate: Literal["none", "tanh"] = "none") -> None:
+        if approximate not in ("none", "tanh"):
+            raise self.refuse("no such form", found=repr(approximate), expected="'none' or 'tanh'")
+        self.approximate = approximate
+
+    def _apply(self, x: np.ndarray, y: np.ndarray) -> None:
+        forward = kernel.gelu if self.approximate == "none" else kernel.gelu_tanh
+        forward(x.reshape(-1), y.reshape(-1))
+
+    def _differentiate(self, dy: np.ndarray, kept: np.ndarray, dx: np.ndarray) -> None:
+        backward = kernel.gelu_backward if self.approximate == "none" else kernel.gelu_tanh_backward
+        backward(dy.reshape(-1), kept.reshape(-1), dx.reshape(-1))
 
 
 class Softmax(_Activation):
@@ -88,6 +157,6 @@ class Softmax(_Activation):
     def _apply(self, x: np.ndarray, y: np.ndarray) -> None:
         softmax_kernel.softmax(x.reshape(-1, x.shape[-1]), y.reshape(-1, x.shape[-1]))
 
-    def _differentiate(self, dy: np.ndarray, y: np.ndarray, dx: np.ndarray) -> None:
-        rows = (-1, y.shape[-1])
-        softmax_kernel.softmax_backward(dy.reshape(rows), y.reshape(rows), dx.reshape(rows))
+    def _differentiate(self, dy: np.ndarray, kept: np.ndarray, dx: np.ndarray) -> None:
+        rows = (-1, kept.shape[-1])
+        softmax_kernel.softmax_backward(dy.reshape(rows), kept.reshape(rows), dx.reshape(rows))

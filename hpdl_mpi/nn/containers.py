@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Callable
 from dataclasses import replace
 from itertools import accumulate, pairwise
 from typing import Self
 
 import numpy as np
 
-from hpdl_mpi.kernels.activation import relu_backward
-from hpdl_mpi.kernels.elementwise import add, add_rectified, copy_columns
+from hpdl_mpi.kernels.activation import clip_backward
+from hpdl_mpi.kernels.elementwise import add, add_clipped, copy_columns
+from hpdl_mpi.nn.activations import Clipping, clipping_limits
 from hpdl_mpi.nn.context import Context, join
 from hpdl_mpi.nn.layer import Layer, Shape, has_parameters, walk
 
@@ -215,8 +215,8 @@ class Residual(_Container):
     ----------
     body : Layer
     shortcut : Layer, optional
-    relu : bool
-        Also do what a `ReLU` behind it would: one pass over memory less.
+    activation : {None, "relu", "relu6"}
+        Also do what a `ReLU` or `ReLU6` behind it would: one pass over memory less.
     names : (str, str)
         Of body and shortcut; what has no name has the container's.
     """
@@ -226,11 +226,12 @@ class Residual(_Container):
         body: Layer,
         shortcut: Layer | None = None,
         *,
-        relu: bool = False,
+        activation: Clipping | None = None,
         names: tuple[str, str] = ("body", "shortcut"),
     ) -> None:
         super().__init__({names[0]: body} | ({names[1]: shortcut} if shortcut else {}))
-        self.relu = relu
+        self._clips = activation is not None
+        self._limits = clipping_limits(self, activation)
 
     def build(self, input_shape: Shape) -> None:
         shapes = [self._build_child(name, input_shape) for name in self._layers]
@@ -247,15 +248,22 @@ class Residual(_Container):
         return sum(layer.operations(input_shape) for layer in self._layers.values())
 
     def forward(self, x: np.ndarray, ctx: Context) -> np.ndarray:
-        y = self._sum(x, self._forward_all(x, ctx), ctx, add_rectified if self.relu else add)
-        if self.relu:
+        results = self._forward_all(x, ctx)
+        y = ctx.take(results[0].shape, results[0].dtype)
+        terms = self._terms(x, results)
+        if self._clips:
+            add_clipped(*terms, *self._limits, y.reshape(-1))
             ctx.save(y=y)
+        else:
+            add(*terms, y.reshape(-1))
+        for result in results:
+            ctx.release(result)
         return y
 
     def _backward(self, dy: np.ndarray, ctx: Context, half: str) -> np.ndarray | None:
-        if self.relu:
+        if self._clips:
             passed = ctx.take(dy.shape, dy.dtype)
-            relu_backward(dy.reshape(-1), ctx.saved["y"].reshape(-1), 0.0, passed.reshape(-1))
+            clip_backward(dy.reshape(-1), ctx.saved["y"].reshape(-1), *self._limits, passed.reshape(-1))
             ctx.drop("y")
         else:
             passed = dy
@@ -264,23 +272,17 @@ class Residual(_Container):
         results = [getattr(layer, half)(passed, child) for layer, child in pairs if child.needs_backward]
         dx = None
         if ctx.needs_dx:
-            dx = self._sum(passed, results, ctx, add)
-        else:
-            for result in results:
-                ctx.release(result)
+            dx = ctx.take(results[0].shape, results[0].dtype)
+            add(*self._terms(passed, results), dx.reshape(-1))
+        for result in results:
+            ctx.release(result)
         ctx.release(passed)
         return dx
 
-    def _sum(
-        self, value: np.ndarray, results: list[np.ndarray], ctx: Context, add_up: Callable[..., None]
-    ) -> np.ndarray:
-        """Return the sum of both branches, forward as backward; the identity passes `value` itself."""
+    def _terms(self, value: np.ndarray, results: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+        """Return what both branches gave, forward as backward, as flat arrays; the identity gave `value` itself."""
         other = results[1] if len(results) > 1 else value
-        total = ctx.take(other.shape, other.dtype)
-        add_up(results[0].reshape(-1), other.reshape(-1), total.reshape(-1))
-        for result in results:
-            ctx.release(result)
-        return total
+        return results[0].reshape(-1), other.reshape(-1)
 
 
 class Parallel(_Container):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import math
 
 import numpy as np
@@ -11,11 +12,11 @@ from hpdl_mpi.nn.context import Context
 from hpdl_mpi.nn.layer import Layer, Shape
 
 
-class Dropout(Layer):
-    """Zeroes each element with probability `rate` while training and scales the rest by 1 / (1 - rate).
+class _Dropout(Layer):
+    """Zeroes some of its input with probability `rate` while training and scales the rest by 1 / (1 - rate).
 
-    Srivastava et al. (2014). What is dropped depends on (seed, epoch, sample id, layer path, element), so it is the
-    same on every grid of ranks, and backward draws it again instead of keeping a mask.
+    What is dropped depends on (seed, epoch, sample id, layer path, place in the sample), so it is the same on every
+    grid of ranks, and backward draws it again instead of keeping a mask.
     """
 
     def __init__(self, rate: float = 0.5) -> None:
@@ -37,6 +38,50 @@ class Dropout(Layer):
             ctx.retain(x)
             return x
         y = ctx.take(x.shape, x.dtype)
+        self._write(x, y, ctx)
+        return y
+
+    @abc.abstractmethod
+    def _write(self, x: np.ndarray, y: np.ndarray, ctx: Context) -> None:
+        """Write to y what is left of x."""
+
+
+class Dropout(_Dropout):
+    """Zeroes each element with probability `rate` while training and scales the rest by 1 / (1 - rate).
+
+    Srivastava et al. (2014).
+    """
+
+    def _write(self, x: np.ndarray, y: np.ndarray, ctx: Context) -> None:
         rows = (len(x), math.prod(x.shape[1:]))
         kernel.dropout(x.reshape(rows), ctx.key, ctx.batch.sample_ids, self.rate, y.reshape(rows))
-        return y
+
+
+class Dropout2d(_Dropout):
+    """Zeroes each channel of a sample with probability `rate` while training and scales the rest by 1 / (1 - rate).
+
+    Tompson et al., "Efficient object localization using convolutional networks" (2015). Samples are of any shape,
+    channels last.
+    """
+
+    def build(self, input_shape: Shape) -> None:
+        if not input_shape:
+            raise self.refuse("needs channels", found="samples that are single numbers", expected="at least one dim")
+
+    def _write(self, x: np.ndarray, y: np.ndarray, ctx: Context) -> None:
+        pixels = (len(x), math.prod(x.shape[1:-1]), x.shape[-1])
+        factors = ctx.take((len(x), x.shape[-1]), x.dtype)
+        kernel.dropout_channels(x.reshape(pixels), ctx.key, ctx.batch.sample_ids, self.rate, factors, y.reshape(pixels))
+        ctx.release(factors)
+
+
+class StochasticDepth(_Dropout):
+    """Zeroes each sample with probability `rate` while training and scales the rest by 1 / (1 - rate).
+
+    Huang et al., "Deep networks with stochastic depth" (2016): at the end of the body of a `Residual` it lets some
+    samples pass by the shortcut alone.
+    """
+
+    def _write(self, x: np.ndarray, y: np.ndarray, ctx: Context) -> None:
+        rows = (len(x), math.prod(x.shape[1:]))
+        kernel.dropout_samples(x.reshape(rows), ctx.key, ctx.batch.sample_ids, self.rate, y.reshape(rows))

@@ -2,17 +2,42 @@
 
 from __future__ import annotations
 
+import abc
 import math
 
 import numpy as np
 
 from hpdl_mpi.kernels import normalization as kernel
+from hpdl_mpi.kernels import sample_norm
+from hpdl_mpi.nn.activations import Clipping, clipping_limits
 from hpdl_mpi.nn.context import Context
 from hpdl_mpi.nn.init import Constant
 from hpdl_mpi.nn.layer import Layer, Shape
 
 
-class BatchNorm2d(Layer):
+class _Norm(Layer):
+    """Has a weight and a bias for each channel, the last dimension; backward leaves parts of their gradients."""
+
+    def __init__(self, eps: float) -> None:
+        if not 0 < eps < math.inf:
+            raise self.refuse("eps out of range", found=eps, expected="a number above 0")
+        self.eps = eps
+
+    def build(self, input_shape: Shape) -> None:
+        if not input_shape or min(input_shape) < 1:
+            raise self.refuse("needs channels", found=f"samples of shape {input_shape}", expected="at least one")
+        self.declare("weight", input_shape[-1:], Constant(1.0), decay=False)
+        self.declare("bias", input_shape[-1:], Constant(0.0), decay=False)
+
+    def output_shape(self, input_shape: Shape) -> Shape:
+        return input_shape
+
+    def backward_weight(self, ctx: Context) -> None:
+        kernel.add_gradients(ctx.saved["parts"], self.grads["bias"], self.grads["weight"])
+        ctx.drop("parts")
+
+
+class BatchNorm2d(_Norm):
     """Normalises each channel over a micro-batch, then scales and shifts it (Ioffe and Szegedy, 2015).
 
     Samples are of any shape, channels last. While training, means and variances are those of the micro-batch, and
@@ -24,28 +49,21 @@ class BatchNorm2d(Layer):
         Added to variances.
     momentum : float
         How much of the running values a micro-batch replaces.
-    relu : bool
-        Also do what a `ReLU` behind it would: one pass over memory less.
+    activation : {None, "relu", "relu6"}
+        Also do what a `ReLU` or `ReLU6` behind it would: one pass over memory less.
     """
 
-    def __init__(self, *, eps: float = 1e-5, momentum: float = 0.1, relu: bool = False) -> None:
-        if not 0 < eps < math.inf:
-            raise self.refuse("eps out of range", found=eps, expected="a number above 0")
+    def __init__(self, *, eps: float = 1e-5, momentum: float = 0.1, activation: Clipping | None = None) -> None:
+        super().__init__(eps)
         if not 0 < momentum <= 1:
             raise self.refuse("momentum out of range", found=momentum, expected="above 0, at most 1")
-        self.eps, self.momentum, self.relu = eps, momentum, relu
+        self.momentum = momentum
+        self._limits = clipping_limits(self, activation)
 
     def build(self, input_shape: Shape) -> None:
-        if not input_shape or min(input_shape) < 1:
-            raise self.refuse("needs channels", found=f"samples of shape {input_shape}", expected="at least one")
-        channels = input_shape[-1:]
-        self.declare("weight", channels, Constant(1.0), decay=False)
-        self.declare("bias", channels, Constant(0.0), decay=False)
-        self.declare_statistic("running_mean", channels, Constant(0.0))
-        self.declare_statistic("running_var", channels, Constant(1.0))
-
-    def output_shape(self, input_shape: Shape) -> Shape:
-        return input_shape
+        super().build(input_shape)
+        self.declare_statistic("running_mean", input_shape[-1:], Constant(0.0))
+        self.declare_statistic("running_var", input_shape[-1:], Constant(1.0))
 
     def forward(self, x: np.ndarray, ctx: Context) -> np.ndarray:
         rows = x.reshape(-1, x.shape[-1])
@@ -62,7 +80,7 @@ class BatchNorm2d(Layer):
         kernel.make_factors(mean, variance, self.eps, self.params["weight"], self.params["bias"], factors)
         ctx.release(moments)
         y = ctx.take(x.shape, x.dtype)
-        kernel.normalize(rows, factors[2], factors[3], self.relu, y.reshape(rows.shape))
+        kernel.normalize(rows, factors[2], factors[3], self._limits, y.reshape(rows.shape))
         ctx.save(x=x, factors=factors)
         ctx.release(factors)
         return y
@@ -70,22 +88,133 @@ class BatchNorm2d(Layer):
     def backward_input(self, dy: np.ndarray, ctx: Context) -> np.ndarray | None:
         x, factors = ctx.saved["x"], ctx.saved["factors"]
         rows, gradients = (array.reshape(-1, array.shape[-1]) for array in (x, dy))
-        sums = ctx.take((2, rows.shape[1]), np.float64)
+        sums = ctx.take((1, 2, rows.shape[1]), np.float64)
         partial = ctx.take(kernel.partial_shape(*rows.shape), rows.dtype)
-        kernel.gradient_sums(rows, gradients, factors, self.relu, partial, sums)
+        kernel.gradient_sums(rows, gradients, factors, self._limits, partial, sums[0])
         ctx.release(partial)
         dx = None
         if ctx.needs_dx:
             dx = ctx.take(x.shape, x.dtype)
             means = ctx.take((3, rows.shape[1]), rows.dtype)
-            kernel.make_gradient_factors(factors, sums, len(rows), means)
-            kernel.backward_input(rows, gradients, factors[2], factors[3], self.relu, means, dx.reshape(rows.shape))
+            kernel.make_gradient_factors(factors, sums[0], len(rows), means)
+            kernel.backward_input(rows, gradients, factors[2], factors[3], self._limits, means, dx.reshape(rows.shape))
             ctx.release(means)
-        ctx.save(sums=sums)
+        ctx.save(parts=sums)
         ctx.release(sums)
         ctx.drop("x", "factors")
         return dx
 
-    def backward_weight(self, ctx: Context) -> None:
-        kernel.add_gradients(ctx.saved["sums"], self.grads["bias"], self.grads["weight"])
-        ctx.drop("sums")
+
+class _SampleNorm(_Norm):
+    """Normalises parts of a sample by their own mean and deviation, which are kept."""
+
+    @abc.abstractmethod
+    def _normalize(self, x: np.ndarray, y: np.ndarray, ctx: Context) -> np.ndarray:
+        """Write y; return means and inverse deviations."""
+
+    @abc.abstractmethod
+    def _differentiate(
+        self, x: np.ndarray, dy: np.ndarray, moments: np.ndarray, dx: np.ndarray, ctx: Context
+    ) -> np.ndarray:
+        """Write dx; return the parts of the gradients of bias and weight."""
+
+    def forward(self, x: np.ndarray, ctx: Context) -> np.ndarray:
+        y = ctx.take(x.shape, x.dtype)
+        moments = self._normalize(x, y, ctx)
+        ctx.save(x=x, moments=moments)
+        ctx.release(moments)
+        return y
+
+    def backward_input(self, dy: np.ndarray, ctx: Context) -> np.ndarray | None:
+        dx = ctx.take(dy.shape, dy.dtype)
+        parts = self._differentiate(ctx.saved["x"], dy, ctx.saved["moments"], dx, ctx)
+        ctx.drop("x", "moments")
+        ctx.save(parts=parts)
+        ctx.release(parts)
+        if ctx.needs_dx:
+            return dx
+        ctx.release(dx)
+        return None
+
+
+class LayerNorm(_SampleNorm):
+    """Normalises each row of the last dimension, then scales and shifts it (Ba, Kiros and Hinton, 2016).
+
+    Parameters
+    ----------
+    eps : float
+        Added to variances.
+    """
+
+    def __init__(self, *, eps: float = 1e-5) -> None:
+        super().__init__(eps)
+
+    def _normalize(self, x: np.ndarray, y: np.ndarray, ctx: Context) -> np.ndarray:
+        rows, results = (array.reshape(-1, x.shape[-1]) for array in (x, y))
+        moments = ctx.take((len(rows), 2), x.dtype)
+        sample_norm.normalize_rows(rows, self.params["weight"], self.params["bias"], self.eps, moments, results)
+        return moments
+
+    def _differentiate(
+        self, x: np.ndarray, dy: np.ndarray, moments: np.ndarray, dx: np.ndarray, ctx: Context
+    ) -> np.ndarray:
+        rows, gradients, results = (array.reshape(-1, x.shape[-1]) for array in (x, dy, dx))
+        parts = ctx.take((sample_norm.num_blocks(len(rows)), 2, x.shape[-1]), x.dtype)
+        sample_norm.rows_backward(rows, gradients, self.params["weight"], moments, parts, results)
+        return parts
+
+
+class GroupNorm(_SampleNorm):
+    """Normalises each group of channels of each sample, then scales and shifts the channels (Wu and He, 2018).
+
+    Samples are of any shape, channels last. A group for each channel makes instance normalisation.
+
+    Parameters
+    ----------
+    num_groups : int
+        Divides the number of channels.
+    eps : float
+        Added to variances.
+    """
+
+    def __init__(self, num_groups: int, *, eps: float = 1e-5) -> None:
+        super().__init__(eps)
+        self.num_groups = num_groups
+
+    def build(self, input_shape: Shape) -> None:
+        super().build(input_shape)
+        if self.num_groups < 1 or input_shape[-1] % self.num_groups:
+            raise self.refuse(
+                "channels do not make groups of one size",
+                found=f"{input_shape[-1]} channels in {self.num_groups} groups",
+                expected="a number of groups that divides them",
+            )
+
+    def _normalize(self, x: np.ndarray, y: np.ndarray, ctx: Context) -> np.ndarray:
+        moments = ctx.take((len(x), self.num_groups, 2), x.dtype)
+        pixels, scratch = _pixels(x), self._scratch(x, ctx)
+        weight, bias = self.params["weight"], self.params["bias"]
+        sample_norm.normalize_groups(pixels, weight, bias, self.eps, *scratch, moments, _pixels(y))
+        ctx.release(scratch)
+        return moments
+
+    def _differentiate(
+        self, x: np.ndarray, dy: np.ndarray, moments: np.ndarray, dx: np.ndarray, ctx: Context
+    ) -> np.ndarray:
+        parts = ctx.take((len(x), 2, x.shape[-1]), x.dtype)
+        pixels, scratch = _pixels(x), self._scratch(x, ctx)
+        weight = self.params["weight"]
+        sample_norm.groups_backward(pixels, _pixels(dy), weight, moments, *scratch, parts, _pixels(dx))
+        ctx.release(scratch)
+        return parts
+
+    def _scratch(self, x: np.ndarray, ctx: Context) -> tuple[np.ndarray, np.ndarray]:
+        """Return the arrays that `kernels.sample_norm` wants for its own use."""
+        images, size, channels = _pixels(x).shape
+        partial = ctx.take((images, sample_norm.num_blocks(size), 3, channels), x.dtype)
+        return partial, ctx.take((images, 3, channels), x.dtype)
+
+
+def _pixels(array: np.ndarray) -> np.ndarray:
+    """Return samples as matrices: a row for each pixel."""
+    return array.reshape(len(array), math.prod(array.shape[1:-1]), array.shape[-1])

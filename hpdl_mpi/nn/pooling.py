@@ -10,7 +10,7 @@ import numpy as np
 from hpdl_mpi.kernels import pool as kernel
 from hpdl_mpi.nn.context import Context
 from hpdl_mpi.nn.layer import Layer, Shape
-from hpdl_mpi.nn.window import Pair, pair, window_output
+from hpdl_mpi.nn.window import Pair, pair, require_image, window_output
 
 
 class _Pool2d(Layer):
@@ -75,13 +75,53 @@ class AvgPool2d(_Pool2d):
         return dx
 
 
+class AdaptiveAvgPool2d(Layer):
+    """The mean of each of ho x wo bins, which cover the image: (h, w, c) to (ho, wo, c), whatever h and w are.
+
+    Bin i begins at pixel floor(i h / ho) and ends before ceil((i + 1) h / ho), as in PyTorch.
+
+    Parameters
+    ----------
+    output_size : int or (int, int)
+        Vertical and horizontal, or one number for both. Pixels are repeated where it exceeds the image.
+    """
+
+    def __init__(self, output_size: int | Pair) -> None:
+        self.output_size = pair(output_size)
+        if min(self.output_size) < 1:
+            raise self.refuse("has no output", found=f"output size {self.output_size}", expected="at least 1 x 1")
+
+    def build(self, input_shape: Shape) -> None:
+        require_image(self, input_shape)
+
+    def output_shape(self, input_shape: Shape) -> Shape:
+        return (*self.output_size, input_shape[2])
+
+    def forward(self, x: np.ndarray, ctx: Context) -> np.ndarray:
+        ctx.save(shape=x.shape)
+        if x.shape[1:3] == self.output_size:
+            ctx.retain(x)
+            return x
+        y = ctx.take((len(x), *self.output_shape(x.shape[1:])), x.dtype)
+        kernel.adaptive_forward(x, y)
+        return y
+
+    def backward_input(self, dy: np.ndarray, ctx: Context) -> np.ndarray:
+        shape = ctx.saved["shape"]
+        ctx.drop("shape")
+        if dy.shape == shape:
+            ctx.retain(dy)
+            return dy
+        dx = ctx.take(shape, dy.dtype)
+        kernel.adaptive_backward(dy, dx)
+        return dx
+
+
 class GlobalAvgPool2d(Layer):
     """The mean of each channel over the whole image: (h, w, c) to (c,), whatever h and w are."""
 
     def build(self, input_shape: Shape) -> None:
-        if len(input_shape) != 3 or min(input_shape) < 1:
-            found = f"samples of shape {input_shape}"
-            raise self.refuse("takes images", found=found, expected="(height, width, channels)")
+        require_image(self, input_shape)
 
     def output_shape(self, input_shape: Shape) -> Shape:
         return input_shape[2:]

@@ -6,7 +6,7 @@ from typing import Protocol
 
 from hpdl_mpi.base.errors import InputError
 from hpdl_mpi.kernels.conv2d import output_size
-from hpdl_mpi.nn.layer import Shape
+from hpdl_mpi.nn.layer import Layer, Shape
 
 Pair = tuple[int, int]
 
@@ -27,6 +27,17 @@ def pair(value: int | Pair) -> Pair:
     return (value, value) if isinstance(value, int) else (value[0], value[1])
 
 
+def require_image(layer: Layer | Window, input_shape: Shape) -> None:
+    """Raise an InputError if a sample is no image (h, w, c)."""
+    if len(input_shape) != 3 or min(input_shape) < 1:
+        raise layer.refuse(
+            "takes images",
+            found=f"samples of shape {input_shape}",
+            expected="(height, width, channels)",
+            remedy='set data.transform.layout, such as "hw" for images without a channel dimension',
+        )
+
+
 def window_output(layer: Window, input_shape: Shape) -> Pair:
     """Return the height and width of the output.
 
@@ -41,13 +52,7 @@ def window_output(layer: Window, input_shape: Shape) -> Pair:
             found=f"kernel size {layer.kernel_size}, stride {layer.stride}, padding {layer.padding}",
             expected="a kernel size and a stride of at least 1, a padding of at least 0",
         )
-    if len(input_shape) != 3:
-        raise layer.refuse(
-            "takes images",
-            found=f"samples of shape {input_shape}",
-            expected="(height, width, channels)",
-            remedy='set data.transform.layout, such as "hw" for images without a channel dimension',
-        )
+    require_image(layer, input_shape)
     sizes = zip(input_shape[:2], layer.kernel_size, layer.stride, layer.padding, strict=True)
     height, width = (output_size(*numbers) for numbers in sizes)
     if min(height, width) < 1:

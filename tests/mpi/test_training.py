@@ -71,7 +71,7 @@ def test_every_rank_has_the_same_parameters_and_summary(world, shared_folder):
 
 
 def test_every_rank_tracks_the_same_statistics(world, shared_folder):
-    layers = nn.Conv2d(8, 3, padding=1), nn.BatchNorm2d(relu=True), nn.GlobalAvgPool2d(), nn.Linear(CLASSES)
+    layers = nn.Conv2d(8, 3, padding=1), nn.BatchNorm2d(activation="relu"), nn.GlobalAvgPool2d(), nn.Linear(CLASSES)
     trainer = make_trainer(world, model=nn.Sequential(*layers))
     fit_images(trainer, shared_folder / "images.h5", epochs=1)
     everyone = world.allgather_obj(trainer.replica.statistics)

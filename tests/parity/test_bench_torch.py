@@ -8,6 +8,7 @@ import shutil
 import pytest
 
 from hpdl_mpi.bench import bench_step
+from tests.unit.test_docstrings import NEED_TORCH, undocumented
 
 pytestmark = pytest.mark.parity
 
@@ -17,7 +18,7 @@ def run(model: str, vs: str) -> dict:
     return bench_step(model, 4, 1, vs, num_rounds=2, turn_seconds=0.0)
 
 
-@pytest.mark.parametrize("model", ["lenet", "mlp"])
+@pytest.mark.parametrize("model", ["lenet", "mlp", "resnet20", "vgg16_cifar", "mobilenet_v2"])
 def test_eager_runs(model):
     result = run(model, "torch-eager")
     assert set(result["vs"]) == {"torch-eager"}
@@ -32,3 +33,8 @@ def test_channels_last_runs():
 @pytest.mark.skipif(shutil.which(os.environ.get("CXX", "g++")) is None, reason="torch.compile needs a C++ compiler")
 def test_compile_runs():
     assert set(run("mlp", "torch-compile")["vs"]) == {"torch-compile"}
+
+
+@pytest.mark.parametrize("name", sorted(NEED_TORCH))
+def test_every_public_name_of_a_twin_has_a_docstring(name):
+    assert not undocumented(name)

@@ -12,7 +12,26 @@ import pytest
 from hpdl_mpi.base.errors import InputError
 from hpdl_mpi.kernels.jit import thread_count
 from hpdl_mpi.kernels.threads import available_cores, set_threads
-from hpdl_mpi.nn import AvgPool2d, Conv2d, CrossEntropy, Dropout, Flatten, Linear, MaxPool2d, ReLU, Sequential
+from hpdl_mpi.nn import (
+    GELU,
+    AdaptiveAvgPool2d,
+    AvgPool2d,
+    BatchNorm2d,
+    Conv2d,
+    CrossEntropy,
+    Dropout,
+    Dropout2d,
+    Flatten,
+    GroupNorm,
+    LayerNorm,
+    Linear,
+    MaxPool2d,
+    ReLU,
+    Residual,
+    Sequential,
+    SiLU,
+    StochasticDepth,
+)
 from hpdl_mpi.optim import SGD
 from hpdl_mpi.parallel.pipeline import Feed
 from hpdl_mpi.parallel.replica import Replica
@@ -25,16 +44,10 @@ TARGETS = RNG.integers(10, size=BATCH)
 
 def replica() -> Replica:
     model = Sequential(
-        *(
-            Conv2d(3, 3, padding=1),
-            ReLU(),
-            MaxPool2d(2),
-            Conv2d(4, 2),
-            AvgPool2d(2),
-            Dropout(0.2),
-            Flatten(),
-            Linear(10),
-        )
+        *(Conv2d(4, 3, padding=1), GroupNorm(2), ReLU(), MaxPool2d(2)),
+        *(Conv2d(4, 2), BatchNorm2d(activation="relu6"), GELU(), AvgPool2d(2)),
+        *(AdaptiveAvgPool2d((2, 1)), Dropout(0.2), Dropout2d(0.1), Residual(StochasticDepth(0.4))),
+        *(Flatten(), Linear(10), LayerNorm(), SiLU()),
     )
     return Replica(model, X.shape[1:], SGD(0.1, momentum=0.9), dtype=np.float64, seed=0)
 

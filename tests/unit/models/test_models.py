@@ -32,34 +32,6 @@ def test_models_have_the_size_that_their_names_promise(name: str, num_parameters
     assert model.operations((28, 28, 1)) == operations
 
 
-@pytest.mark.parametrize(
-    ("name", "size", "outputs", "num_parameters"),
-    [
-        ("resnet18", 224, 1000, 11_689_512),
-        ("resnet34", 224, 1000, 21_797_672),
-        ("resnet50", 224, 1000, 25_557_032),
-        ("resnet20", 32, 10, 272_474),
-        ("resnet56", 32, 10, 855_770),
-        ("resnet18_cifar", 32, 10, 11_173_962),
-    ],
-)
-def test_residual_networks_have_the_sizes_published(name: str, size: int, outputs: int, num_parameters: int) -> None:
-    model = MODELS[name]()
-    model.build((size, size, 3))
-    assert model.output_shape((size, size, 3)) == (outputs,)
-    assert Layout(model).num_parameters == num_parameters
-
-
-def test_parameters_of_residual_networks_have_the_names_of_torchvision() -> None:
-    model = MODELS["resnet50"]()
-    model.build((224, 224, 3))
-    names = {segment.name for segment in Layout(model).segments}
-    assert {"conv1.weight", "bn1.bias", "layer1.0.conv3.weight", "layer1.0.downsample.0.weight"} <= names
-    assert {"layer4.2.bn3.weight", "fc.weight", "fc.bias"} <= names
-    tracked = {segment.name for segment in Layout(model, statistics=True).segments}
-    assert "layer2.0.downsample.1.running_var" in tracked
-
-
 def replica(model: Layer, shape: Shape) -> tuple[Replica, dict[str, np.ndarray]]:
     one = Replica(model, shape, SGD(0.1, momentum=0.9), dtype=np.float64, seed=0)
     return one, one.layout.views(one.params)

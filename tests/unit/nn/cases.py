@@ -10,14 +10,19 @@ from numpy.typing import DTypeLike
 
 from hpdl_mpi.base.memory import Allocator, heap
 from hpdl_mpi.nn import (
+    GELU,
+    AdaptiveAvgPool2d,
     AvgPool2d,
     BatchNorm2d,
     Context,
     Conv2d,
     Dropout,
+    Dropout2d,
     Flatten,
     GlobalAvgPool2d,
+    GroupNorm,
     Layer,
+    LayerNorm,
     Layout,
     LeakyReLU,
     Linear,
@@ -27,11 +32,14 @@ from hpdl_mpi.nn import (
     Pool,
     Recompute,
     ReLU,
+    ReLU6,
     Residual,
     Sequential,
     Shape,
     Sigmoid,
+    SiLU,
     Softmax,
+    StochasticDepth,
     Tanh,
     make_statistics,
     walk,
@@ -168,20 +176,73 @@ LAYERS: dict[str, Case] = {
         lambda: AvgPool2d((5, 4)), (5, 4, 3), lambda x, p: ref.avg_pool(x, (5, 4), stride=(5, 4))
     ),
     "GlobalAvgPool2d": Case(GlobalAvgPool2d, (3, 4, 5), lambda x, p: x.mean((1, 2))),
+    "AdaptiveAvgPool2d": Case(
+        lambda: AdaptiveAvgPool2d((2, 3)), (4, 6, 3), lambda x, p: ref.adaptive_avg_pool(x, (2, 3))
+    ),
+    "AdaptiveAvgPool2d, overlapping": Case(
+        lambda: AdaptiveAvgPool2d(3), (5, 7, 2), lambda x, p: ref.adaptive_avg_pool(x, (3, 3))
+    ),
+    "AdaptiveAvgPool2d, above the image": Case(
+        lambda: AdaptiveAvgPool2d((5, 3)), (2, 3, 2), lambda x, p: ref.adaptive_avg_pool(x, (5, 3))
+    ),
+    "AdaptiveAvgPool2d, of the whole image": Case(
+        lambda: AdaptiveAvgPool2d(1), (3, 2, 4), lambda x, p: ref.adaptive_avg_pool(x, (1, 1))
+    ),
+    "AdaptiveAvgPool2d, of each pixel": Case(lambda: AdaptiveAvgPool2d((3, 2)), (3, 2, 4), lambda x, p: x),
     "BatchNorm2d": Case(BatchNorm2d, (4, 3, 5), _batch_norm, mixes=True),
     "BatchNorm2d, of features": Case(lambda: BatchNorm2d(eps=0.1), (4,), _batch_norm_of(0.1), mixes=True),
     "BatchNorm2d, ReLU": Case(
-        lambda: BatchNorm2d(relu=True), (3, 3, 18), lambda x, p: ref.relu(_batch_norm(x, p)), mixes=True
+        lambda: BatchNorm2d(activation="relu"), (3, 3, 18), lambda x, p: ref.relu(_batch_norm(x, p)), mixes=True
+    ),
+    "BatchNorm2d, ReLU6": Case(
+        lambda: BatchNorm2d(activation="relu6"), (3, 3, 18), lambda x, p: ref.relu6(_batch_norm(x, p)), mixes=True
+    ),
+    "LayerNorm": Case(LayerNorm, (5,), lambda x, p: ref.layer_norm(x, p["weight"], p["bias"], 1e-5)),
+    "LayerNorm, of sequences": Case(
+        lambda: LayerNorm(eps=0.1), (3, 18), lambda x, p: ref.layer_norm(x, p["weight"], p["bias"], 0.1)
+    ),
+    "GroupNorm": Case(lambda: GroupNorm(3), (4, 3, 6), lambda x, p: ref.group_norm(x, 3, p["weight"], p["bias"], 1e-5)),
+    "GroupNorm, one group": Case(
+        lambda: GroupNorm(1, eps=0.1), (2, 3, 5), lambda x, p: ref.group_norm(x, 1, p["weight"], p["bias"], 0.1)
+    ),
+    "GroupNorm, of each channel": Case(
+        lambda: GroupNorm(5), (3, 3, 5), lambda x, p: ref.group_norm(x, 5, p["weight"], p["bias"], 1e-5)
+    ),
+    "GroupNorm, of features": Case(
+        lambda: GroupNorm(2), (6,), lambda x, p: ref.group_norm(x, 2, p["weight"], p["bias"], 1e-5)
     ),
     "Flatten": Case(Flatten, (3, 2, 2), lambda x, p: ref.flatten(x)),
     "ReLU": Case(ReLU, (3, 2, 2), lambda x, p: ref.relu(x)),
     "LeakyReLU": Case(lambda: LeakyReLU(0.1), (6,), lambda x, p: ref.leaky_relu(x, 0.1)),
+    "ReLU6": Case(  # behind sums of 40 products, which go beyond 6
+        lambda: Sequential(Linear(4), ReLU6()), (40,), lambda x, p: ref.relu6(_linear("0.")(x, p))
+    ),
+    "SiLU": Case(SiLU, (3, 2, 2), lambda x, p: ref.silu(x)),
+    "GELU": Case(GELU, (3, 2, 2), lambda x, p: ref.gelu(x)),
+    "GELU, tanh": Case(lambda: GELU("tanh"), (6,), lambda x, p: ref.gelu_tanh(x)),
     "Sigmoid": Case(Sigmoid, (6,), lambda x, p: ref.sigmoid(x)),
     "Tanh": Case(Tanh, (6,), lambda x, p: np.tanh(x)),
     "Softmax": Case(Softmax, (6,), lambda x, p: ref.softmax(x)),
     "Softmax, of sequences": Case(Softmax, (4, 3), lambda x, p: ref.softmax(x)),
     "Dropout": Case(lambda: Dropout(0.4), (3, 2, 3), lambda x, p: ref.dropout(x, int(context_key("")), IDS, 0.4)),
     "Dropout, of nothing": Case(lambda: Dropout(0.0), (6,), lambda x, p: x),
+    "Dropout2d": Case(
+        lambda: Dropout2d(0.4),
+        (2, 3, 6),
+        lambda x, p: ref.dropout_channels(x, int(context_key("")), IDS, 0.4),
+    ),
+    "Dropout2d, of features": Case(
+        lambda: Dropout2d(0.4), (6,), lambda x, p: ref.dropout(x, int(context_key("")), IDS, 0.4)
+    ),
+    "StochasticDepth": Case(
+        lambda: StochasticDepth(0.6), (2, 3), lambda x, p: ref.stochastic_depth(x, int(context_key("")), IDS, 0.6)
+    ),
+    "StochasticDepth, of nothing": Case(lambda: StochasticDepth(0.0), (6,), lambda x, p: x),
+    "StochasticDepth, in a Residual": Case(
+        lambda: Residual(Sequential(Tanh(), drop=StochasticDepth(0.6))),
+        (4,),
+        lambda x, p: x + ref.stochastic_depth(np.tanh(x), int(context_key("body.drop")), IDS, 0.6),
+    ),
     "Sequential, empty": Case(Sequential, (6,), lambda x, p: x),
     "Sequential": Case(
         lambda: Sequential(Conv2d(4, 3, padding=1), ReLU(), MaxPool2d(2), Flatten(), Linear(6), ReLU(), out=Linear(3)),
@@ -200,12 +261,17 @@ LAYERS: dict[str, Case] = {
         lambda: Sequential(Tanh(), Sequential(Sigmoid())), (5,), lambda x, p: ref.sigmoid(np.tanh(x))
     ),
     "Residual, ReLU": Case(
-        lambda: Residual(Linear(4), relu=True, names=("", "short")),
+        lambda: Residual(Linear(4), activation="relu", names=("", "short")),
         (4,),
         lambda x, p: ref.relu(ref.linear(x, p["weight"], p["bias"]) + x),
     ),
+    "Residual, ReLU6": Case(
+        lambda: Residual(Linear(40), activation="relu6"),
+        (40,),
+        lambda x, p: ref.relu6(_linear("body.")(x, p) + x),
+    ),
     "Residual, shortcut, ReLU": Case(
-        lambda: Residual(Linear(3), Linear(3, bias=False), relu=True, names=("", "short")),
+        lambda: Residual(Linear(3), Linear(3, bias=False), activation="relu", names=("", "short")),
         (4,),
         lambda x, p: ref.relu(ref.linear(x, p["weight"], p["bias"]) + ref.linear(x, p["short.weight"])),
     ),

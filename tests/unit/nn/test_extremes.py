@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from hpdl_mpi.nn import Conv2d, Layer, LeakyReLU, MaxPool2d, ReLU, Sigmoid, Softmax, Tanh
+from hpdl_mpi.nn import GELU, Conv2d, Layer, LeakyReLU, MaxPool2d, ReLU, ReLU6, Sigmoid, SiLU, Softmax, Tanh
 from tests import reference as ref
 from tests.unit.nn.cases import Case, Rig
 
@@ -14,19 +14,29 @@ def apply(layer: Layer, x: np.ndarray) -> np.ndarray:
     return Rig(Case(lambda: layer, x.shape[1:], lambda x, p: x)).output(x, np.arange(len(x)))
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize(
-    ("layer", "expected"),
+    ("layer", "expected", "slopes"),
     [
-        (ReLU(), [0.0, 0.0, 0.0, 1e300, np.inf]),
-        (LeakyReLU(0.5), [-np.inf, -5e299, 0.0, 1e300, np.inf]),
-        (Sigmoid(), [0.0, 0.0, 0.5, 1.0, 1.0]),
-        (Tanh(), [-1.0, -1.0, 0.0, 1.0, 1.0]),
+        (ReLU(), [0.0, 0.0, 0.0, 1e30, np.inf], [0.0, 0.0, 0.0, 1.0, 1.0]),
+        (ReLU6(), [0.0, 0.0, 0.0, 6.0, 6.0], [0.0, 0.0, 0.0, 0.0, 0.0]),
+        (LeakyReLU(0.5), [-np.inf, -5e29, 0.0, 1e30, np.inf], [0.5, 0.5, 0.5, 1.0, 1.0]),
+        (Sigmoid(), [0.0, 0.0, 0.5, 1.0, 1.0], [0.0, 0.0, 0.25, 0.0, 0.0]),
+        (Tanh(), [-1.0, -1.0, 0.0, 1.0, 1.0], [0.0, 0.0, 1.0, 0.0, 0.0]),
+        (SiLU(), [0.0, 0.0, 0.0, 1e30, np.inf], [0.0, 0.0, 0.5, 1.0, 1.0]),
+        (GELU(), [0.0, 0.0, 0.0, 1e30, np.inf], [0.0, 0.0, 0.5, 1.0, 1.0]),
+        (GELU("tanh"), [0.0, 0.0, 0.0, 1e30, np.inf], [0.0, 0.0, 0.5, 1.0, 1.0]),
     ],
     ids=lambda value: type(value).__name__,
 )
-def test_activations_have_their_limits_at_infinity(layer: Layer, expected: list[float]) -> None:
-    x = np.array([[-np.inf, -1e300, 0.0, 1e300, np.inf]])
-    np.testing.assert_array_equal(apply(layer, x), [expected])
+def test_activations_have_their_limits_at_infinity(
+    layer: Layer, expected: list[float], slopes: list[float], dtype: type
+) -> None:
+    x = np.array([[-np.inf, -1e30, 0.0, 1e30, np.inf]], dtype)
+    rig = Rig(Case(lambda: layer, x.shape[1:], lambda x, p: x), dtype)
+    np.testing.assert_array_equal(rig.output(x, np.arange(1)), np.array([expected], dtype))
+    # float32 has 0.5 and 1 - 0.5 exactly too, but for what a polynomial makes of it: 8 roundings at most.
+    np.testing.assert_allclose(rig.step(x, np.ones_like(x), np.arange(1)), [slopes], rtol=0, atol=8 * 2.0**-24)
 
 
 def test_softmax_of_large_numbers_is_finite_and_may_hold_zeros() -> None:

@@ -1,20 +1,22 @@
-"""Batch normalisation: its statistics, and sums that stay accurate."""
+"""Normalisation: statistics of batches, and sums that stay accurate."""
 
 from __future__ import annotations
+
+from typing import Literal
 
 import numpy as np
 import pytest
 
 from hpdl_mpi.kernels import normalization as kernel
-from hpdl_mpi.nn import BatchNorm2d, Recompute, Sequential
+from hpdl_mpi.nn import BatchNorm2d, GroupNorm, Layer, LayerNorm, Recompute, ReLU, ReLU6, Sequential
 from tests import reference as ref
 from tests.unit.nn.cases import Case, Rig
 
 SHAPE = (4, 3, 5)
 
 
-def make(relu: bool = False) -> Rig:
-    return Rig(Case(lambda: BatchNorm2d(eps=1e-3, momentum=0.25, relu=relu), SHAPE, lambda x, p: x))
+def make(activation: Literal["relu", "relu6"] | None = None) -> Rig:
+    return Rig(Case(lambda: BatchNorm2d(eps=1e-3, momentum=0.25, activation=activation), SHAPE, lambda x, p: x))
 
 
 def test_running_values_follow_those_of_micro_batches() -> None:
@@ -31,7 +33,7 @@ def test_running_values_follow_those_of_micro_batches() -> None:
 
 
 def test_evaluation_takes_the_running_values_and_leaves_them() -> None:
-    rig = make(relu=True)
+    rig = make("relu")
     rig.output(rig.x)
     before = rig.statistics.copy()
     y = rig.output(2 * rig.x, training=False)
@@ -72,3 +74,52 @@ def test_variances_of_large_numbers_are_accurate(rows: int) -> None:
     kernel.moments(x, np.empty(kernel.partial_shape(rows, 3), np.float32), out)
     np.testing.assert_allclose(out[0], x.astype(float).mean(0), rtol=1e-9)
     np.testing.assert_allclose(out[1], x.astype(float).var(0), rtol=3e-5)
+
+
+@pytest.mark.parametrize(("activation", "layer"), [("relu", ReLU), ("relu6", ReLU6)])
+def test_activation_is_that_of_a_layer_behind(activation: Literal["relu", "relu6"], layer: type[Layer]) -> None:
+    together, apart = (
+        Rig(Case(lambda layers=layers: Sequential(*layers()), SHAPE, lambda x, p: x))
+        for layers in (lambda: [BatchNorm2d(activation=activation)], lambda: [BatchNorm2d(), layer()])
+    )
+    for rig in (together, apart):
+        rig.params *= 6  # much goes beyond 6
+    y = apart.output(apart.x)
+    assert (6.0 in y) == (activation == "relu6")
+    np.testing.assert_array_equal(together.output(together.x), y)
+    np.testing.assert_array_equal(together.step(together.x, together.dy), apart.step(apart.x, apart.dy))
+    np.testing.assert_array_equal(together.grads, apart.grads)
+
+
+OF_SAMPLES = {
+    "LayerNorm": Case(LayerNorm, (30, 20, 6), lambda x, p: ref.layer_norm(x, p["weight"], p["bias"], 1e-5)),
+    "GroupNorm": Case(
+        lambda: GroupNorm(2), (30, 20, 6), lambda x, p: ref.group_norm(x, 2, p["weight"], p["bias"], 1e-5)
+    ),
+}
+"""Images of 600 pixels: more than the 256 of a block, and no multiple of it."""
+
+
+@pytest.mark.parametrize("case", OF_SAMPLES.values(), ids=OF_SAMPLES)
+def test_blocks_of_pixels_join_without_a_seam(case: Case) -> None:
+    rig = Rig(case)
+    np.testing.assert_allclose(rig.output(rig.x), case.twin(rig.x, rig.named_params), rtol=0, atol=1e-12)
+    gradients = [rig.step(rig.x, rig.dy), rig.grads]
+    for array, gradient in zip((rig.x, rig.params), gradients, strict=True):
+        direction = np.random.default_rng(1).normal(size=array.shape)
+        before, ends = array.copy(), []
+        for step in (2.0**-17, -(2.0**-17)):
+            array[...] = before + step * direction
+            ends.append(float(np.vdot(rig.dy, rig.output(rig.x))))
+        array[...] = before
+        # 10,800 terms of size 1 to 10, rounded to 1.1e-16 each, over a step of 1.5e-5; the product is of size 100.
+        assert (ends[0] - ends[1]) / 2.0**-16 == pytest.approx(np.vdot(gradient, direction), abs=1e-5)
+
+
+@pytest.mark.parametrize("case", OF_SAMPLES.values(), ids=OF_SAMPLES)
+def test_samples_of_large_numbers_are_normalised_accurately(case: Case) -> None:
+    """The mean is 10^4 deviations: its own rounding is 10^4 2^-24 of one, and the variance is not lost in squares."""
+    rig = Rig(case, np.float32)
+    x = (1e4 + rig.x).astype(np.float32)
+    expected = case.twin(x.astype(float), rig.named_params)
+    np.testing.assert_allclose(rig.output(x), expected, rtol=0, atol=4 * 1e4 * 2.0**-24 * np.abs(rig.params).max())

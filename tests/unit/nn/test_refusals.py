@@ -9,11 +9,17 @@ import pytest
 
 from hpdl_mpi.base.errors import InputError
 from hpdl_mpi.nn import (
+    GELU,
+    AdaptiveAvgPool2d,
     AvgPool2d,
+    BatchNorm2d,
     Conv2d,
     Dropout,
+    Dropout2d,
     Flatten,
+    GroupNorm,
     Layer,
+    LayerNorm,
     LeakyReLU,
     Linear,
     MaxPool2d,
@@ -22,6 +28,7 @@ from hpdl_mpi.nn import (
     Residual,
     Sequential,
     Shape,
+    StochasticDepth,
 )
 
 IMAGE = (4, 5, 3)
@@ -86,6 +93,39 @@ BUILDS: dict[str, tuple[Callable[[], Layer], Shape, str]] = {
         (20, 20, 1),
         "layer net.1 (MaxPool2d): the window is too large. Found (16, 17); expected at most 256 positions.",
     ),
+    "features to pool in bins": (
+        lambda: AdaptiveAvgPool2d(2),
+        (16,),
+        "layer net.1 (AdaptiveAvgPool2d): takes images. Found samples of shape (16,); expected (height, width, "
+        'channels). Set data.transform.layout, such as "hw" for images without a channel dimension.',
+    ),
+    "groups to normalise of different sizes": (
+        lambda: GroupNorm(2),
+        IMAGE,
+        "layer net.1 (GroupNorm): channels do not make groups of one size. Found 3 channels in 2 groups; expected a "
+        "number of groups that divides them.",
+    ),
+    "no groups to normalise": (
+        lambda: GroupNorm(0),
+        IMAGE,
+        "layer net.1 (GroupNorm): channels do not make groups of one size. Found 3 channels in 0 groups; expected a "
+        "number of groups that divides them.",
+    ),
+    "single numbers to normalise": (
+        lambda: LayerNorm(),
+        (),
+        "layer net.1 (LayerNorm): needs channels. Found samples of shape (); expected at least one.",
+    ),
+    "no numbers to normalise": (
+        lambda: BatchNorm2d(),
+        (2, 0),
+        "layer net.1 (BatchNorm2d): needs channels. Found samples of shape (2, 0); expected at least one.",
+    ),
+    "single numbers to drop channels of": (
+        lambda: Dropout2d(),
+        (),
+        "layer net.1 (Dropout2d): needs channels. Found samples that are single numbers; expected at least one dim.",
+    ),
     "no channels": (
         lambda: Conv2d(0, 3),
         IMAGE,
@@ -146,6 +186,31 @@ def test_layer_that_cannot_take_its_input_is_refused(make: Callable[[], Layer], 
         (lambda: Dropout(1.0), "layer Dropout: rate out of range. Found 1.0; expected at least 0 and below 1."),
         (lambda: Dropout(-0.1), "layer Dropout: rate out of range. Found -0.1; expected at least 0 and below 1."),
         (lambda: Dropout(np.nan), "layer Dropout: rate out of range. Found nan; expected at least 0 and below 1."),
+        (lambda: Dropout2d(1), "layer Dropout2d: rate out of range. Found 1; expected at least 0 and below 1."),
+        (
+            lambda: StochasticDepth(2.0),
+            "layer StochasticDepth: rate out of range. Found 2.0; expected at least 0 and below 1.",
+        ),
+        (lambda: LayerNorm(eps=0.0), "layer LayerNorm: eps out of range. Found 0.0; expected a number above 0."),
+        (lambda: GroupNorm(1, eps=np.nan), "layer GroupNorm: eps out of range. Found nan; expected a number above 0."),
+        (lambda: BatchNorm2d(eps=np.inf), "layer BatchNorm2d: eps out of range. Found inf; expected a number above 0."),
+        (
+            lambda: BatchNorm2d(momentum=0.0),
+            "layer BatchNorm2d: momentum out of range. Found 0.0; expected above 0, at most 1.",
+        ),
+        (
+            lambda: BatchNorm2d(activation="tanh"),
+            "layer BatchNorm2d: no such activation. Found 'tanh'; expected 'relu', 'relu6' or None.",
+        ),
+        (
+            lambda: Residual(ReLU(), activation="gelu"),
+            "layer Residual: no such activation. Found 'gelu'; expected 'relu', 'relu6' or None.",
+        ),
+        (
+            lambda: AdaptiveAvgPool2d((2, 0)),
+            "layer AdaptiveAvgPool2d: has no output. Found output size (2, 0); expected at least 1 x 1.",
+        ),
+        (lambda: GELU("erf"), "layer GELU: no such form. Found 'erf'; expected 'none' or 'tanh'."),
         (lambda: LeakyReLU(-1), "layer LeakyReLU: slope out of range. Found -1; expected a number of at least 0."),
         (lambda: LeakyReLU(np.nan), "layer LeakyReLU: slope out of range. Found nan; expected a number of at least 0."),
         (lambda: LeakyReLU(np.inf), "layer LeakyReLU: slope out of range. Found inf; expected a number of at least 0."),

@@ -18,7 +18,7 @@ Statistics = dict[str, np.ndarray]
 
 
 def trainer_of(comm: Communicator, *, tracked: bool = True, loss: nn.Loss | None = None, **parallel: object) -> Trainer:
-    norm = nn.BatchNorm2d(relu=True) if tracked else nn.ReLU()
+    norm = nn.BatchNorm2d(activation="relu") if tracked else nn.ReLU()
     model = nn.Sequential(nn.Conv2d(4, 3), nn.MaxPool2d(2), norm=norm, flat=nn.Flatten(), out=nn.Linear(CLASSES))
     changes = {"loss": loss} if loss else {}
     return make_trainer(comm, model=model, parallel=Parallel(threads=1, **parallel), **changes)

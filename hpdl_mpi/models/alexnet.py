@@ -1,0 +1,41 @@
+"""AlexNet in one tower.
+
+Krizhevsky, "One weird trick for parallelizing convolutional neural networks" (2014).
+"""
+
+from __future__ import annotations
+
+from hpdl_mpi.models.naming import numbered
+from hpdl_mpi.nn import AdaptiveAvgPool2d, Conv2d, Dropout, Flatten, Layer, Linear, MaxPool2d, ReLU, Sequential
+
+
+def alexnet(outputs: int = 1000, dropout: float = 0.5, hidden: int = 4096) -> Layer:
+    """Return five convolutions and three Linear layers, with torchvision's names; for images of 63 x 63 or more.
+
+    Parameters
+    ----------
+    outputs : int
+        Classes.
+    dropout : float
+        Rate, in front of the first two Linear layers.
+    hidden : int
+        Width of the first two Linear layers.
+    """
+    features = [
+        *(Conv2d(64, 11, stride=4, padding=2), ReLU(), MaxPool2d(3, stride=2)),
+        *(Conv2d(192, 5, padding=2), ReLU(), MaxPool2d(3, stride=2)),
+        *(Conv2d(384, 3, padding=1), ReLU()),
+        *(Conv2d(256, 3, padding=1), ReLU()),
+        *(Conv2d(256, 3, padding=1), ReLU(), MaxPool2d(3, stride=2)),
+    ]
+    classifier = [
+        *(Dropout(dropout), Linear(hidden), ReLU()),
+        *(Dropout(dropout), Linear(hidden), ReLU()),
+        Linear(outputs),
+    ]
+    return Sequential(
+        **numbered("features", features),
+        avgpool=AdaptiveAvgPool2d(6),
+        flatten=Flatten(),
+        **numbered("classifier", classifier),
+    )
