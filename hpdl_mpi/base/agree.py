@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, Protocol, TypeVar
 
 from hpdl_mpi.base.errors import HpdlError
@@ -92,10 +93,20 @@ def agree_all(group: Group, function: Callable[[], Result]) -> list[Result]:
     return [result for result, _ in outcomes]
 
 
+@contextmanager
+def alike() -> Iterator[None]:
+    """Mark an error from within as one that all ranks raise: it depends on nothing but what all of them know."""
+    try:
+        yield
+    except HpdlError as error:
+        error.shared = True
+        raise
+
+
 def _attempt(function: Callable[[], Result]) -> tuple[Any, HpdlError | None]:
     """Return a function's result and None, or None and its error, which all ranks will share."""
     try:
-        return function(), None
+        with alike():
+            return function(), None
     except HpdlError as error:
-        error.shared = True
         return None, error
