@@ -50,7 +50,7 @@ def convert(
     size: Annotated[
         int | None, typer.Option(min=1, help="Images: scale the shorter side to this, cut a square from the middle.")
     ] = None,
-    gray: Annotated[bool, typer.Option("--gray", help="Images: one channel instead of three.")] = False,
+    grayscale: Annotated[bool, typer.Option("--grayscale", help="Images: one channel instead of three.")] = False,
     skip_bad: Annotated[
         bool, typer.Option("--skip-bad", help="Images: leave out what cannot be used, and list it.")
     ] = False,
@@ -73,7 +73,7 @@ def convert(
         classes=classes,
         missing=missing,
         size=size,
-        gray=gray,
+        grayscale=grayscale,
         skip_bad=skip_bad,
     )
     ranks = _ranks()

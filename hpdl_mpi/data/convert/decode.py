@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import struct
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import BinaryIO
+from typing import BinaryIO, NoReturn
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -23,7 +24,7 @@ MAX_PIXELS = 89_478_485
 
 _DAMAGE = (
     *(OSError, EOFError, SyntaxError, ValueError, TypeError, IndexError, KeyError, OverflowError, RuntimeError),
-    *(struct.error, zlib.error, Image.DecompressionBombError, Image.DecompressionBombWarning),
+    *(struct.error, zlib.error),
 )
 """What Pillow raises on damaged files."""
 
@@ -40,12 +41,12 @@ class Form:
     ----------
     size : int, optional
         Height and width; by default an image keeps its own.
-    gray : bool
+    grayscale : bool
         One channel in place of three, by the weights of ITU-R 601-2.
     """
 
     size: int | None = None
-    gray: bool = False
+    grayscale: bool = False
 
 
 def measure(stream: BinaryIO, form: Form) -> tuple[int, int]:
@@ -61,7 +62,7 @@ def measure(stream: BinaryIO, form: Form) -> tuple[int, int]:
 
 
 def decode(stream: BinaryIO, form: Form) -> np.ndarray:
-    """Return the pixels of an image, uint8 (height, width, 3), or (height, width, 1) if `form.gray`.
+    """Return the pixels of an image, uint8 (height, width, 3), or (height, width, 1) if `form.grayscale`.
 
     Colours of any kind become red, green and blue; transparency is dropped. With `form.size` the shorter side is made
     that long, larger or smaller, by a triangle filter as wide as the scale (what Pillow calls bilinear), and a square
@@ -74,14 +75,14 @@ def decode(stream: BinaryIO, form: Form) -> np.ndarray:
     """
     with _naming_damage(), _open(stream, form) as image:
         if image.mode == "P" and "transparency" in image.info:
-            pixels = image.convert("RGBA").convert("L" if form.gray else "RGB")
+            pixels = image.convert("RGBA").convert("L" if form.grayscale else "RGB")
         else:
-            pixels = image.convert("L" if form.gray else "RGB")
+            pixels = image.convert("L" if form.grayscale else "RGB")
         if form.size is not None:
             pixels = pixels.resize(_resized(pixels.size, form.size), Image.Resampling.BILINEAR)
             left, top = (round((side - form.size) / 2) for side in pixels.size)
             pixels = pixels.crop((left, top, left + form.size, top + form.size))
-        return np.asarray(pixels).reshape(pixels.height, pixels.width, 1 if form.gray else 3)
+        return np.asarray(pixels).reshape(pixels.height, pixels.width, 1 if form.grayscale else 3)
 
 
 def _resized(sides: tuple[int, int], size: int) -> tuple[int, int]:
@@ -101,19 +102,23 @@ def _open(stream: BinaryIO, form: Form) -> Image.Image:
     except UnidentifiedImageError as error:
         known = ", ".join(FORMATS)
         raise BadImage("not an image", found=f"first bytes {head.hex()}", expected=f"one of {known}") from error
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        _refuse_pixels(error)
     if image.mode not in MODES:
         raise BadImage(
             "pixels of a kind that does not fit into 8 bits",
             found=f"{image.format} of Pillow's mode {image.mode}",
             remedy="scale and save it with 8 bits per channel first",
         )
-    for what, (width, height) in (
-        ("too many pixels", image.size),
-        ("too long and narrow for --size", _resized(image.size, form.size) if form.size else (0, 0)),
-    ):
-        if width * height > MAX_PIXELS:
-            raise BadImage(what, found=f"{width} x {height}", expected=f"at most {MAX_PIXELS} pixels")
+    for sides in (image.size, _resized(image.size, form.size) if form.size else (0, 0)):
+        if math.prod(sides) > MAX_PIXELS:
+            _refuse_pixels(f"{sides[0]} x {sides[1]}")
     return image
+
+
+def _refuse_pixels(found: object) -> NoReturn:
+    remedy = "scale or cut it first"
+    raise BadImage("too many pixels", found=found, expected=f"at most {MAX_PIXELS}, also when scaled", remedy=remedy)
 
 
 @contextmanager

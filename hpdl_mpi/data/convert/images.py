@@ -70,7 +70,7 @@ def read_splits(
     bad = {index: look for index, look in looks.items() if isinstance(look, str)}
     good = {split: ~np.isin(indices, list(bad)) for split, (indices, _) in classes.members.items()}
     height, width = agree(ranks, partial(_check, files, good, looks))
-    shape = (height, width, 1 if form.gray else 3)
+    shape = (height, width, 1 if form.grayscale else 3)
     read = partial(_read, files, form, shape, _num_threads(ranks))
     splits = {}
     for split, (indices, labels) in classes.members.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import os
@@ -47,7 +48,7 @@ class Options:
         The array of class numbers that `per_class` looks at.
     target, classes, missing
         For CSV: see `csv_table.read_splits`.
-    size, gray
+    size, grayscale
         For images: see `decode.Form`.
     skip_bad : bool
         For images: leave out those that cannot be used, and list them in `SKIPPED`.
@@ -65,7 +66,7 @@ class Options:
     classes: bool = False
     missing: Missing = "error"
     size: int | None = None
-    gray: bool = False
+    grayscale: bool = False
     skip_bad: bool = False
 
 
@@ -89,7 +90,7 @@ WHOLE: dict[str, Callable[[Path, Options], dict[str, Split]]] = {
 }
 """Readers of formats that are read into the memory of one rank. A new one is one more entry and a line in `detect`."""
 
-OWN_OPTIONS = {"CSV": ("target", "classes", "missing"), "images": ("size", "gray", "skip_bad")}
+OWN_OPTIONS = {"CSV": ("target", "classes", "missing"), "images": ("size", "grayscale", "skip_bad")}
 """Options that only one format has."""
 
 
@@ -157,7 +158,8 @@ def convert(
         )
     finally:
         if ranks.rank == 0:
-            unpacked.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # it may never have been there
+                unpacked.unlink()
     return [folder / name for name in splits]
 
 
@@ -192,7 +194,7 @@ def _read(
         return WHOLE[kind](source, options), []
     if kind == "CIFAR":
         return agree(ranks, partial(cifar.read_splits, files)), []
-    form = Form(options.size, options.gray)
+    form = Form(options.size, options.grayscale)
     return images.read_splits(files, form, skip_bad=options.skip_bad, seed=options.seed, ranks=ranks)
 
 
