@@ -78,9 +78,7 @@ def classify(files: Files, skip_empty: bool) -> Classes:
     folders = [name.split("/") for name in files.folders]
     depth = _shared_depth([parts for _, parts in images], folders)
     inner = [parts[depth:] for _, parts in images]
-    in_splits = any(parts[0] == "train" for parts in inner) and all(
-        len(parts) > 2 for parts in inner if parts[0] == "train"
-    )
+    in_splits = _lie_in_splits(inner, [parts[depth:] for parts in folders])
     head = 1 if in_splits else 0
     tables: dict[str, dict[str, list[int]]] = {"train": {}}
     for (index, whole), parts in zip(images, inner, strict=True):
@@ -109,6 +107,14 @@ def _shared_depth(images: Sequence[Sequence[str]], folders: Sequence[Sequence[st
     return depth
 
 
+def _lie_in_splits(images: Sequence[Sequence[str]], folders: Sequence[Sequence[str]]) -> bool:
+    """Tell whether a folder "train" is a split; it is a class if images lie in it, or others are beside it."""
+    if ["train"] in [list(parts[:-1]) for parts in images]:
+        return False
+    tops = {parts[0] for parts in images}
+    return "train" in tops or (["train"] in folders and tops <= set(SPLITS))
+
+
 def _checked(tables: dict[str, dict[str, list[int]]], outer: str, in_splits: bool, skip_empty: bool) -> Classes:
     """Return the classes once they have been found complete."""
     skipped: Skipped = []
@@ -125,6 +131,8 @@ def _checked(tables: dict[str, dict[str, list[int]]], outer: str, in_splits: boo
             skipped.append((f"{place}/{name}", "a class without images"))
             table.pop(name, None)
     names = sorted(tables["train"])
+    if not names:
+        raise InputError("no images in it", where=f"{outer}/train", expected="train/<class>/*.jpg and the like")
     for name in names:
         if any("\ud800" <= character <= "\udfff" for character in name):  # bytes that are no text
             raise InputError("a name that is not UTF-8", where=outer, found=repr(name), remedy="rename the folder")
@@ -139,8 +147,7 @@ def _checked(tables: dict[str, dict[str, list[int]]], outer: str, in_splits: boo
                 found=", ".join(strange[:3]),
                 expected=", ".join(names[:3]) + (", ..." if len(names) > 3 else ""),
             )
-        indices = np.array(sorted(index for row in table.values() for index in row), np.int64)
-        label_of = {index: numbers[name] for name, row in table.items() for index in row}
-        labels = np.array([label_of[index] for index in indices.tolist()], np.min_scalar_type(len(names) - 1))
-        members[split] = (indices, labels)
+        pairs = sorted((index, numbers[name]) for name, row in table.items() for index in row)
+        indices, labels = np.array(pairs, np.int64).T
+        members[split] = (indices, labels.astype(np.min_scalar_type(len(names) - 1)))
     return Classes(names, members, skipped)

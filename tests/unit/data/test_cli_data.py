@@ -97,6 +97,31 @@ def test_ranks_of_a_launcher_convert_together_and_one_speaks(tmp_path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["alone", "out", "source"]
 
 
+@needs_mpirun
+def test_a_killed_rank_ends_all_and_leaves_nothing_that_opens_as_a_dataset(tmp_path) -> None:
+    write_images(tmp_path / "source", {"cat": 4, "ant": 3})
+    program = f"""
+import os, signal
+from hpdl_mpi.comm import world
+from hpdl_mpi.data import writer
+from hpdl_mpi.data.convert import Options, convert
+original = writer.write_whole
+def killing(path, data):
+    if "00003-of" in path.name:
+        os.kill(os.getpid(), signal.SIGKILL)
+    original(path, data)
+writer.write_whole = killing
+convert({str(tmp_path / "source")!r}, {str(tmp_path / "out")!r}, Options(shards=4), world())
+print("done")
+"""
+    done = run_python(2, "-c", program)
+    assert done.returncode != 0
+    assert "done" not in done.stdout
+    assert not (tmp_path / "out").exists()
+    # What is left is hidden, and in the way of nothing.
+    convert(tmp_path / "source", tmp_path / "out")
+
+
 def test_info_describes_foreign_files_and_shows_where_they_differ(hpdl, write_file, tmp_path) -> None:
     write_file("d/1.h5", {"group/a": np.zeros((3, 2), np.float32), "s": np.float64(1.0)})
     write_file("d/2.h5", {"group/a": np.zeros((4, 5), np.float32)})

@@ -285,6 +285,14 @@ def test_every_split_has_the_classes_of_train(tmp_path) -> None:
         convert(source, tmp_path / "none")
 
 
+def test_a_train_folder_without_images_is_no_class(tmp_path) -> None:
+    write_images(tmp_path / "source", {"train/a": 0, "test/a": 2})
+    with pytest.raises(InputError, match="source/train/a: a class without images"):
+        convert(tmp_path / "source", tmp_path / "out")
+    with pytest.raises(InputError, match="source/train: no images in it"):
+        convert(tmp_path / "source", tmp_path / "out", Options(skip_bad=True))
+
+
 def test_images_in_other_places_are_refused(source, tmp_path) -> None:
     (source / "preview.png").write_bytes(encoded(NOISE))
     with pytest.raises(InputError, match=r"source/preview\.png: an image that lies in no folder of a class"):
