@@ -98,7 +98,7 @@ def test_both_labels_of_cifar_100_are_kept(train, test, seed) -> None:
 @given(
     records_=st.integers(0, 2),
     extra=st.sampled_from([0, 0, 0, 1, 1536, 3072]),
-    labels=st.lists(st.integers(0, 255), min_size=2, max_size=2),
+    labels=st.lists(st.sampled_from([0, 9, 10, 255]), min_size=2, max_size=2),
 )
 def test_a_file_is_read_if_its_size_and_labels_fit_and_refused_otherwise(records_, extra, labels) -> None:
     data = b"".join(bytes([label]) + bytes(3072) for label in labels[:records_]) + bytes(extra)
