@@ -13,6 +13,7 @@ from hpdl_mpi.comm import (
     Collective,
     Communicator,
     agree,
+    agree_all,
     ring_all_gather,
     ring_allreduce,
     ring_reduce_scatter,
@@ -189,6 +190,18 @@ def agree_gives_everyone_the_result_or_the_error_of_rank_0(comm: Communicator) -
     assert str(caught.value) == "data.train: no such file. Found x."
 
 
+def agree_all_gives_everyone_all_results_or_the_first_error(comm: Communicator) -> None:
+    assert agree_all(comm, lambda: comm.rank + 5) == [rank + 5 for rank in range(comm.size)]
+
+    def work() -> None:
+        if comm.rank >= comm.size // 2:
+            raise InputError("damaged", where=f"shard {comm.rank}")
+
+    with pytest.raises(InputError, match=f"^shard {comm.size // 2}: damaged") as caught:
+        agree_all(comm, work)
+    assert caught.value.shared
+
+
 def lengths(num_ranks: int) -> list[int]:
     """Return the lengths that collectives are tried on."""
     return sorted({0, 1, num_ranks - 1, num_ranks + 1, 1000})
@@ -281,6 +294,7 @@ VERBS: list[Callable[[Communicator], None]] = [
     arrays_that_are_not_contiguous_are_refused,
     messages_of_another_size_are_noticed,
     agree_gives_everyone_the_result_or_the_error_of_rank_0,
+    agree_all_gives_everyone_all_results_or_the_first_error,
 ]
 
 COLLECTIVES: list[Callable[[Communicator], None]] = [

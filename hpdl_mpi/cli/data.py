@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import csv
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from hpdl_mpi.base.agree import Alone, Group
+from hpdl_mpi.base.launcher import launched
 from hpdl_mpi.cli.alone import require_one_rank
 
 if TYPE_CHECKING:
@@ -15,20 +19,27 @@ if TYPE_CHECKING:
     from hpdl_mpi.data.verify import ShardReport
 
 app = typer.Typer(help="Convert, describe and check datasets.", no_args_is_help=True)
+MAX_ECHOED = 10
 
 DatasetPath = Annotated[str, typer.Argument(metavar="PATH", help="A folder of shards, a glob, or one .h5 file.")]
 
 
 @app.command()
 def convert(
-    source: Annotated[Path, typer.Argument(help="A folder with IDX files, one IDX file of images, .npz or .csv.")],
+    source: Annotated[
+        Path,
+        typer.Argument(
+            help="A folder or archive of images, a folder per class; of CIFAR's binary files; a folder with IDX files,"
+            " one IDX file of images, .npz or .csv."
+        ),
+    ],
     folder: Annotated[Path, typer.Argument(help="Where FOLDER/train and FOLDER/test go; absent or empty.")],
     shards: Annotated[int | None, typer.Option(min=1, help="Files of the training split.")] = None,
-    test_shards: Annotated[int | None, typer.Option(min=1, help="Files of the test split.")] = None,
+    test_shards: Annotated[int | None, typer.Option(min=1, help="Files of each other split.")] = None,
     per_class: Annotated[int | None, typer.Option(min=1, help="Keep so many samples of each class.")] = None,
     test_per_class: Annotated[int | None, typer.Option(min=1, help="The same for the test split.")] = None,
     test_fraction: Annotated[float, typer.Option(min=0, max=1, help="Part to set aside for test.")] = 0.0,
-    seed: Annotated[int, typer.Option(help="Of the test split and the choice per class.")] = 0,
+    seed: Annotated[int, typer.Option(help="Of the test split, the choice per class, the order of images.")] = 0,
     compression: Annotated[int, typer.Option(min=0, max=9, help="Level of gzip.")] = 6,
     targets: Annotated[str, typer.Option(help="The array of class numbers, for --per-class.")] = "y",
     target: Annotated[str | None, typer.Option(help="CSV: the column to predict.")] = None,
@@ -36,10 +47,16 @@ def convert(
     missing: Annotated[
         Literal["error", "drop", "mean", "median", "zero"], typer.Option(help="CSV: what to do with missing values.")
     ] = "error",
+    size: Annotated[
+        int | None, typer.Option(min=1, help="Images: scale the shorter side to this, cut a square from the middle.")
+    ] = None,
+    grayscale: Annotated[bool, typer.Option("--grayscale", help="Images: one channel instead of three.")] = False,
+    skip_bad: Annotated[
+        bool, typer.Option("--skip-bad", help="Images: leave out what cannot be used, and list it.")
+    ] = False,
 ) -> None:
-    """Convert IDX, NPZ or CSV into sharded HDF5."""
-    require_one_rank("hpdl data convert")
-    from hpdl_mpi.data.convert import Options
+    """Convert images, CIFAR, IDX, NPZ or CSV into sharded HDF5, alone or under mpirun or srun."""
+    from hpdl_mpi.data.convert import SKIPPED, Options
     from hpdl_mpi.data.convert import convert as run
     from hpdl_mpi.data.info import summarize
 
@@ -55,9 +72,37 @@ def convert(
         target=target,
         classes=classes,
         missing=missing,
+        size=size,
+        grayscale=grayscale,
+        skip_bad=skip_bad,
     )
-    for split in run(source, folder, options):
-        typer.echo(f"{split}: {_totals(summarize(split))}")
+    ranks = _ranks()
+    splits = run(source, folder, options, ranks)
+    if ranks.rank == 0:
+        for split in splits:
+            typer.echo(f"{split}: {_totals(summarize(split))}")
+        _echo_skipped(splits[0].parent / SKIPPED)
+
+
+def _ranks() -> Group:
+    """Return the ranks of the job; a process that no launcher started leaves MPI alone, which login nodes may lack."""
+    found = launched(os.environ)
+    if found is None or found[1] == 1:
+        return Alone()
+    from hpdl_mpi.comm import world
+
+    return world()
+
+
+def _echo_skipped(path: Path) -> None:
+    """Say what was left out: the first of it, and where all of it is listed."""
+    if not path.exists():
+        return
+    with open(path, encoding="utf-8", errors="backslashreplace", newline="") as file:
+        _, *rows = csv.reader(file)
+    typer.echo(f"left out: {len(rows)}, all of them in {path}")
+    for name, reason in rows[:MAX_ECHOED]:
+        typer.echo(f"  {name}: {reason}")
 
 
 @app.command()

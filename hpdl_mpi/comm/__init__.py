@@ -1,6 +1,6 @@
 """How ranks talk: communicators, and collectives as schedules. The only room that imports mpi4py."""
 
-from hpdl_mpi.comm.agree import agree
+from hpdl_mpi.base.agree import agree, agree_all
 from hpdl_mpi.comm.arena import Arena
 from hpdl_mpi.comm.clock import clock_offset
 from hpdl_mpi.comm.collectives import among, ring_all_gather, ring_allreduce, ring_reduce_scatter
@@ -19,6 +19,7 @@ __all__ = [
     "Window",
     "Work",
     "agree",
+    "agree_all",
     "among",
     "clock_offset",
     "compile_reduction",

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import h5py
 import numpy as np
 
+from hpdl_mpi.base.agree import Alone, Group, agree, agree_all
 from hpdl_mpi.base.errors import InputError, StorageError
 from hpdl_mpi.base.files import fsync, write_whole
 from hpdl_mpi.base.shares import share
@@ -24,6 +28,50 @@ MAX_CHUNK_SAMPLES = 4096
 SHARD_BYTES = 256 * 2**20
 """Uncompressed bytes of a shard when nobody says how many shards to make."""
 
+PIECE_BYTES = 32 * 2**20
+"""Bytes of an array that are made and packed at once, but one chunk at least."""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The first dimension of an array that is never in memory as a whole: its rows are made when they are asked for.
+
+    Attributes
+    ----------
+    ids : int64 (n,)
+        The number of each row at its source.
+    sample_shape : tuple of int
+        Of one row.
+    dtype : numpy dtype
+    read : callable
+        Takes ids, int64 (m,), and returns their rows, (m, *sample_shape) of dtype.
+    """
+
+    ids: np.ndarray
+    sample_shape: tuple[int, ...]
+    dtype: np.dtype
+    read: Callable[[np.ndarray], np.ndarray]
+
+    def __len__(self) -> int:
+        return self.ids.size
+
+    def __getitem__(self, rows: slice) -> np.ndarray:
+        return self.read(self.ids[rows])
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of all rows."""
+        return (self.ids.size, *self.sample_shape)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all rows."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+    def take(self, indices: np.ndarray, axis: int = 0) -> Rows:
+        """Return some of the rows, int64 (m,), in that order; reads nothing. `axis` is 0, as in ``ndarray.take``."""
+        return replace(self, ids=self.ids[indices])
+
 
 @dataclass(frozen=True)
 class Split:
@@ -31,13 +79,13 @@ class Split:
 
     Attributes
     ----------
-    arrays : dict of str to ndarray
+    arrays : mapping of str to ndarray or Rows
         Each (n, ...), with the same n.
     attributes : dict of str to dict
         HDF5 attributes per array, such as the names of features and classes.
     """
 
-    arrays: dict[str, np.ndarray]
+    arrays: Mapping[str, np.ndarray | Rows]
     attributes: dict[str, dict[str, list[str] | str]] = field(default_factory=dict)
 
     @property
@@ -47,7 +95,7 @@ class Split:
 
     def take(self, ids: np.ndarray) -> Split:
         """Return the samples `ids`, int64 (n,), in that order."""
-        return Split({name: array[ids] for name, array in self.arrays.items()}, self.attributes)
+        return Split({name: array.take(ids, axis=0) for name, array in self.arrays.items()}, self.attributes)
 
 
 def check_target(folder: Path) -> None:
@@ -62,40 +110,87 @@ def write_dataset(
     *,
     num_shards: Mapping[str, int | None],
     compression: int = 6,
+    notes: Mapping[str, bytes] | None = None,
+    ranks: Group | None = None,
 ) -> None:
-    """Write ``folder/<split>/<split>-00000-of-0000N.h5`` for each split.
+    """Write ``folder/<split>/<split>-00000-of-0000N.h5`` for each split. Collective.
 
-    Arrays are chunked along samples, shuffled, gzipped and carry Fletcher-32 checksums. Everything is written to a
-    hidden folder beside, forced onto the disk and renamed at the end, so `folder` is whole or not there.
+    Arrays are chunked along samples, shuffled, gzipped and carry Fletcher-32 checksums. The ranks take turns at the
+    shards, which hold the same bytes on any number of ranks. Everything is written to a hidden folder beside, forced
+    onto the disk and renamed at the end, so `folder` is whole or not there.
 
     Parameters
     ----------
     folder : path-like
-        Absent, or empty.
+        Absent, or empty; all ranks see it.
+    splits : dict of str to Split
+        The same on every rank.
     num_shards : dict of str to int or None
         Per split; None makes one shard per `SHARD_BYTES`.
     compression : int
         Level of gzip, 0 to 9.
+    notes : dict of str to bytes, optional
+        Further files in `folder`, by name.
+    ranks : Group, optional
+        Who shares the work; by default this process does it alone.
 
     Raises
     ------
     InputError
-        The folder holds something, or there are more shards than samples.
+        The folder holds something, there are more shards than samples, or rows cannot be read.
     StorageError
         The disk is full or cannot be written; nothing is left behind.
     """
+    ranks = ranks or Alone()
     folder = Path(folder).expanduser().resolve()
-    check_target(folder)
-    counts = {name: _shard_count(name, split, num_shards.get(name)) for name, split in splits.items()}
-    aside = folder.with_name(f".{folder.name}.{os.getpid()}.part")
+
+    def plan() -> tuple[Path, list[tuple[str, int, int]]]:
+        check_target(folder)
+        counts = {name: _shard_count(name, split, num_shards.get(name)) for name, split in splits.items()}
+        return beside(folder, "part"), [
+            (name, index, count) for name, count in counts.items() for index in range(count)
+        ]
+
+    def prepare() -> None:
+        with writing(folder):
+            for name in splits:
+                (aside / name).mkdir(parents=True)
+            for name, content in (notes or {}).items():
+                write_whole(aside / name, content)
+
+    def write(turn: int) -> None:
+        if turn + ranks.rank < len(shards):
+            name, index, count = shards[turn + ranks.rank]
+            with writing(folder):
+                _write_shard(aside / name, name, splits[name], index, count, compression)
+
+    def finish() -> None:
+        with writing(folder):
+            fsync(aside)
+            aside.rename(folder)
+            fsync(folder.parent)
+
+    aside, shards = agree(ranks, plan)
     try:
-        for name, split in splits.items():
-            (aside / name).mkdir(parents=True)
-            for index in range(counts[name]):
-                _write_shard(aside / name, name, split, index, counts[name], compression)
-        fsync(aside)
-        aside.rename(folder)
-        fsync(folder.parent)
+        agree(ranks, prepare)
+        for turn in range(0, len(shards), ranks.size):
+            agree_all(ranks, partial(write, turn))
+        agree(ranks, finish)
+    finally:
+        if ranks.rank == 0:
+            shutil.rmtree(aside, ignore_errors=True)
+
+
+def beside(folder: Path, what: str) -> Path:
+    """Return a hidden place beside a folder for what is there only while the folder is made."""
+    return folder.with_name(f".{folder.name}.{os.getpid()}.{what}")
+
+
+@contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """Turn what the system says about a disk into a StorageError about the dataset."""
+    try:
+        yield
     except OSError as error:
         raise StorageError(
             "the dataset could not be written",
@@ -103,8 +198,6 @@ def write_dataset(
             found=error,
             remedy="free or name another place, then convert again: nothing was left behind",
         ) from error
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
 
 
 def _shard_count(name: str, split: Split, wanted: int | None) -> int:
@@ -125,15 +218,22 @@ def _write_shard(folder: Path, name: str, split: Split, index: int, count: int, 
     with h5py.File(path, "w", driver="core", backing_store=False, libver=LIBVER) as file:
         file.attrs.update({"format": fixed_text(FORMAT), INDEX_ATTRIBUTE: index, COUNT_ATTRIBUTE: count})
         for array_name, array in split.arrays.items():
+            chunk = min(last - first, chunk_samples(array))
             dataset = file.create_dataset(
                 array_name,
-                data=array[first:last],
-                chunks=(min(last - first, chunk_samples(array)), *array.shape[1:]),
+                shape=(last - first, *array.shape[1:]),
+                dtype=array.dtype,
+                chunks=(chunk, *array.shape[1:]),
                 compression="gzip" if compression else None,
                 compression_opts=compression or None,
                 shuffle=True,
                 fletcher32=True,
             )
+            # Whole chunks, each of which is packed once.
+            piece = max(1, PIECE_BYTES * len(array) // max(1, array.nbytes) // chunk) * chunk
+            for start in range(first, last, piece):
+                stop = min(start + piece, last)
+                dataset[start - first : stop - first] = array[start:stop]
             texts = split.attributes.get(array_name, {})
             dataset.attrs.update({key: fixed_text(text) for key, text in texts.items()})
         file.flush()
@@ -141,7 +241,7 @@ def _write_shard(folder: Path, name: str, split: Split, index: int, count: int, 
     write_whole(path, image)
 
 
-def chunk_samples(array: np.ndarray) -> int:
+def chunk_samples(array: np.ndarray | Rows) -> int:
     """Return how many samples of an array to put in a chunk: a power of two, about `TARGET_BLOCK_BYTES` together."""
     row_bytes = max(1, array.nbytes // len(array))
     return 1 << min(MAX_CHUNK_SAMPLES, max(1, TARGET_BLOCK_BYTES // row_bytes)).bit_length() - 1

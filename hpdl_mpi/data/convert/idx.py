@@ -10,6 +10,7 @@ import io
 import math
 import struct
 import zlib
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,11 @@ SPLITS = {"train": ("train-images",), "test": ("t10k-images", "test-images")}
 MAX_DIMS = 8
 _GZIP = b"\x1f\x8b"
 _AGAIN = "get the file again: it is incomplete or damaged"
+
+
+def recognises(names: Iterable[str]) -> bool:
+    """Tell whether a folder with files of these names is meant for `read_splits`."""
+    return any(pattern in name for name in names for patterns in SPLITS.values() for pattern in patterns)
 
 
 def read_splits(source: Path) -> dict[str, Split]:

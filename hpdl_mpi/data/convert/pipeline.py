@@ -1,18 +1,31 @@
-"""From a source in a known format to a dataset in ours: read, split, choose, write."""
+"""From a source in a known format to a dataset in ours: find, read, split, choose, write."""
 
 from __future__ import annotations
 
+import contextlib
+import csv
+import io
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
+from hpdl_mpi.base.agree import Alone, Group, agree, alike
 from hpdl_mpi.base.errors import InputError
-from hpdl_mpi.data.convert import csv_table, idx, npz
+from hpdl_mpi.data.convert import cifar, csv_table, idx, images, npz
+from hpdl_mpi.data.convert.archive import is_archive, open_archive
+from hpdl_mpi.data.convert.class_folders import Skipped, has_images
 from hpdl_mpi.data.convert.csv_table import Missing
+from hpdl_mpi.data.convert.decode import Form
+from hpdl_mpi.data.convert.files import Files, list_folder
 from hpdl_mpi.data.convert.select import balanced, split_test
-from hpdl_mpi.data.writer import Split, check_target, write_dataset
+from hpdl_mpi.data.writer import Split, beside, check_target, write_dataset
+
+SKIPPED = "skipped.csv"
+"""File in the folder of a dataset that lists what was left out of it: columns `file` and `reason`."""
 
 
 @dataclass(frozen=True)
@@ -22,19 +35,23 @@ class Options:
     Attributes
     ----------
     shards, test_shards : int, optional
-        Files of each split; by default one per 256 MiB.
+        Files of the split "train" and of each other one; by default one per 256 MiB.
     per_class, test_per_class : int, optional
         Keep this many samples of each class, the classes taking turns.
     test_fraction : float
         Part of the samples to set aside for test, where the source has no test split of its own.
     seed : int
-        Of the test split and of the choice of samples.
+        Of the test split, of the choice of samples, and of the order of images.
     compression : int
         Level of gzip, 0 to 9.
     targets : str
         The array of class numbers that `per_class` looks at.
     target, classes, missing
         For CSV: see `csv_table.read_splits`.
+    size, grayscale
+        For images: see `decode.Form`.
+    skip_bad : bool
+        For images: leave out those that cannot be used, and list them in `SKIPPED`.
     """
 
     shards: int | None = None
@@ -48,6 +65,9 @@ class Options:
     target: str | None = None
     classes: bool = False
     missing: Missing = "error"
+    size: int | None = None
+    grayscale: bool = False
+    skip_bad: bool = False
 
 
 def _read_csv(source: Path, options: Options) -> dict[str, Split]:
@@ -63,27 +83,50 @@ def _read_csv(source: Path, options: Options) -> dict[str, Split]:
     )
 
 
-def _read_idx(source: Path, options: Options) -> dict[str, Split]:
-    return _with_test_split(idx.read_splits(source), source, options)
+WHOLE: dict[str, Callable[[Path, Options], dict[str, Split]]] = {
+    "IDX": lambda source, options: idx.read_splits(source),
+    "NPZ": lambda source, options: npz.read_splits(source),
+    "CSV": _read_csv,
+}
+"""Readers of formats that are read into the memory of one rank. A new one is one more entry and a line in `detect`."""
+
+OWN_OPTIONS = {"CSV": ("target", "classes", "missing"), "images": ("size", "grayscale", "skip_bad")}
+"""Options that only one format has."""
 
 
-def _read_npz(source: Path, options: Options) -> dict[str, Split]:
-    return _with_test_split(npz.read_splits(source), source, options)
-
-
-FORMATS = {"IDX": _read_idx, "NPZ": _read_npz, "CSV": _read_csv}
-"""Readers of sources: (path, options) to splits. A new format is one more entry and a line in `detect`."""
-
-
-def detect(source: Path) -> str:
-    """Return the format of a source: a folder or any other file is IDX, the rest goes by suffix."""
-    return {".npz": "NPZ", ".csv": "CSV"}.get(source.suffix.lower(), "IDX")
+def detect(source: Path, files: Files | None) -> str:
+    """Return the format of a source; `files` are those of a folder or an archive, or the file itself."""
+    if files is not None and cifar.recognises(files.names):
+        return "CIFAR"
+    if source.is_file() and not is_archive(source):
+        return {".npz": "NPZ", ".csv": "CSV"}.get(source.suffix.lower(), "IDX")
+    names, folders = (files.names, files.folders) if files else ([], [])
+    if source.is_dir() and (idx.recognises(names) or not (folders or has_images(names))):
+        return "IDX"
+    return "images"
 
 
 def convert(
-    source: str | os.PathLike[str], folder: str | os.PathLike[str], options: Options | None = None
+    source: str | os.PathLike[str],
+    folder: str | os.PathLike[str],
+    options: Options | None = None,
+    ranks: Group | None = None,
 ) -> list[Path]:
-    """Convert IDX, NPZ or CSV into ``folder/train`` and, where there is a test split, ``folder/test``.
+    """Convert a source into ``folder/train`` and, where there are such splits, ``folder/test`` and ``folder/val``.
+
+    Collective. Images and CIFAR are read shard by shard, by all ranks; IDX, NPZ and CSV whole, by one. The result is
+    the same bytes on any number of ranks.
+
+    Parameters
+    ----------
+    source : path-like
+        A folder of class folders of images or an archive of one, the binary version of CIFAR as a folder, a file or an
+        archive, a folder of IDX files or one of images, an NPZ or a CSV file.
+    folder : path-like
+        Absent, or empty; all ranks see it.
+    options : Options, optional
+    ranks : Group, optional
+        Who shares the work; by default this process does it alone.
 
     Returns
     -------
@@ -97,27 +140,82 @@ def convert(
     StorageError
         The disk is full or cannot be written; nothing is left behind.
     """
-    options = options or Options()
+    options, ranks = options or Options(), ranks or Alone()
     source, folder = Path(source).expanduser(), Path(folder).expanduser()
+    unpacked = beside(folder.resolve(), "unpacked")
+    try:
+        kind, files = agree(ranks, partial(_find, source, folder, unpacked, options, ranks.size))
+        splits, skipped = _read(kind, source, files, options, ranks)
+        with alike():
+            splits = _chosen(kind, splits, source, options)
+        write_dataset(
+            folder,
+            splits,
+            num_shards={name: options.shards if name == "train" else options.test_shards for name in splits},
+            compression=options.compression,
+            notes={SKIPPED: _table(skipped)} if skipped else {},
+            ranks=ranks,
+        )
+    finally:
+        if ranks.rank == 0:
+            with contextlib.suppress(OSError):  # it may never have been there
+                unpacked.unlink()
+    return [folder / name for name in splits]
+
+
+def _find(source: Path, folder: Path, unpacked: Path, options: Options, num_ranks: int) -> tuple[str, Files | None]:
+    """Return the format of a source and, of formats that consist of files, those files."""
     check_target(folder)
     if not source.exists():
         raise InputError("no such file or folder", where=source)
-    kind = detect(source)
-    if kind != "CSV" and (options.target is not None or options.classes or options.missing != "error"):
-        raise InputError(f"--target, --classes and --missing are for CSV, not {kind}", where=source)
-    splits = FORMATS[kind](source, options)
-    if "test" not in splits and options.test_shards is not None:
+    if source.is_dir():
+        files = list_folder(source)
+    elif is_archive(source):
+        files = open_archive(source, unpacked)
+    else:
+        files = Files(source.parent, [source.name], [])
+    kind = detect(source, files)
+    for owner, names in OWN_OPTIONS.items():
+        if owner != kind and any(getattr(options, name) != getattr(Options(), name) for name in names):
+            *first, last = (f"--{name.replace('_', '-')}" for name in names)
+            raise InputError(f"{', '.join(first)} and {last} are for {owner}, not {kind}", where=source)
+    if kind in WHOLE and num_ranks > 1:
+        raise InputError(
+            f"{kind} is read by one rank", where=source, found=f"{num_ranks} ranks", remedy="start without a launcher"
+        )
+    return kind, None if kind in WHOLE else files
+
+
+def _read(
+    kind: str, source: Path, files: Files | None, options: Options, ranks: Group
+) -> tuple[dict[str, Split], Skipped]:
+    """Return the splits of a source, and what was left out. Collective."""
+    if files is None:
+        return WHOLE[kind](source, options), []
+    if kind == "CIFAR":
+        return agree(ranks, partial(cifar.read_splits, files)), []
+    form = Form(options.size, options.grayscale)
+    return images.read_splits(files, form, skip_bad=options.skip_bad, seed=options.seed, ranks=ranks)
+
+
+def _chosen(kind: str, splits: dict[str, Split], source: Path, options: Options) -> dict[str, Split]:
+    """Return what is to be written of the splits of a source."""
+    if kind != "CSV":
+        splits = _with_test_split(splits, source, options)
+    others = [name for name in splits if name != "train"]
+    if not others and options.test_shards is not None:
         raise InputError("no test split to write", where=source, remedy="make one with --test-fraction")
-    for name, per_class in (("train", options.per_class), ("test", options.test_per_class)):
+    for names, per_class in ((["train"], options.per_class), (others or ["test"], options.test_per_class)):
         if per_class is not None:
-            splits[name] = _balanced_split(splits, name, per_class, source, options)
-    write_dataset(
-        folder,
-        splits,
-        num_shards={"train": options.shards, "test": options.test_shards},
-        compression=options.compression,
-    )
-    return [folder / name for name in splits]
+            splits |= {name: _balanced_split(splits, name, per_class, source, options) for name in names}
+    return splits
+
+
+def _table(skipped: Skipped) -> bytes:
+    """Return what was left out as a CSV file; names that are no text keep their bytes."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([("file", "reason"), *skipped])
+    return text.getvalue().encode("utf-8", "surrogateescape")
 
 
 def _with_test_split(splits: dict[str, Split], source: Path, options: Options) -> dict[str, Split]:
@@ -133,7 +231,7 @@ def _balanced_split(splits: dict[str, Split], name: str, per_class: int, source:
     if name not in splits:
         raise InputError(f"no {name} split to choose from", where=source, found=", ".join(splits))
     labels = splits[name].arrays.get(options.targets)
-    if labels is None or labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
+    if not isinstance(labels, np.ndarray) or labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
         raise InputError(
             "choosing per class needs one class number per sample",
             where=f"{source}: {options.targets!r}",

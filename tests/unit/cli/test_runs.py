@@ -258,7 +258,7 @@ def test_progress_is_shown_as_asked_or_not_at_all(classifier, tmp_path):
 
 @pytest.mark.parametrize(
     ("name", "arguments"),
-    [("data convert", ["in", "out"]), ("data info", ["in"]), ("data verify", ["in"]), ("summary", ["job.toml"])],
+    [("data info", ["in"]), ("data verify", ["in"]), ("summary", ["job.toml"])],
 )
 def test_what_runs_on_one_rank_is_refused_under_a_launcher_of_several(name, arguments):
     message = refuse(*name.split(), *arguments, OMPI_COMM_WORLD_SIZE="2", OMPI_COMM_WORLD_RANK="0")

@@ -9,6 +9,9 @@ from typer.testing import CliRunner
 
 from hpdl_mpi.base.errors import InputError
 from hpdl_mpi.cli.data import app
+from hpdl_mpi.data.convert import Options, convert
+from tests.images import contents, write_images
+from tests.mpirun import needs_mpirun, run_python
 
 
 @pytest.fixture
@@ -60,6 +63,63 @@ def test_csv_options_reach_the_converter(hpdl, tmp_path) -> None:
     assert "x: features: a, b=blue, b=red" in printed
     assert "y: target: y" in printed
     assert "targets from 2 to 6" in hpdl("verify", tmp_path / "out/train")
+
+
+def test_image_options_reach_the_converter_and_what_is_left_out_is_told(hpdl, tmp_path) -> None:
+    write_images(tmp_path / "source", {"cat": 4, "ant": 3})
+    for number in range(12):
+        (tmp_path / f"source/cat/bad{number:02d}.png").write_bytes(b"")
+    options = ("--size", 3, "--grayscale", "--skip-bad")
+    printed = hpdl("convert", tmp_path / "source", tmp_path / "out", *options).splitlines()
+    assert printed[0].startswith(f"{tmp_path}/out/train: 1 file, N = 7, x (N, 3, 3, 1) uint8, y (N,) uint8")
+    assert printed[1] == f"left out: 12, all of them in {tmp_path}/out/skipped.csv"
+    assert printed[2] == f"  {tmp_path}/source/cat/bad00.png: an empty file."
+    assert len(printed) == 2 + 10
+    assert "y: classes: ant, cat" in hpdl("info", tmp_path / "out/train")
+    assert "7 samples, 2 classes of 3 to 4 samples" in hpdl("verify", tmp_path / "out/train")
+
+
+@needs_mpirun
+def test_ranks_of_a_launcher_convert_together_and_one_speaks(tmp_path) -> None:
+    write_images(tmp_path / "source", {"cat": 4, "ant": 3})
+    command = ("-m", "hpdl_mpi", "data", "convert", str(tmp_path / "source"))
+    done = run_python(2, *command, str(tmp_path / "out"), "--shards", "3")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.count("N = 7") == 1
+    convert(tmp_path / "source", tmp_path / "alone", Options(shards=3))
+    assert contents(tmp_path / "out") == contents(tmp_path / "alone")
+    bad = tmp_path / "source/cat/0003.png"
+    bad.write_bytes(bad.read_bytes()[:-30])  # found only when it is decoded, by one of the ranks
+    done = run_python(2, *command, str(tmp_path / "none"), "--shards", "3")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith(f"Error: {bad}: a damaged image. Found ")
+    assert done.stderr.count("\n") == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["alone", "out", "source"]
+
+
+@needs_mpirun
+def test_a_killed_rank_ends_all_and_leaves_nothing_that_opens_as_a_dataset(tmp_path) -> None:
+    write_images(tmp_path / "source", {"cat": 4, "ant": 3})
+    program = f"""
+import os, signal
+from hpdl_mpi.comm import world
+from hpdl_mpi.data import writer
+from hpdl_mpi.data.convert import Options, convert
+original = writer.write_whole
+def killing(path, data):
+    if "00003-of" in path.name:
+        os.kill(os.getpid(), signal.SIGKILL)
+    original(path, data)
+writer.write_whole = killing
+convert({str(tmp_path / "source")!r}, {str(tmp_path / "out")!r}, Options(shards=4), world())
+print("done")
+"""
+    done = run_python(2, "-c", program)
+    assert done.returncode != 0
+    assert "done" not in done.stdout
+    assert not (tmp_path / "out").exists()
+    # What is left is hidden, and in the way of nothing.
+    convert(tmp_path / "source", tmp_path / "out")
 
 
 def test_info_describes_foreign_files_and_shows_where_they_differ(hpdl, write_file, tmp_path) -> None:
