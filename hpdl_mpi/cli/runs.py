@@ -22,6 +22,10 @@ Overrides = Annotated[
 Pipelined = Annotated[
     int, typer.Option(min=1, help="Ranks that share a copy of the model, if it is too large for one.")
 ]
+Averaged = Annotated[
+    bool, typer.Option("--ema/--no-ema", help="Take the moving average of the weights, if the run has one.")
+]
+Best = Annotated[bool, typer.Option("--best", help="Take the best checkpoint, not the latest: of early stopping.")]
 Run = Annotated[Path, typer.Argument(metavar="RUN", help="The run folder.", show_default=False)]
 
 
@@ -54,11 +58,13 @@ def evaluate(
     run: Run,
     data: Annotated[str | None, typer.Option(help="What to evaluate on.", show_default="the job's test data")] = None,
     pp: Pipelined = 1,
+    ema: Averaged = True,
+    best: Best = False,
     json_file: Annotated[
         Path | None, typer.Option("--json", metavar="FILE", dir_okay=False, help="Write the metrics here too.")
     ] = None,
 ) -> None:
-    """Evaluate the latest checkpoint of a run."""
+    """Evaluate the latest checkpoint of a run, or its best."""
     from hpdl_mpi.base.errors import InputError
     from hpdl_mpi.base.files import check_destination, write_json
     from hpdl_mpi.comm import agree, world
@@ -67,7 +73,7 @@ def evaluate(
     comm = world()
     if json_file:
         agree(comm, partial(check_destination, json_file))
-    trainer, job = open_run(run, comm, pp=pp)
+    trainer, job = open_run(run, comm, pp=pp, ema=ema, best=best)
     path = job.data.test if data is None else data
     if path is None:
         raise InputError(
@@ -75,9 +81,10 @@ def evaluate(
         )
     metrics = trainer.evaluate(path)
     if comm.rank == 0:
-        typer.echo(f"{path}: {metrics}")
+        weights = "ema" if trainer.averaged else "trained"
+        typer.echo(f"{path}: {metrics}" + "  (ema)" * trainer.averaged)
         if json_file:
-            values = {"data": str(path), "step": trainer.replica.step, **vars(metrics)}
+            values = {"data": str(path), "step": trainer.replica.step, "weights": weights, **vars(metrics)}
             write_json(json_file, values)
 
 
@@ -87,6 +94,8 @@ def predict(
     output: Annotated[Path, typer.Option(metavar="FILE", help="A .csv or .npz file.")] = Path("predictions.csv"),
     array: Annotated[str | None, typer.Option(help="The array in the file.", show_default="the job's inputs")] = None,
     pp: Pipelined = 1,
+    ema: Averaged = True,
+    best: Best = False,
 ) -> None:
     """Write the class and its probability, or the value, of each sample of a file."""
     from hpdl_mpi.comm import agree, world
@@ -95,7 +104,7 @@ def predict(
 
     comm = world()
     agree(comm, partial(check_output, output))
-    trainer, job = open_run(run, comm, pp=pp)
+    trainer, job = open_run(run, comm, pp=pp, ema=ema, best=best)
     count = predict_file(trainer, source, job.data.inputs if array is None else array, output)
     if comm.rank == 0:
         typer.echo(f"{count} predictions written to {output}")

@@ -11,8 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hpdl_mpi import nn
+from hpdl_mpi import nn, optim
 from hpdl_mpi.comm import SingleCommunicator
+from hpdl_mpi.train import Checkpoint, EarlyStopping
+from hpdl_mpi.train.evaluation import Evaluator
+from hpdl_mpi.train.metrics import Metrics
 from hpdl_mpi.train.signals import Stopped
 from tests.training_cases import CLASSES, fit_images, make_trainer, step_losses, write_images
 
@@ -78,3 +81,33 @@ def test_every_rank_tracks_the_same_statistics(world, shared_folder):
     assert everyone[0].any()
     for theirs in everyone:
         np.testing.assert_array_equal(theirs, everyone[0])
+
+
+def test_evaluations_end_a_run_on_all_ranks_at_the_same_step(world, shared_folder, monkeypatch):
+    losses = [5.0, 4.0, 4.5, 4.2, 4.1, 3.0]
+    monkeypatch.setattr(
+        Evaluator, "__call__", lambda self: Metrics(losses[self._replica.step // 4 - 1], accuracy=world.rank / 8)
+    )
+    settings = {"epochs": 6, "early_stopping": EarlyStopping(patience=2), "checkpoint": Checkpoint(keep=1)}
+    folder, images = shared_folder / "run", shared_folder / "images.h5"
+    for resume in (False, True):  # one that has ended ends again
+        summary = fit_images(make_trainer(world, ema=0.9), images, folder, resume=resume, **settings)
+        found = world.allgather_obj((summary["steps"], summary["early_stopping"], summary["parameters_digest"]))
+        assert found == [found[0]] * world.size
+        assert found[0][0] == 16
+        assert (summary["early_stopping"]["stopped"], summary["early_stopping"]["best_step"]) == (True, 8)
+    world.barrier()
+    kept = sorted(path.name for path in (folder / "checkpoints").iterdir())
+    assert kept == ["best", "step-0000000008", "step-0000000016"]
+
+
+def test_every_rank_has_the_same_moving_average_and_resumes_it_exactly(world, shared_folder):
+    folder, images = shared_folder / "run", shared_folder / "images.h5"
+    whole, parts = (make_trainer(world, ema=0.9, lr_schedule=optim.Constant()) for _ in range(2))
+    fit_images(whole, images, epochs=2)
+    fit_images(make_trainer(world, ema=0.9, lr_schedule=optim.Constant()), images, folder, epochs=1)
+    fit_images(parts, images, folder, epochs=2, resume=True)
+    np.testing.assert_array_equal(parts.replica.average.params, whole.replica.average.params)
+    for theirs in world.allgather_obj(whole.replica.average.params):
+        np.testing.assert_array_equal(theirs, whole.replica.average.params)
+    assert not np.array_equal(whole.replica.average.params, whole.replica.params)
