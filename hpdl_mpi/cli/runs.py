@@ -1,10 +1,11 @@
-"""``hpdl train``, ``eval``, ``predict`` and ``summary``."""
+"""``hpdl train``, ``eval``, ``predict``, ``export`` and ``summary``."""
 
 from __future__ import annotations
 
+import json
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -40,6 +41,14 @@ def train(
         Path | None,
         typer.Option(metavar="FILE.json", help="Record some steps of all ranks, for Perfetto and as a picture."),
     ] = None,
+    init: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="Begin with the weights of a .safetensors file, as PyTorch names them."),
+    ] = None,
+    init_skip: Annotated[
+        list[str] | None,
+        typer.Option(metavar="PATTERN", help="Leave out weights of such names, as 'fc.*'; can be repeated."),
+    ] = None,
 ) -> None:
     """Train a job, alone or under mpirun or srun."""
     from hpdl_mpi.base.output import say
@@ -49,7 +58,12 @@ def train(
 
     comm = world()
     style = agree(comm, progress_style)
-    summary = run_job(job, comm, overrides=overrides or [], run_dir=run_dir, resume=resume, trace=trace)
+    settings = {"init.file": init, "init.skip": init_skip}
+    overrides = [
+        *(overrides or []),
+        *(f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in settings.items() if value is not None),
+    ]
+    summary = run_job(job, comm, overrides=overrides, run_dir=run_dir, resume=resume, trace=trace)
     if comm.rank == 0 and style != "silent":
         say(describe_summary(summary))
 
@@ -108,6 +122,28 @@ def predict(
     count = predict_file(trainer, source, job.data.inputs if array is None else array, output)
     if comm.rank == 0:
         typer.echo(f"{count} predictions written to {output}")
+
+
+def export(
+    run: Run,
+    output: Annotated[Path, typer.Option(metavar="FILE", help="The file.")] = Path("model.safetensors"),
+    file_format: Annotated[Literal["safetensors"], typer.Option("--format", help="Of the file.")] = "safetensors",
+    pp: Pipelined = 1,
+    ema: Averaged = True,
+    best: Best = False,
+) -> None:
+    """Write the weights of a run under the names and in the layouts of PyTorch's state_dict."""
+    from hpdl_mpi.base.files import check_destination
+    from hpdl_mpi.comm import agree, world
+    from hpdl_mpi.train import open_run
+
+    comm = world()
+    agree(comm, partial(check_destination, output))
+    trainer, _ = open_run(run, comm, pp=pp, ema=ema, best=best)
+    trainer.export(output)
+    if comm.rank == 0:
+        which = ", moving averages" if trainer.averaged else ""
+        typer.echo(f"weights of step {trainer.replica.step}{which} written to {output}")
 
 
 def summary(

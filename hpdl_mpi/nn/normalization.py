@@ -8,6 +8,7 @@ import numpy as np
 
 from hpdl_mpi.kernels import normalization as kernel
 from hpdl_mpi.nn.context import Context
+from hpdl_mpi.nn.flat import images_in
 from hpdl_mpi.nn.init import Constant
 from hpdl_mpi.nn.layer import Layer, Shape
 
@@ -28,6 +29,8 @@ class BatchNorm2d(Layer):
         Also do what a `ReLU` behind it would: one pass over memory less.
     """
 
+    counters = ("num_batches_tracked",)
+
     def __init__(self, *, eps: float = 1e-5, momentum: float = 0.1, relu: bool = False) -> None:
         if not 0 < eps < math.inf:
             raise self.refuse("eps out of range", found=eps, expected="a number above 0")
@@ -38,11 +41,11 @@ class BatchNorm2d(Layer):
     def build(self, input_shape: Shape) -> None:
         if not input_shape or min(input_shape) < 1:
             raise self.refuse("needs channels", found=f"samples of shape {input_shape}", expected="at least one")
-        channels = input_shape[-1:]
-        self.declare("weight", channels, Constant(1.0), decay=False)
-        self.declare("bias", channels, Constant(0.0), decay=False)
-        self.declare_statistic("running_mean", channels, Constant(0.0))
-        self.declare_statistic("running_var", channels, Constant(1.0))
+        channels, images = (input_shape[-1],), images_in(input_shape)
+        self.declare("weight", channels, Constant(1.0), decay=False, images=images)
+        self.declare("bias", channels, Constant(0.0), decay=False, images=images)
+        self.declare_statistic("running_mean", channels, Constant(0.0), images=images)
+        self.declare_statistic("running_var", channels, Constant(1.0), images=images)
 
     def output_shape(self, input_shape: Shape) -> Shape:
         return input_shape

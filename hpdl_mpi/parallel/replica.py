@@ -260,6 +260,11 @@ class Replica:
         finally:
             self._bind(self.params, self.statistics)
 
+    def arrays(self, *, averaged: bool = False) -> dict[str, np.ndarray]:
+        """Return views of this rank's parameters and statistics by full name; of their moving averages if asked."""
+        source = self.average if averaged and self.average else self
+        return self.layout.views(source.params) | self.statistics_layout.views(source.statistics)
+
     def _bind(self, params: np.ndarray, statistics: np.ndarray) -> None:
         self.layout.bind(self._own, params, self.grads)
         self.statistics_layout.bind_statistics(self._own, statistics)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from hpdl_mpi import weights
 from hpdl_mpi.base.errors import InputError, require
 from hpdl_mpi.base.files import write_json
 from hpdl_mpi.comm import agree
@@ -16,9 +17,9 @@ from hpdl_mpi.data import Loader
 from hpdl_mpi.data.sampler import Shuffle
 from hpdl_mpi.nn import Shape
 from hpdl_mpi.optim import Schedule
-from hpdl_mpi.parallel import TrainingStep
+from hpdl_mpi.parallel import Replica, TrainingStep
+from hpdl_mpi.train import checkpoint
 from hpdl_mpi.train.assembly import Assembly
-from hpdl_mpi.train.checkpoint import digest
 from hpdl_mpi.train.evaluation import Evaluator
 from hpdl_mpi.train.job import Checkpoint, EarlyStopping
 from hpdl_mpi.train.loop import TrainingLoop
@@ -55,6 +56,8 @@ class Course:
     resume: bool
     name: str | None
     trace: PathLike | None
+    init: PathLike | None
+    init_skip: Sequence[str]
     describe: Callable[[Source], dict[str, Any]] | None
     lr_schedule: Schedule
     clip_norm: float | None
@@ -82,7 +85,8 @@ class Course:
             self._lengths()
             | {"shuffle": self.shuffle, "checkpoint": self.checkpoint, "resume": self.resume}
             | {"early_stopping": self.early_stopping, "ema": assembly.ema}
-            | {key: getattr(self, key) is not None for key in ("validate", "run_dir", "trace")}
+            | {key: getattr(self, key) is not None for key in ("validate", "run_dir", "trace", "init")}
+            | {"init_skip": tuple(self.init_skip)}
             | {"parallel": assembly.parallel, "clip_norm": self.clip_norm}
             | {key: (type(part).__name__, plain_values(part)) for key, part in parts.items()}
         )
@@ -118,12 +122,15 @@ def fit(assembly: Assembly, course: Course) -> dict[str, Any]:
         meter = Meter.of(assembly.loss, replica.output_shape, assembly.source.unit)
         agree(comm, lambda: _check_watched(course, meter))
         checkpoints = folder.checkpoints if folder and course.resume else None
-        progress = restore(comm, replica, loader.dataset, _recipe(assembly, course), checkpoints)
+        recipe = _recipe(assembly, course)
+        progress = restore(comm, replica, loader.dataset, recipe, checkpoints, lambda: _begin(replica, course))
         num_steps = _num_steps(course, loader, done=replica.step)
         reporter = make_reporter(comm.rank, num_steps, replica.step)
         stack.callback(reporter.close)
         log = _begin_log(stack, assembly, course, folder, progress) if folder and comm.rank == 0 else None
         reporter.say(headline(grid, assembly.threads, replica, loader, num_steps))
+        if course.init is not None and replica.step == 0:
+            reporter.say(f"begins with the weights of {course.init}")
         step = TrainingStep(replica, assembly.loss, grid, clip_norm=course.clip_norm, num_flags=len(signals.numbers))
         recorder = Recorder(trace, step, replica, grid) if trace is not None else None
         loop = TrainingLoop(
@@ -169,6 +176,8 @@ def _claim(stack: ExitStack, assembly: Assembly, course: Course, folder: RunFold
         if course.validate is not None:
             tests = source.at(course.validate)
             tests.check(assembly.model, assembly.loss, num_ranks, shape, key="data.test")
+        if course.init is not None and not (folder and course.resume and folder.holds_checkpoint):
+            weights.check(weights.TensorFile(course.init), assembly.model, course.init_skip)
         if folder is not None:
             folder.claim(resume=course.resume)
         return source.measured(), shape
@@ -185,6 +194,12 @@ def _claim(stack: ExitStack, assembly: Assembly, course: Course, folder: RunFold
             remedy="put it on a file system that all nodes see, with --run-dir",
         )
     return shape
+
+
+def _begin(replica: Replica, course: Course) -> None:
+    """Let a run begin with the weights of a file, if it names one."""
+    if course.init is not None:
+        weights.fill(weights.TensorFile(course.init), replica.model, replica.arrays(), course.init_skip)
 
 
 def _open_loaders(stack: ExitStack, assembly: Assembly, course: Course) -> tuple[Loader, Loader | None]:
@@ -276,5 +291,5 @@ def _summary(assembly: Assembly, course: Course, progress: Progress, metrics: Me
         "test_rmse": metrics.rmse if metrics else None,
         "samples_per_second": progress.samples / progress.seconds if progress.seconds else None,
         "wall_seconds": progress.wall_seconds,
-        "parameters_digest": digest(replica),
+        "parameters_digest": checkpoint.digest(replica),
     }

@@ -193,6 +193,15 @@ class Checkpoint(_Section):
     """Ends the run with a checkpoint, as Ctrl-C and SIGTERM do."""
 
 
+class Init(_Section):
+    """Weights that the run begins with."""
+
+    file: Text
+    """A .safetensors file."""
+    skip: Annotated[tuple[Text, ...], pydantic.BeforeValidator(_as_tuple)] = ()
+    """Patterns of names that are left out, such as ``fc.*``."""
+
+
 class Job(_Section):
     """All that a run depends on; see the tables of its sections."""
 
@@ -205,6 +214,7 @@ class Job(_Section):
     lr_schedule: Named = Named(name="constant")
     parallel: Parallel = Parallel()
     checkpoint: Checkpoint = Checkpoint()
+    init: Init | None = None
 
 
 def load_job(path: str | Path, overrides: Sequence[str] = ()) -> Job:

@@ -67,6 +67,8 @@ def run_job(
         shuffle=job.data.shuffle,
         eval_every=job.training.eval_every,
         early_stopping=job.training.early_stopping,
+        init=job.init.file if job.init else None,
+        init_skip=job.init.skip if job.init else (),
         checkpoint=job.checkpoint,
         run_dir=folder.path,
         resume=resume,
@@ -139,7 +141,8 @@ def _prepare(
     parallel = job.parallel
     if parallel.schedule.lower().endswith(".csv"):
         parallel = parallel.model_copy(update={"schedule": _absolute(parallel.schedule)})
-    job = job.model_copy(update={"data": job.data.model_copy(update=paths), "parallel": parallel})
+    init = job.init and job.init.model_copy(update={"file": _absolute(job.init.file)})
+    job = job.model_copy(update={"data": job.data.model_copy(update=paths), "parallel": parallel, "init": init})
     if resume and folder.job.exists():
         saved = folder.read_job()
         with amended(f"{path}: "):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from hpdl_mpi.parallel import Replica
 from hpdl_mpi.train import checkpoint as checkpoints
 from hpdl_mpi.train.assembly import Assembly
 from hpdl_mpi.train.evaluation import Evaluator
+from hpdl_mpi.train.export import export
 from hpdl_mpi.train.fit import Course, fit
 from hpdl_mpi.train.job import Checkpoint, EarlyStopping, Parallel
 from hpdl_mpi.train.launch import rehearse_evaluation
@@ -115,6 +116,8 @@ class Trainer:
         resume: bool = False,
         name: str | None = None,
         trace: PathLike | None = None,
+        init: PathLike | None = None,
+        init_skip: Sequence[str] = (),
         describe: Callable[[Source], dict[str, Any]] | None = None,
     ) -> dict[str, Any]:
         """Train, and return the summary of the run. Collective.
@@ -149,6 +152,11 @@ class Trainer:
             Of the model, for the summary.
         trace : path-like, optional
             Record some steps of all ranks into this file, for chrome://tracing or Perfetto, and a picture beside it.
+        init : path-like, optional
+            A .safetensors file of the weights that the run begins with, under PyTorch's names and in its layouts.
+        init_skip : sequence of str
+            Patterns of names that are left out on both sides, such as ``fc.*``: these parameters begin as without a
+            file.
         describe : callable, optional
             Returns what the run folder shall say of the job, from the source as it will be used: its transforms
             measured.
@@ -183,6 +191,8 @@ class Trainer:
             resume=resume,
             name=name,
             trace=trace,
+            init=init,
+            init_skip=init_skip,
             describe=describe,
             lr_schedule=self._lr_schedule,
             clip_norm=self._clip_norm,
@@ -266,6 +276,23 @@ class Trainer:
         if self.loss.task == "regression":
             source.target_transform.inverse(result)
         return result
+
+    def export(self, path: PathLike) -> None:
+        """Write the weights to a .safetensors file, as ``state_dict`` of the twin in PyTorch names them. Collective.
+
+        Parameters
+        ----------
+        path : path-like
+            Written whole or not at all.
+
+        Raises
+        ------
+        InputError
+            The file cannot be written there, or the model has no twin in PyTorch.
+        StorageError
+            The disk is full.
+        """
+        export(Path(path), self.replica, self.grid, averaged=self.averaged)
 
     def close(self) -> None:
         """Give back what the trainer holds of the MPI library, and the model; nobody may use it any more. Collective.
