@@ -46,19 +46,27 @@ def resnet18_cifar() -> nn.Module:
     return _resnet(_small_stem(64), 64, (64, 128, 256, 512), (2, 2, 2, 2), 10)
 
 
+def resnet18() -> nn.Module:
+    """Return the twin of `hpdl_mpi.models.resnet18`."""
+    return _resnet(_imagenet_stem(), 64, (64, 128, 256, 512), (2, 2, 2, 2), 1000)
+
+
 def resnet50() -> nn.Module:
     """Return the twin of `hpdl_mpi.models.resnet50`."""
-    stem = {
+    return _resnet(_imagenet_stem(), 64, (64, 128, 256, 512), (3, 4, 6, 3), 1000, bottleneck=True)
+
+
+def _conv(in_channels: int, channels: int, kernel_size: int, stride: int = 1) -> nn.Conv2d:
+    return nn.Conv2d(in_channels, channels, kernel_size, stride, kernel_size // 2, bias=False)
+
+
+def _imagenet_stem() -> dict[str, nn.Module]:
+    return {
         "conv1": _conv(3, 64, 7, 2),
         "bn1": nn.BatchNorm2d(64),
         "relu": nn.ReLU(inplace=True),
         "maxpool": nn.MaxPool2d(3, 2, 1),
     }
-    return _resnet(stem, 64, (64, 128, 256, 512), (3, 4, 6, 3), 1000, bottleneck=True)
-
-
-def _conv(in_channels: int, channels: int, kernel_size: int, stride: int = 1) -> nn.Conv2d:
-    return nn.Conv2d(in_channels, channels, kernel_size, stride, kernel_size // 2, bias=False)
 
 
 def _small_stem(channels: int) -> dict[str, nn.Module]:

@@ -123,8 +123,7 @@ class Sequential(_Container):
                     found=f"shapes {given.shape} and {kept.shape}",
                     expected="two parameters of one shape, the second not tied to another",
                 )
-            layer.declared[local] = replace(kept, name=local, tied=join(self.path, to))
-            layer.portable = layer.portable and given.images == kept.images
+            layer.declared[local] = replace(kept, name=local, tied=join(self.path, to), images=given.images)
 
     def output_shape(self, input_shape: Shape) -> Shape:
         for layer in self._layers.values():

@@ -81,17 +81,22 @@ def tensors(model: Layer) -> dict[str, Tensor]:
     """
     found: dict[str, Tensor] = {}
     for layer in walk(model):
-        if not layer.portable:
-            raise InputError(
-                "has no twin in PyTorch, where the features of flattened images stand in another order",
-                where=f"layer {layer.path} ({type(layer).__name__})",
-                remedy="let no sum, and no tied parameter, join flattened images with other features",
-            )
+        _require(layer.portable, layer)
         for parameter in (*layer.declared.values(), *layer.tracked.values()):
             name, own = layer.full_name(parameter), join(layer.path, parameter.name)
             tensor = found.get(name, Tensor(name, parameter))
+            _require(tensor.parameter.images == parameter.images, layer)  # else those that are tied differ there
             found[name] = replace(tensor, aliases=(*tensor.aliases, own)) if own != name else tensor
     return found
+
+
+def _require(portable: bool, layer: Layer) -> None:
+    if not portable:
+        raise InputError(
+            "has no twin in PyTorch, where the features of flattened images stand in another order",
+            where=f"layer {layer.path} ({type(layer).__name__})",
+            remedy="let no sum, and no tied parameter, join flattened images with other features",
+        )
 
 
 def counters(model: Layer) -> list[str]:
