@@ -10,10 +10,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 from hpdl_mpi import nn, optim
 from hpdl_mpi.comm import SingleCommunicator
-from hpdl_mpi.train import Checkpoint, EarlyStopping
+from hpdl_mpi.train import Checkpoint, EarlyStopping, Parallel
 from hpdl_mpi.train.evaluation import Evaluator
 from hpdl_mpi.train.metrics import Metrics
 from hpdl_mpi.train.signals import Stopped
@@ -71,6 +72,24 @@ def test_every_rank_has_the_same_parameters_and_summary(world, shared_folder):
     digests = world.allgather_obj((summary["parameters_digest"], summary["test_loss"], summary["train_loss"]))
     assert len(set(digests)) == 1
     assert summary["world_size"] == summary["dp"] == world.size
+
+
+def test_a_pipeline_exports_what_another_begins_with(world, shared_folder):
+    images, weights = shared_folder / "images.h5", shared_folder / "weights.safetensors"
+    pipeline = Parallel(threads=1, pp=world.size, num_microbatches=2)
+    first, second = (make_trainer(world, parallel=pipeline) for _ in range(2))
+    fit_images(first, images, epochs=1)
+    first.export(weights)
+    # A rate of zero: what a run begins with is what it ends with.
+    second._assembly.optimizer.lr = 0.0
+    fit_images(second, images, epochs=1, init=weights)
+    second.export(shared_folder / "again.safetensors")
+    world.barrier()
+    found, again = load_file(weights), load_file(shared_folder / "again.safetensors")
+    assert sorted(found) == sorted(again) == ["0.bias", "0.weight", "5.bias", "5.weight"]
+    assert (found["0.weight"].shape, found["5.weight"].shape) == ((4, 1, 3, 3), (CLASSES, 36))
+    for name, values in found.items():
+        np.testing.assert_array_equal(again[name], values)
 
 
 def test_every_rank_tracks_the_same_statistics(world, shared_folder):
