@@ -16,9 +16,9 @@ from hpdl_mpi.nn.layer import Shape
 class FlatShape(tuple[int, ...]):
     """The shape (n,) of flattened samples. Layers that keep a shape pass it on, so what it knows travels with it.
 
-    Parameters
+    Attributes
     ----------
-    images : sequence of (int, int, int)
+    images : tuple of (int, int, int)
         Height, width and channels of the images whose pixels the features are, one image after the other.
     """
 

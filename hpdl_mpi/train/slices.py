@@ -91,5 +91,6 @@ def read_slices(
 
 
 def sha256(path: Path) -> str:
+    """Return the checksum of a file."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
