@@ -281,6 +281,14 @@ def adam(
     return shrunk - lr * mean / (np.sqrt(mean_square) + eps), first, second
 
 
+def moving_averages(values: Iterable[Array], decay: float) -> list[Array]:
+    """Return the exponential moving average after each of the values; the first one is where it begins."""
+    averages: list[Array] = []
+    for value in values:
+        averages.append(decay * averages[-1] + (1 - decay) * value if averages else value)
+    return averages
+
+
 def clip(g: Array, limit: float) -> Array:
     """Return g, shortened to a norm of `limit` if it is longer."""
     norm = math.sqrt(math.fsum(value**2 for value in g.reshape(-1)))

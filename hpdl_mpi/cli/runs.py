@@ -1,10 +1,11 @@
-"""``hpdl train``, ``eval``, ``predict`` and ``summary``."""
+"""``hpdl train``, ``eval``, ``predict``, ``export`` and ``summary``."""
 
 from __future__ import annotations
 
+import json
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -22,6 +23,10 @@ Overrides = Annotated[
 Pipelined = Annotated[
     int, typer.Option(min=1, help="Ranks that share a copy of the model, if it is too large for one.")
 ]
+Averaged = Annotated[
+    bool, typer.Option("--ema/--no-ema", help="Take the moving average of the weights, if the run has one.")
+]
+Best = Annotated[bool, typer.Option("--best", help="Take the best checkpoint, not the latest: of early stopping.")]
 Run = Annotated[Path, typer.Argument(metavar="RUN", help="The run folder.", show_default=False)]
 
 
@@ -36,6 +41,14 @@ def train(
         Path | None,
         typer.Option(metavar="FILE.json", help="Record some steps of all ranks, for Perfetto and as a picture."),
     ] = None,
+    init: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="Begin with the weights of a .safetensors file, as PyTorch names them."),
+    ] = None,
+    init_skip: Annotated[
+        list[str] | None,
+        typer.Option(metavar="PATTERN", help="Leave out weights of such names, as 'fc.*'; can be repeated."),
+    ] = None,
 ) -> None:
     """Train a job, alone or under mpirun or srun."""
     from hpdl_mpi.base.output import say
@@ -45,7 +58,12 @@ def train(
 
     comm = world()
     style = agree(comm, progress_style)
-    summary = run_job(job, comm, overrides=overrides or [], run_dir=run_dir, resume=resume, trace=trace)
+    settings = {"init.file": init, "init.skip": init_skip}
+    overrides = [
+        *(overrides or []),
+        *(f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in settings.items() if value is not None),
+    ]
+    summary = run_job(job, comm, overrides=overrides, run_dir=run_dir, resume=resume, trace=trace)
     if comm.rank == 0 and style != "silent":
         say(describe_summary(summary))
 
@@ -54,11 +72,13 @@ def evaluate(
     run: Run,
     data: Annotated[str | None, typer.Option(help="What to evaluate on.", show_default="the job's test data")] = None,
     pp: Pipelined = 1,
+    ema: Averaged = True,
+    best: Best = False,
     json_file: Annotated[
         Path | None, typer.Option("--json", metavar="FILE", dir_okay=False, help="Write the metrics here too.")
     ] = None,
 ) -> None:
-    """Evaluate the latest checkpoint of a run."""
+    """Evaluate the latest checkpoint of a run, or its best."""
     from hpdl_mpi.base.errors import InputError
     from hpdl_mpi.base.files import check_destination, write_json
     from hpdl_mpi.comm import agree, world
@@ -67,7 +87,7 @@ def evaluate(
     comm = world()
     if json_file:
         agree(comm, partial(check_destination, json_file))
-    trainer, job = open_run(run, comm, pp=pp)
+    trainer, job = open_run(run, comm, pp=pp, ema=ema, best=best)
     path = job.data.test if data is None else data
     if path is None:
         raise InputError(
@@ -75,9 +95,10 @@ def evaluate(
         )
     metrics = trainer.evaluate(path)
     if comm.rank == 0:
-        typer.echo(f"{path}: {metrics}")
+        weights = "ema" if trainer.averaged else "trained"
+        typer.echo(f"{path}: {metrics}" + "  (ema)" * trainer.averaged)
         if json_file:
-            values = {"data": str(path), "step": trainer.replica.step, **vars(metrics)}
+            values = {"data": str(path), "step": trainer.replica.step, "weights": weights, **vars(metrics)}
             write_json(json_file, values)
 
 
@@ -87,6 +108,8 @@ def predict(
     output: Annotated[Path, typer.Option(metavar="FILE", help="A .csv or .npz file.")] = Path("predictions.csv"),
     array: Annotated[str | None, typer.Option(help="The array in the file.", show_default="the job's inputs")] = None,
     pp: Pipelined = 1,
+    ema: Averaged = True,
+    best: Best = False,
 ) -> None:
     """Write the class and its probability, or the value, of each sample of a file."""
     from hpdl_mpi.comm import agree, world
@@ -95,10 +118,32 @@ def predict(
 
     comm = world()
     agree(comm, partial(check_output, output))
-    trainer, job = open_run(run, comm, pp=pp)
+    trainer, job = open_run(run, comm, pp=pp, ema=ema, best=best)
     count = predict_file(trainer, source, job.data.inputs if array is None else array, output)
     if comm.rank == 0:
         typer.echo(f"{count} predictions written to {output}")
+
+
+def export(
+    run: Run,
+    output: Annotated[Path, typer.Option(metavar="FILE", help="The file.")] = Path("model.safetensors"),
+    file_format: Annotated[Literal["safetensors"], typer.Option("--format", help="Of the file.")] = "safetensors",
+    pp: Pipelined = 1,
+    ema: Averaged = True,
+    best: Best = False,
+) -> None:
+    """Write the weights of a run under the names and in the layouts of PyTorch's state_dict."""
+    from hpdl_mpi.base.files import check_destination
+    from hpdl_mpi.comm import agree, world
+    from hpdl_mpi.train import open_run
+
+    comm = world()
+    agree(comm, partial(check_destination, output))
+    trainer, _ = open_run(run, comm, pp=pp, ema=ema, best=best)
+    trainer.export(output)
+    if comm.rank == 0:
+        which = ", moving averages" if trainer.averaged else ""
+        typer.echo(f"weights of step {trainer.replica.step}{which} written to {output}")
 
 
 def summary(

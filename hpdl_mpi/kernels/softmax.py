@@ -43,7 +43,7 @@ def softmax_backward(dy, y, dx):
 
 @kernel
 def cross_entropy(logits, targets, smoothing, scale, dlogits):
-    """Sum of the cross-entropies of rows, their gradient, and how many rows are classified rightly.
+    """Sum of the cross-entropies of rows, their gradient, and how many rows are classified rightly, or nearly so.
 
     The target distribution is (1 - smoothing) on the target class plus smoothing spread evenly over all k classes
     (Szegedy et al., "Rethinking the Inception architecture", 2016).
@@ -59,18 +59,20 @@ def cross_entropy(logits, targets, smoothing, scale, dlogits):
 
     Returns
     -------
-    loss, correct, bad : float, int, int
-        `bad` is the first row whose target lies outside 0..k-1, else -1; then the others mean nothing.
+    loss, correct, near, bad : float, int, int, int
+        `near` counts rows whose target is among the five largest. `bad` is the first row whose target lies outside
+        0..k-1, else -1; then the others mean nothing.
     """
     n, k = logits.shape
     wants_gradient = dlogits.size > 0
     even = smoothing / k
     loss = 0.0
     correct = 0
+    near = 0
     for i in range(n):
         target = targets[i]
         if target < 0 or target >= k:
-            return 0.0, 0, i
+            return 0.0, 0, 0, i
         top, total = _shift_and_sum(logits[i])
         log_total = math.log(total)
         log_sum = 0.0
@@ -81,9 +83,11 @@ def cross_entropy(logits, targets, smoothing, scale, dlogits):
             # the first of equal maxima is the prediction, as in argmax
             better += logits[i, j] > logits[i, target] or (j < target and logits[i, j] == logits[i, target])
         loss -= (1.0 - smoothing) * (logits[i, target] - top - log_total) + even * log_sum
-        correct += better == 0 and total == total  # no class is predicted by a row with NaN
+        if total == total:  # no class is predicted by a row with NaN
+            correct += better == 0
+            near += better < 5
         if wants_gradient:
             for j in range(k):
                 wanted = even + (1.0 - smoothing if j == target else 0.0)
                 dlogits[i, j] = scale * (math.exp(logits[i, j] - top) / total - wanted)
-    return loss, correct, -1
+    return loss, correct, near, -1

@@ -48,6 +48,17 @@ def sum_squares(x, chunks, out):
 
 
 @exact_parallel_kernel
+def average(averages, values, chunks, rest):
+    """Exponential moving average: a += rest (v - a), `rest` being 1 - decay."""
+    rest = averages.dtype.type(rest)
+    for c in prange(len(chunks)):
+        run = slice(chunks[c, 0], chunks[c, 1])
+        a, v = averages[run], values[run]
+        for i in range(a.size):
+            a[i] += rest * (v[i] - a[i])
+
+
+@exact_parallel_kernel
 def sgd(params, grads, chunks, decays, scale, lr, weight_decay, l1):
     """Gradient descent: p -= lr (g + weight_decay p + l1 sign(p))."""
     real = params.dtype.type

@@ -6,6 +6,7 @@ from hpdl_mpi.nn.containers import Parallel, Recompute, Residual, Sequential
 from hpdl_mpi.nn.context import Context, MicroBatch
 from hpdl_mpi.nn.conv import Conv2d
 from hpdl_mpi.nn.dropout import Dropout, Dropout2d, StochasticDepth
+from hpdl_mpi.nn.flat import images_in
 from hpdl_mpi.nn.layer import Layer, Parameter, Shape, has_parameters, walk
 from hpdl_mpi.nn.layout import Layout, Segment, make_statistics
 from hpdl_mpi.nn.linear import Linear
@@ -55,6 +56,7 @@ __all__ = [
     "StochasticDepth",
     "Tanh",
     "has_parameters",
+    "images_in",
     "init",
     "make_statistics",
     "walk",

@@ -13,6 +13,7 @@ from hpdl_mpi.kernels.activation import clip_backward
 from hpdl_mpi.kernels.elementwise import add, add_clipped, copy_columns
 from hpdl_mpi.nn.activations import Clipping, clipping_limits
 from hpdl_mpi.nn.context import Context, join
+from hpdl_mpi.nn.flat import images_in, joined
 from hpdl_mpi.nn.layer import Layer, Shape, has_parameters, walk
 
 
@@ -122,7 +123,7 @@ class Sequential(_Container):
                     found=f"shapes {given.shape} and {kept.shape}",
                     expected="two parameters of one shape, the second not tied to another",
                 )
-            layer.declared[local] = replace(kept, name=local, tied=join(self.path, to))
+            layer.declared[local] = replace(kept, name=local, tied=join(self.path, to), images=given.images)
 
     def output_shape(self, input_shape: Shape) -> Shape:
         for layer in self._layers.values():
@@ -240,6 +241,8 @@ class Residual(_Container):
             raise self.refuse(
                 "body and shortcut do not add up", found=f"{shapes[0]} and {skipped}", expected="equal shapes"
             )
+        # A sum of flattened images with other features has neither's order.
+        self.portable = images_in(shapes[0]) == images_in(skipped)
 
     def output_shape(self, input_shape: Shape) -> Shape:
         return next(iter(self._layers.values())).output_shape(input_shape)
@@ -304,8 +307,7 @@ class Parallel(_Container):
         self._widths = [shape[-1] for shape in shapes]
 
     def output_shape(self, input_shape: Shape) -> Shape:
-        shapes = [layer.output_shape(input_shape) for layer in self._layers.values()]
-        return (*shapes[0][:-1], sum(shape[-1] for shape in shapes))
+        return joined([layer.output_shape(input_shape) for layer in self._layers.values()])
 
     def operations(self, input_shape: Shape) -> int:
         return sum(layer.operations(input_shape) for layer in self._layers.values())

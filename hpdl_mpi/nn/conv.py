@@ -69,7 +69,7 @@ class Conv2d(Layer):
         weight = self.out_channels, *self.kernel_size, channels // self.groups
         area = math.prod(self.kernel_size)
         fans = (area * weight[3], area * self.out_channels // self.groups)
-        self.declare("weight", weight, self.init, fans)
+        self.declare("weight", weight, self.init, fans, images=[weight[1:]])
         self._method = choose(ConvShape(weight, output, self.stride, self.padding, self.groups, self.exact))
         if self.bias:
             self.declare("bias", (self.out_channels,), self.bias_init, fans)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,6 +34,8 @@ class Parameter:
         Whether weight decay applies to it.
     tied : str or None
         The full name of the parameter that it is one with, see `Sequential.tie`.
+    images : tuple of (int, int, int)
+        What each of its rows is made of where PyTorch has the channels of images first, see `Layer.declare`.
     """
 
     name: str
@@ -42,6 +44,7 @@ class Parameter:
     fans: tuple[int, int]
     decay: bool = True
     tied: str | None = None
+    images: tuple[Shape, ...] = ()
 
 
 class Layer(abc.ABC):
@@ -59,7 +62,14 @@ class Layer(abc.ABC):
         What `build` declared: parameters, and statistics, which forward keeps up to date while training.
     params, grads, statistics : dict of str to array
         Views into the flat arrays of a `Layout`, by local name; empty until it binds them.
+    counters : tuple of str
+        Names under which PyTorch's twin counts the batches it has seen; files of weights have them, we do not.
+    portable : bool
+        Whether PyTorch's twin would compute the same with the same weights; `build` says where it would not.
     """
+
+    counters: tuple[str, ...] = ()
+    portable: bool = True
 
     path: str
     declared: dict[str, Parameter]
@@ -115,7 +125,14 @@ class Layer(abc.ABC):
         return 0
 
     def declare(
-        self, name: str, shape: Shape, init: Initializer, fans: tuple[int, int] = (1, 1), *, decay: bool = True
+        self,
+        name: str,
+        shape: Shape,
+        init: Initializer,
+        fans: tuple[int, int] = (1, 1),
+        *,
+        decay: bool = True,
+        images: Sequence[Shape] = (),
     ) -> None:
         """Declare a parameter, called by `build`.
 
@@ -129,15 +146,19 @@ class Layer(abc.ABC):
             The numbers of inputs and outputs that it connects, which scale the initial values.
         decay : bool
             Whether weight decay applies to it.
+        images : sequence of (int, int, int)
+            Height, width and channels of the images that each of its rows is, one after the other, where files of
+            weights have their channels first as PyTorch does. A row is an image of an array of several dims, or a
+            line of features, see `images_in`.
         """
-        self.declared[name] = Parameter(name, shape, init, fans, decay)
+        self.declared[name] = Parameter(name, shape, init, fans, decay, images=tuple(images))
 
-    def declare_statistic(self, name: str, shape: Shape, init: Initializer) -> None:
+    def declare_statistic(self, name: str, shape: Shape, init: Initializer, *, images: Sequence[Shape] = ()) -> None:
         """Declare an array that is not trained but follows what forward sees, called by `build`.
 
         The data-parallel ranks take the mean of theirs after each step. Forward leaves it alone while it recomputes.
         """
-        self.tracked[name] = Parameter(name, shape, init, (1, 1), decay=False)
+        self.tracked[name] = Parameter(name, shape, init, (1, 1), decay=False, images=tuple(images))
 
     def full_name(self, parameter: Parameter) -> str:
         """Return a parameter's name in the whole model; tied ones have one name."""

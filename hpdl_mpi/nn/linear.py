@@ -7,6 +7,7 @@ import numpy as np
 from hpdl_mpi.kernels.elementwise import add_row_sums, fill_rows
 from hpdl_mpi.kernels.gemm import matmul
 from hpdl_mpi.nn.context import Context
+from hpdl_mpi.nn.flat import images_in
 from hpdl_mpi.nn.init import Constant, HeUniform, Initializer
 from hpdl_mpi.nn.layer import Layer, Shape
 
@@ -42,7 +43,8 @@ class Linear(Layer):
         if self.out_features < 1:
             raise self.refuse("has no output", found=f"{self.out_features} features", expected="at least 1")
         fans = (input_shape[-1], self.out_features)
-        self.declare("weight", (self.out_features, input_shape[-1]), self.init, fans)
+        shape = self.out_features, input_shape[-1]
+        self.declare("weight", shape, self.init, fans, images=images_in(input_shape))
         if self.bias:
             self.declare("bias", (self.out_features,), self.bias_init, fans)
 

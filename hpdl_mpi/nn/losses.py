@@ -22,6 +22,8 @@ class LossSums(NamedTuple):
     """The number of samples (or tokens) that count."""
     score: float
     """Classification: how many are right. Regression: the sum over samples of the mean squared error."""
+    top5: float = 0.0
+    """Classification: how many have their class among the five likeliest ones."""
 
 
 class Loss(abc.ABC):
@@ -29,6 +31,10 @@ class Loss(abc.ABC):
 
     task: Literal["classification", "regression"]
     """What `LossSums.score` counts."""
+
+    def plain(self) -> Loss:
+        """Return what evaluations report: the loss without what serves training alone."""
+        return self
 
     @abc.abstractmethod
     def check(self, output_shape: Shape, target_shape: Shape, target_dtype: np.dtype) -> None:
@@ -76,7 +82,8 @@ class CrossEntropy(Loss):
     Parameters
     ----------
     label_smoothing : float
-        Part of the target that is spread evenly over all classes.
+        Part of the target that is spread evenly over all classes while training; evaluations take the target as it
+        is, so that runs with different smoothing compare.
     """
 
     task = "classification"
@@ -85,6 +92,9 @@ class CrossEntropy(Loss):
         if not 0 <= label_smoothing < 1:
             raise InputError("out of range", where="label_smoothing", found=label_smoothing, expected="0 to below 1")
         self.label_smoothing = label_smoothing
+
+    def plain(self) -> Loss:
+        return CrossEntropy() if self.label_smoothing else self
 
     def check(self, output_shape: Shape, target_shape: Shape, target_dtype: np.dtype) -> None:
         if target_dtype.kind not in "iub":
@@ -97,7 +107,7 @@ class CrossEntropy(Loss):
         flat = targets.reshape(-1)
         if flat.dtype == bool:
             flat = flat.view(np.uint8)  # the kernel counts with them
-        loss, correct, bad = softmax.cross_entropy(
+        loss, correct, near, bad = softmax.cross_entropy(
             outputs.reshape(-1, classes), flat, self.label_smoothing, scale, doutputs.reshape(-1, classes)
         )
         if bad >= 0:
@@ -109,7 +119,7 @@ class CrossEntropy(Loss):
                 expected=f"0 to {classes - 1}, since the model has {classes} outputs",
                 remedy="mend the labels, or give the model an output for each class",
             )
-        return LossSums(loss, float(flat.size), float(correct))
+        return LossSums(loss, float(flat.size), float(correct), float(near))
 
 
 class _Regression(Loss):

@@ -11,6 +11,7 @@ from hpdl_mpi.kernels import normalization as kernel
 from hpdl_mpi.kernels import sample_norm
 from hpdl_mpi.nn.activations import Clipping, clipping_limits
 from hpdl_mpi.nn.context import Context
+from hpdl_mpi.nn.flat import images_in
 from hpdl_mpi.nn.init import Constant
 from hpdl_mpi.nn.layer import Layer, Shape
 
@@ -26,8 +27,9 @@ class _Norm(Layer):
     def build(self, input_shape: Shape) -> None:
         if not input_shape or min(input_shape) < 1:
             raise self.refuse("needs channels", found=f"samples of shape {input_shape}", expected="at least one")
-        self.declare("weight", input_shape[-1:], Constant(1.0), decay=False)
-        self.declare("bias", input_shape[-1:], Constant(0.0), decay=False)
+        channels, images = input_shape[-1:], images_in(input_shape)
+        self.declare("weight", channels, Constant(1.0), decay=False, images=images)
+        self.declare("bias", channels, Constant(0.0), decay=False, images=images)
 
     def output_shape(self, input_shape: Shape) -> Shape:
         return input_shape
@@ -53,6 +55,8 @@ class BatchNorm2d(_Norm):
         Also do what a `ReLU` or `ReLU6` behind it would: one pass over memory less.
     """
 
+    counters = ("num_batches_tracked",)
+
     def __init__(self, *, eps: float = 1e-5, momentum: float = 0.1, activation: Clipping | None = None) -> None:
         super().__init__(eps)
         if not 0 < momentum <= 1:
@@ -62,8 +66,9 @@ class BatchNorm2d(_Norm):
 
     def build(self, input_shape: Shape) -> None:
         super().build(input_shape)
-        self.declare_statistic("running_mean", input_shape[-1:], Constant(0.0))
-        self.declare_statistic("running_var", input_shape[-1:], Constant(1.0))
+        channels, images = input_shape[-1:], images_in(input_shape)
+        self.declare_statistic("running_mean", channels, Constant(0.0), images=images)
+        self.declare_statistic("running_var", channels, Constant(1.0), images=images)
 
     def forward(self, x: np.ndarray, ctx: Context) -> np.ndarray:
         rows = x.reshape(-1, x.shape[-1])

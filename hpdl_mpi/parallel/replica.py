@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 
 import numpy as np
 from numpy.typing import DTypeLike
@@ -15,6 +16,7 @@ from hpdl_mpi.comm import Arena, Work
 from hpdl_mpi.nn import Layer, Layout, Loss, LossSums, Pool, Sequential, Shape, make_statistics
 from hpdl_mpi.nn.layer import walk
 from hpdl_mpi.optim import Chunks, Optimizer
+from hpdl_mpi.parallel.average import MovingAverage
 from hpdl_mpi.parallel.pipeline import Executor, Feed, Pipeline, Schedule, complete, cut, forward_only
 
 _DTYPES = (np.dtype(np.float32), np.dtype(np.float64))
@@ -39,6 +41,8 @@ class Replica:
         Of the starting values and of all randomness in layers.
     pipeline : Pipeline, optional
         By default this rank owns all of the model and runs a batch in one micro-batch.
+    ema : float, optional
+        Decay of a moving average of the weights; without it there is none.
     ranks_on_node : int
         For how many replicas like this one the machine must have memory left: for those of all its ranks where one rank
         looks before any is made; for none, 0, where another rank has looked.
@@ -59,6 +63,8 @@ class Replica:
     statistics_layout : Layout
     statistics : array, shape (statistics_layout.size,)
         What layers of this rank track.
+    average : MovingAverage or None
+        Of parameters and statistics.
     step : int
         Updates done.
 
@@ -78,6 +84,7 @@ class Replica:
         dtype: DTypeLike,
         seed: int,
         pipeline: Pipeline | None = None,
+        ema: float | None = None,
         ranks_on_node: int = 1,
     ) -> None:
         require("training.dtype", dtype, dtype in _DTYPES, "float32 or float64")
@@ -95,19 +102,20 @@ class Replica:
             for layer in walk(stage.model)
             for parameter in layer.declared.values()
         }
-        own = Sequential(*(self.stages[stage].model for stage in self.pipeline.own))
-        self.layout = Layout(own)
+        self._own = Sequential(*(self.stages[stage].model for stage in self.pipeline.own))
+        self.layout = Layout(self._own)
         self.owned = frozenset(name for name in self.names if self.holders(name)[0] == self.pipeline.comm.rank)
         check_memory(
-            (2 + len(optimizer.slots)) * self.layout.size * self.dtype.itemsize,
+            (2 + len(optimizer.slots) + (ema is not None)) * self.layout.size * self.dtype.itemsize,
             "the model's parameters, gradients and optimizer state",
             ranks_on_node,
         )
         self.params = self.layout.allocate(dtype)
         self.grads = self.layout.allocate(dtype)
         self.slots = {name: self.layout.allocate(dtype) for name in optimizer.slots}
-        self.layout.bind(own, self.params, self.grads)
-        self.statistics_layout, self.statistics = make_statistics(own, dtype)
+        self.layout.bind(self._own, self.params, self.grads)
+        self.statistics_layout, self.statistics = make_statistics(self._own, dtype)
+        self.average = None if ema is None else MovingAverage(ema, self.layout, self.statistics_layout, dtype)
         _owners.update({layer: weakref.ref(self) for layer in walk(model) if layer.declared})
         self.pool = Pool()
         self._arena = Arena(self.pipeline.comm)
@@ -154,6 +162,8 @@ class Replica:
         for array in (self.grads, *self.slots.values()):
             array.fill(0)
         self.statistics_layout.initialize(self.statistics, self.seed)
+        if self.average:
+            self.average.begin(self.params, self.statistics)
         self.step = 0
 
     def trainer(self, loss: Loss, reduce: Callable[[int], Iterable[Work]] | None = None) -> Executor:
@@ -232,6 +242,32 @@ class Replica:
             self.params, self.grads, tuple(self.slots.values()), self._chunks, step=self.step, lr=lr, scale=scale
         )
         self.step += 1
+
+    def follow(self) -> None:
+        """Let the moving average, if there is one, follow the weights: once after each update."""
+        if self.average:
+            (self.average.begin if self.step == 1 else self.average.follow)(self.params, self.statistics)
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Let layers have the moving average, if there is one, in place of their weights inside the context."""
+        if self.average is None:
+            yield
+            return
+        self._bind(self.average.params, self.average.statistics)
+        try:
+            yield
+        finally:
+            self._bind(self.params, self.statistics)
+
+    def arrays(self, *, averaged: bool = False) -> dict[str, np.ndarray]:
+        """Return views of this rank's parameters and statistics by full name; of their moving averages if asked."""
+        source = self.average if averaged and self.average else self
+        return self.layout.views(source.params) | self.statistics_layout.views(source.statistics)
+
+    def _bind(self, params: np.ndarray, statistics: np.ndarray) -> None:
+        self.layout.bind(self._own, params, self.grads)
+        self.statistics_layout.bind_statistics(self._own, statistics)
 
 
 def _owner(layer: Layer) -> Replica | None:

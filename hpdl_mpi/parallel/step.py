@@ -125,6 +125,7 @@ class TrainingStep:
             weight = report.sums.weight
             self._update(nominal / weight if weight else 0.0, lr)
             self._average_statistics()
+            self._follow()
         self._note("step", f"step {self._replica.step}", started)
         return report
 
@@ -136,6 +137,12 @@ class TrainingStep:
             self._reduce_statistics()
             self._note("wait", "statistics", began)
             statistics /= self._dp.size
+
+    def _follow(self) -> None:
+        if self._replica.average:
+            began = now()
+            self._replica.follow()
+            self._note("update", "moving average", began)
 
     def _update(self, scale: float, lr: float) -> None:
         if self._clip_norm is not None:

@@ -31,7 +31,7 @@ class Task:
     loss : Loss
     dtype : dtype
     num_slots : int
-        Arrays of optimizer state beside parameters and gradients.
+        Arrays beside parameters and gradients: optimizer state, moving average.
     recompute : {"none", "stage", "block"}
     """
 

@@ -33,7 +33,7 @@ class Assembly:
     ----------
     model, loss, optimizer : Layer, Loss, Optimizer
     parallel : Parallel
-    dtype, seed, comm : str, int, Communicator
+    dtype, seed, ema, comm : str, int, float or None, Communicator
         All as `Trainer` takes them.
 
     Attributes
@@ -56,10 +56,11 @@ class Assembly:
         parallel: Parallel,
         dtype: str,
         seed: int,
+        ema: float | None = None,
         comm: Communicator,
     ) -> None:
         self.model, self.loss, self.optimizer = model, loss, optimizer
-        self.parallel, self.dtype, self.seed, self.comm = parallel, dtype, seed, comm
+        self.parallel, self.dtype, self.seed, self.ema, self.comm = parallel, dtype, seed, ema, comm
         self.grid = _make_grid(parallel, comm)
         self.threads = start_threads(comm, parallel.threads)
         self.pipeline = Pipeline()
@@ -98,9 +99,8 @@ class Assembly:
             Samples of a batch that a pipeline gets at most.
         """
         settings = self.parallel
-        task = Task(
-            self.model, input_shape, self.loss, self.dtype, len(self.optimizer.slots), recompute=settings.recompute
-        )
+        num_slots = len(self.optimizer.slots) + (self.ema is not None)
+        task = Task(self.model, input_shape, self.loss, self.dtype, num_slots, recompute=settings.recompute)
         schedule, cuts = agree(
             self.comm,
             lambda: plan_pipeline(
@@ -133,6 +133,7 @@ class Assembly:
             dtype=self.dtype,
             seed=self.seed,
             pipeline=self.pipeline,
+            ema=None if loader is None else self.ema,  # what is not trained needs no average
             # The node's other ranks build after its first, when that one's share is taken already.
             ranks_on_node=self.comm.node_size if self.comm.node_rank == 0 else 0,
         )

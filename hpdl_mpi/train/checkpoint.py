@@ -12,29 +12,31 @@ import hashlib
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
-
-import h5py
-import numpy as np
 
 from hpdl_mpi.base.errors import InputError, StorageError, TrainingError
 from hpdl_mpi.base.files import fsync, write_whole
 from hpdl_mpi.comm import Communicator
-from hpdl_mpi.data.hdf5 import lies_elsewhere, reading
-from hpdl_mpi.nn import Segment, Shape
+from hpdl_mpi.nn import Shape
 from hpdl_mpi.parallel import ProcessGrid, Replica
-from hpdl_mpi.train.manifest import DAMAGED, FORMAT, StoredFile, damaged, read_manifest, remedy, seal
+from hpdl_mpi.train.manifest import FORMAT, StoredFile, read_manifest, seal
 from hpdl_mpi.train.progress import Progress
+from hpdl_mpi.train.slices import AVERAGES, read_slices, segments, sha256, write_slices
 
 _PREFIX = "step-"
+
+BEST = "best"
+"""Name of the link to the best checkpoint, for runs with early stopping."""
 
 Result = TypeVar("Result")
 
 
-def save(folder: Path, replica: Replica, progress: Progress, grid: ProcessGrid, *, keep: int) -> Path:
-    """Write a checkpoint below `folder` and remove all but the `keep` latest. Collective.
+def save(
+    folder: Path, replica: Replica, progress: Progress, grid: ProcessGrid, *, keep: int, best: int | None = None
+) -> Path:
+    """Write a checkpoint below `folder` and remove all but the `keep` latest and the best one. Collective.
 
     Parameters
     ----------
@@ -46,6 +48,8 @@ def save(folder: Path, replica: Replica, progress: Progress, grid: ProcessGrid, 
         What `load` returns.
     grid : ProcessGrid
     keep : int
+    best : int, optional
+        The step of the best one.
 
     Raises
     ------
@@ -56,7 +60,7 @@ def save(folder: Path, replica: Replica, progress: Progress, grid: ProcessGrid, 
     """
     _compare_checksums(replica, grid)
     require_finite(replica, grid.comm)
-    final = folder / f"{_PREFIX}{replica.step:010d}"
+    final = path_of(folder, replica.step)
     aside = final.with_name(f".{final.name}.part")
     leads, writes = grid.comm.rank == 0, grid.coordinate("dp") == 0
     try:
@@ -64,7 +68,10 @@ def save(folder: Path, replica: Replica, progress: Progress, grid: ProcessGrid, 
         if any(begun):
             stored = _together(grid.comm, final, lambda: _store(aside, replica, grid.comm.rank) if writes else None)
             files = [file for file in stored if file is not None]
-            _together(grid.comm, final, lambda: _end(final, aside, replica, progress, files, keep) if leads else None)
+            spared = None if best is None else path_of(folder, best)
+            _together(
+                grid.comm, final, lambda: _end(final, aside, replica, progress, files, keep, spared) if leads else None
+            )
     finally:
         if leads:
             shutil.rmtree(aside, ignore_errors=True)
@@ -102,14 +109,48 @@ def require_finite(replica: Replica, comm: Communicator) -> None:
         )
 
 
+def path_of(folder: Path, step: int) -> Path:
+    """Return where the checkpoint of a step lies, or would lie."""
+    return folder / f"{_PREFIX}{step:010d}"
+
+
+def name_best(folder: Path, step: int, comm: Communicator) -> None:
+    """Let ``folder/best`` be a link to the checkpoint of a step, or nothing if that is not there. Collective.
+
+    Raises
+    ------
+    StorageError
+        The folder cannot be written.
+    """
+    target, link, aside = path_of(folder, step), folder / BEST, folder / f".{BEST}.part"
+
+    def name() -> None:
+        aside.unlink(missing_ok=True)
+        if (target / "manifest.json").exists():
+            aside.symlink_to(target.name)
+            os.replace(aside, link)
+        else:
+            link.unlink(missing_ok=True)
+        fsync(folder)
+
+    _together(comm, link, lambda: name() if comm.rank == 0 else None)
+
+
 def latest(folder: Path) -> Path | None:
     """Return the latest whole checkpoint below a folder, if there is one."""
     found = _all(folder)
     return found[-1] if found else None
 
 
-def load(path: Path, replica: Replica) -> Progress:
+def load(path: Path, replica: Replica, *, averaged: bool = False) -> Progress:
     """Fill a replica from a checkpoint and return where its run stood. Local: every rank reads for itself.
+
+    Parameters
+    ----------
+    path : Path
+    replica : Replica
+    averaged : bool
+        Take the moving averages, which the checkpoint must have, for parameters and statistics.
 
     Raises
     ------
@@ -124,11 +165,14 @@ def load(path: Path, replica: Replica) -> Progress:
         )
     manifest = read_manifest(path)
     _compare_shapes(path, manifest["parameters"], replica.shapes)
-    targets = {(kind, segment.name): array[segment.start : segment.stop] for kind, segment, array in _segments(replica)}
+    targets = {
+        (AVERAGES.get(kind, kind) if averaged else kind, segment.name): array[segment.start : segment.stop]
+        for kind, segment, array in segments(replica)
+    }
     filled = dict.fromkeys(targets, 0)
     for entry in manifest["files"]:
         if any((kind, name) in targets for kind, name, _, _ in entry["slices"]):
-            _read_slices(path / entry["name"], entry, targets, filled)
+            read_slices(path / entry["name"], entry, targets, filled)
     for (kind, name), count in filled.items():
         if count != targets[kind, name].size:
             raise InputError(
@@ -136,7 +180,7 @@ def load(path: Path, replica: Replica) -> Progress:
                 where=path,
                 found=f"{count} elements of {kind} for {name}",
                 expected=targets[kind, name].size,
-                remedy="continue with the optimizer that the run began with",
+                remedy="continue with the optimizer and the moving average (training.ema) that the run began with",
             )
     replica.step = manifest["step"]
     return manifest["progress"]
@@ -162,8 +206,10 @@ def _compare_checksums(replica: Replica, grid: ProcessGrid) -> None:
     values = replica.layout.views(replica.params)
     tied = [name for name in replica.names if len(replica.holders(name)) > 1]
     mine = {name: hashlib.blake2b(values[name].data, digest_size=16).digest() for name in tied}
-    stage = hashlib.blake2b(replica.params.data, digest_size=16)
-    stage.update(replica.statistics.data)
+    stage = hashlib.blake2b(digest_size=16)
+    averages = (replica.average.params, replica.average.statistics) if replica.average else ()
+    for array in (replica.params, replica.statistics, *averages):
+        stage.update(array.data)
     mine[f"stage {grid.coordinate('pp')}"] = stage.digest()
     first: dict[str, bytes] = {}
     astray = [
@@ -206,14 +252,20 @@ def _begin(final: Path, aside: Path) -> bool:
 def _store(aside: Path, replica: Replica, rank: int) -> StoredFile:
     """Write the parameters that this rank owns, and their optimizer state."""
     name = f"rank-{rank:05d}.h5"
-    slices = _write_slices(aside / name, replica)
-    return {"name": name, "sha256": _sha256(aside / name), "slices": slices}
+    slices = write_slices(aside / name, replica)
+    return {"name": name, "sha256": sha256(aside / name), "slices": slices}
 
 
 def _end(
-    final: Path, aside: Path, replica: Replica, progress: Progress, files: Sequence[StoredFile], keep: int
+    final: Path,
+    aside: Path,
+    replica: Replica,
+    progress: Progress,
+    files: Sequence[StoredFile],
+    keep: int,
+    spared: Path | None,
 ) -> None:
-    """Write the manifest, put the checkpoint in its place and remove old ones."""
+    """Write the manifest, put the checkpoint in its place and remove old ones, but not the one that is spared."""
     manifest = {
         "format": FORMAT,
         "step": replica.step,
@@ -228,80 +280,8 @@ def _end(
     os.rename(aside, final)
     fsync(final.parent)
     for old in _all(final.parent)[:-keep]:
-        _remove(old)
-
-
-def _segments(replica: Replica) -> Iterator[tuple[str, Segment, np.ndarray]]:
-    """Yield what a checkpoint holds: the kind, and a segment of a flat array."""
-    arrays = {"params": replica.params} | {f"slot:{name}": array for name, array in replica.slots.items()}
-    for kind, array in arrays.items():
-        for segment in replica.layout.segments:
-            yield kind, segment, array
-    for segment in replica.statistics_layout.segments:
-        yield "statistics", segment, replica.statistics
-
-
-def _write_slices(path: Path, replica: Replica) -> list[tuple[str, str, int, int]]:
-    """Write all that this rank owns of all flat arrays; return (kind, parameter, first, last + 1 element) of each.
-
-    HDF5 only lays the file out. We write the elements ourselves, straight from the flat arrays: where the disk is full
-    that raises an error, while HDF5 can crash the process.
-    """
-    slices, places = [], []
-    with h5py.File(path, "w") as file:
-        for kind, segment, array in _segments(replica):
-            if kind != "statistics" and segment.name not in replica.owned:
-                continue
-            part = array[segment.start : segment.stop]
-            dataset = _lay_out(file, f"{kind}/{segment.name}/0", part)
-            slices.append((kind, segment.name, 0, part.size))
-            places.append((dataset.id.get_offset(), part))
-    with open(path, "r+b", buffering=0) as file:
-        for offset, part in places:
-            file.seek(offset)
-            rest = part.data.cast("B")
-            while rest:
-                rest = rest[file.write(rest) :]
-        os.fsync(file.fileno())
-    return slices
-
-
-def _lay_out(file: h5py.File, name: str, array: np.ndarray) -> h5py.Dataset:
-    """Create an array of the same shape and dtype that has its place in the file but no content yet."""
-    properties = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
-    properties.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
-    properties.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
-    return file.create_dataset(name, array.shape, array.dtype, dcpl=properties)
-
-
-def _read_slices(
-    path: Path, entry: StoredFile, targets: Mapping[tuple[str, str], np.ndarray], filled: dict[tuple[str, str], int]
-) -> None:
-    """Copy the slices of one file to their targets, and note in `filled` how many elements each of these has got."""
-    with reading(path, DAMAGED, remedy(path)):
-        if _sha256(path) != entry["sha256"]:
-            raise damaged(path, "another checksum than the manifest's")
-        with h5py.File(path, "r") as file:
-            for kind, name, start, stop in entry["slices"]:
-                if (kind, name) not in targets:
-                    continue  # state of another optimizer: `load` refuses it if ours is then missing
-                key, target = f"{kind}/{name}/{start}", targets[kind, name]
-                if not start == filled[kind, name] <= stop <= target.size:
-                    raise damaged(path, f"{kind} of {name} from {start} to {stop}")
-                source = file.get(key)
-                if (
-                    not isinstance(source, h5py.Dataset)
-                    or lies_elsewhere(file, source)
-                    or source.shape != (stop - start,)
-                ):
-                    raise damaged(path, f"no array {key} of {stop - start} elements")
-                source.read_direct(target[start:stop])
-                filled[kind, name] = stop
-
-
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        if old != spared:
+            _remove(old)
 
 
 def _compare_shapes(path: Path, found: Mapping[str, Shape], expected: Mapping[str, Shape]) -> None:

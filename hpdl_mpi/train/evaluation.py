@@ -11,35 +11,34 @@ from hpdl_mpi.data import Loader
 from hpdl_mpi.nn import Loss, LossSums
 from hpdl_mpi.parallel import Replica
 from hpdl_mpi.parallel.pipeline import Feed
-from hpdl_mpi.train.metrics import Metrics
+from hpdl_mpi.train.metrics import Meter, Metrics
 
 
 class Evaluator:
-    """Evaluates a replica on a dataset. A call is collective.
+    """Evaluates a replica on a dataset, its moving average if it has one. A call is collective.
 
     Parameters
     ----------
     replica : Replica
     loss : Loss
+        Reported without what serves training alone, see `Loss.plain`.
     loader : Loader
         This rank's share, not shuffled.
     comm : Communicator
         All ranks.
-    unit : float, optional
-        See `Metrics.of`.
+    meter : Meter
     """
 
-    def __init__(
-        self, replica: Replica, loss: Loss, loader: Loader, comm: Communicator, unit: float | None = None
-    ) -> None:
-        self._executor = replica.evaluator(loss)
-        self._task, self._loader, self._comm, self._unit = loss.task, loader, comm, unit
+    def __init__(self, replica: Replica, loss: Loss, loader: Loader, comm: Communicator, meter: Meter) -> None:
+        self._replica, self._executor = replica, replica.evaluator(loss.plain())
+        self._loader, self._comm, self._meter = loader, comm, meter
 
     def __call__(self) -> Metrics:
         """Return the metrics of all samples."""
         totals = np.zeros(len(LossSums._fields))
-        with self._loader.dataset.naming_files(), closing(self._loader.epoch(0)) as batches:
+        dataset, batches = self._loader.dataset, self._loader.epoch(0)
+        with self._replica.averaged(), dataset.naming_files(), closing(batches):
             for batch in batches:
                 totals += self._executor.run(Feed.of(batch))[0]
         self._comm.allreduce(totals)
-        return Metrics.of(LossSums(*totals.tolist()), self._task, self._unit)
+        return self._meter(LossSums(*totals.tolist()))

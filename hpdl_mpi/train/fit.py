@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from hpdl_mpi import weights
 from hpdl_mpi.base.errors import InputError, require
 from hpdl_mpi.base.files import write_json
 from hpdl_mpi.comm import agree
@@ -16,13 +17,13 @@ from hpdl_mpi.data import Loader
 from hpdl_mpi.data.sampler import Shuffle
 from hpdl_mpi.nn import Shape
 from hpdl_mpi.optim import Schedule
-from hpdl_mpi.parallel import TrainingStep
+from hpdl_mpi.parallel import Replica, TrainingStep
+from hpdl_mpi.train import checkpoint
 from hpdl_mpi.train.assembly import Assembly
-from hpdl_mpi.train.checkpoint import digest
 from hpdl_mpi.train.evaluation import Evaluator
-from hpdl_mpi.train.job import Checkpoint
+from hpdl_mpi.train.job import Checkpoint, EarlyStopping
 from hpdl_mpi.train.loop import TrainingLoop
-from hpdl_mpi.train.metrics import Metrics
+from hpdl_mpi.train.metrics import Meter, Metrics
 from hpdl_mpi.train.progress import Progress, Recipe
 from hpdl_mpi.train.report import headline, make_reporter
 from hpdl_mpi.train.restore import plain_values, require_alike, require_same_call, restore
@@ -49,23 +50,29 @@ class Course:
     validate: PathLike | None
     shuffle: Shuffle
     eval_every: int | None
+    early_stopping: EarlyStopping | None
     checkpoint: Checkpoint
     run_dir: PathLike | None
     resume: bool
     name: str | None
     trace: PathLike | None
+    init: PathLike | None
+    init_skip: Sequence[str]
     describe: Callable[[Source], dict[str, Any]] | None
     lr_schedule: Schedule
     clip_norm: float | None
 
     def check(self) -> None:
-        """Raise an InputError if lengths are missing or impossible."""
+        """Raise an InputError if lengths are missing or impossible, or a run shall be judged without evaluations."""
         if (self.epochs is None) == (self.steps is None):
             found = f"epochs={self.epochs}, steps={self.steps}"
             raise InputError("give either epochs or steps", where="fit", found=found)
         for key, value in self._lengths().items():
             possible = value is None or (isinstance(value, int) and value > 0)
             require(f"training.{key}", value, possible, "an integer above 0")
+        if self.early_stopping is not None and self.validate is None:
+            remedy = "name test data: data.test, or `validate`"
+            raise InputError("nothing to evaluate on", where="training.early_stopping", remedy=remedy, shared=True)
 
     def _lengths(self) -> dict[str, int | None]:
         keys = ("epochs", "steps", "eval_every", "global_batch_size")
@@ -77,7 +84,9 @@ class Course:
         return (
             self._lengths()
             | {"shuffle": self.shuffle, "checkpoint": self.checkpoint, "resume": self.resume}
-            | {key: getattr(self, key) is not None for key in ("validate", "run_dir", "trace")}
+            | {"early_stopping": self.early_stopping, "ema": assembly.ema}
+            | {key: getattr(self, key) is not None for key in ("validate", "run_dir", "trace", "init")}
+            | {"init_skip": tuple(self.init_skip)}
             | {"parallel": assembly.parallel, "clip_norm": self.clip_norm}
             | {key: (type(part).__name__, plain_values(part)) for key, part in parts.items()}
         )
@@ -109,14 +118,19 @@ def fit(assembly: Assembly, course: Course) -> dict[str, Any]:
         assembly.plan(input_shape, -(-course.global_batch_size // grid.shape["dp"]))
         loader, tests = _open_loaders(stack, assembly, course)
         assembly.build(input_shape, loader)
-        replica, unit = assembly.replica, assembly.source.unit
+        replica = assembly.replica
+        meter = Meter.of(assembly.loss, replica.output_shape, assembly.source.unit)
+        agree(comm, lambda: _check_watched(course, meter))
         checkpoints = folder.checkpoints if folder and course.resume else None
-        progress = restore(comm, replica, loader.dataset, _recipe(assembly, course), checkpoints)
+        recipe = _recipe(assembly, course)
+        progress = restore(comm, replica, loader.dataset, recipe, checkpoints, lambda: _begin(replica, course))
         num_steps = _num_steps(course, loader, done=replica.step)
         reporter = make_reporter(comm.rank, num_steps, replica.step)
         stack.callback(reporter.close)
         log = _begin_log(stack, assembly, course, folder, progress) if folder and comm.rank == 0 else None
         reporter.say(headline(grid, assembly.threads, replica, loader, num_steps))
+        if course.init is not None and replica.step == 0:
+            reporter.say(f"begins with the weights of {course.init}")
         step = TrainingStep(replica, assembly.loss, grid, clip_norm=course.clip_norm, num_flags=len(signals.numbers))
         recorder = Recorder(trace, step, replica, grid) if trace is not None else None
         loop = TrainingLoop(
@@ -127,20 +141,24 @@ def fit(assembly: Assembly, course: Course) -> dict[str, Any]:
             schedule=course.lr_schedule,
             step=step,
             loader=loader,
-            evaluator=Evaluator(replica, assembly.loss, tests, comm, unit) if tests else None,
+            evaluator=Evaluator(replica, assembly.loss, tests, comm, meter) if tests else None,
             num_steps=num_steps,
             eval_every=course.eval_every,
+            early_stopping=course.early_stopping,
             checkpoints=course.checkpoint,
             folder=folder,
             progress=progress,
             log=log,
             reporter=reporter,
             signals=signals,
-            unit=unit,
+            meter=meter,
             recorder=recorder,
             began=began,
         )
-        summary = _summary(assembly, course, progress, loop.run())
+        metrics = loop.run()
+        summary = _summary(assembly, course, progress, metrics)
+        if course.early_stopping:
+            summary["early_stopping"] = {"stopped": loop.stopped_early} | asdict(progress.watch)
         if recorder and recorder.times:
             summary["trace"] = explain(recorder.times)
             reporter.say(describe_times(recorder.times))
@@ -158,6 +176,8 @@ def _claim(stack: ExitStack, assembly: Assembly, course: Course, folder: RunFold
         if course.validate is not None:
             tests = source.at(course.validate)
             tests.check(assembly.model, assembly.loss, num_ranks, shape, key="data.test")
+        if course.init is not None and not (folder and course.resume and folder.holds_checkpoint):
+            weights.check(weights.TensorFile(course.init), assembly.model, course.init_skip)
         if folder is not None:
             folder.claim(resume=course.resume)
         return source.measured(), shape
@@ -174,6 +194,12 @@ def _claim(stack: ExitStack, assembly: Assembly, course: Course, folder: RunFold
             remedy="put it on a file system that all nodes see, with --run-dir",
         )
     return shape
+
+
+def _begin(replica: Replica, course: Course) -> None:
+    """Let a run begin with the weights of a file, if it names one."""
+    if course.init is not None:
+        weights.fill(weights.TensorFile(course.init), replica.model, replica.arrays(), course.init_skip)
 
 
 def _open_loaders(stack: ExitStack, assembly: Assembly, course: Course) -> tuple[Loader, Loader | None]:
@@ -200,7 +226,19 @@ def _recipe(assembly: Assembly, course: Course) -> Recipe:
         targets=source.targets,
         transform=source.transform,
         target_transform=source.target_transform,
+        ema=assembly.ema,
     )
+
+
+def _check_watched(course: Course, meter: Meter) -> None:
+    """Raise an InputError if early stopping watches what evaluations do not give."""
+    if course.early_stopping is not None and course.early_stopping.metric not in meter.names:
+        raise InputError(
+            "evaluations of this model do not give that metric",
+            where="training.early_stopping.metric",
+            found=course.early_stopping.metric,
+            expected=" or ".join(meter.names),
+        )
 
 
 def _num_steps(course: Course, loader: Loader, done: int) -> int:
@@ -225,7 +263,9 @@ def _begin_log(
     """Write what the run is, and return the log of its metrics."""
     if course.describe:
         write_json(folder.job, course.describe(assembly.source))
-    return stack.enter_context(closing(MetricsLog(folder.metrics, progress.metrics_bytes, assembly.replica.step)))
+    # With early stopping a resumed run repeats the evaluation of what its checkpoint holds.
+    kept = 0 if course.early_stopping else assembly.replica.step
+    return stack.enter_context(closing(MetricsLog(folder.metrics, progress.metrics_bytes, kept)))
 
 
 def _summary(assembly: Assembly, course: Course, progress: Progress, metrics: Metrics | None) -> dict[str, Any]:
@@ -243,11 +283,13 @@ def _summary(assembly: Assembly, course: Course, progress: Progress, metrics: Me
         "epochs": progress.epoch,
         "steps": replica.step,
         "global_batch_size": course.global_batch_size,
+        "ema": assembly.ema,
         "train_loss": progress.train_loss,
         "test_loss": metrics.loss if metrics else None,
         "test_accuracy": metrics.accuracy if metrics else None,
+        "test_top5": metrics.top5 if metrics else None,
         "test_rmse": metrics.rmse if metrics else None,
         "samples_per_second": progress.samples / progress.seconds if progress.seconds else None,
         "wall_seconds": progress.wall_seconds,
-        "parameters_digest": digest(replica),
+        "parameters_digest": checkpoint.digest(replica),
     }

@@ -84,6 +84,16 @@ class Data(_Section):
     target_transform: Transform = Transform()
 
 
+class EarlyStopping(_Section):
+    """When a run ends because evaluations no longer get better; the best checkpoint is kept."""
+
+    metric: Literal["loss", "accuracy", "top5", "rmse"] = "loss"
+    patience: Positive
+    """Evaluations in a row that are not better than the best one before them."""
+    min_delta: Annotated[float, Field(ge=0)] = 0.0
+    """By how much the metric must change to be better."""
+
+
 class Training(_Section):
     """How long, in which batches, towards what."""
 
@@ -96,6 +106,9 @@ class Training(_Section):
     eval_every: Positive | None = None
     """Steps between evaluations; by default one after every epoch."""
     clip_norm: Annotated[float, Field(gt=0)] | None = None
+    early_stopping: EarlyStopping | None = None
+    ema: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Decay of a moving average of the weights, which is what evaluations see."""
 
     @pydantic.field_validator("loss", mode="before")
     @classmethod
@@ -180,6 +193,15 @@ class Checkpoint(_Section):
     """Ends the run with a checkpoint, as Ctrl-C and SIGTERM do."""
 
 
+class Init(_Section):
+    """Weights that the run begins with."""
+
+    file: Text
+    """A .safetensors file."""
+    skip: Annotated[tuple[Text, ...], pydantic.BeforeValidator(_as_tuple)] = ()
+    """Patterns of names that are left out, such as ``fc.*``."""
+
+
 class Job(_Section):
     """All that a run depends on; see the tables of its sections."""
 
@@ -192,6 +214,7 @@ class Job(_Section):
     lr_schedule: Named = Named(name="constant")
     parallel: Parallel = Parallel()
     checkpoint: Checkpoint = Checkpoint()
+    init: Init | None = None
 
 
 def load_job(path: str | Path, overrides: Sequence[str] = ()) -> Job:

@@ -69,7 +69,7 @@ def first_on_node(grid: ProcessGrid, function: Callable[[], Result]) -> Result:
 
 def rehearse_evaluation(replica: Replica, batch: Batch, loss: Loss) -> None:
     """Run every kernel of an evaluation step once, so that only a node's first pipeline waits for the compiler."""
-    replica.evaluate(Feed.of(batch), loss)
+    replica.evaluate(Feed.of(batch), loss.plain())
 
 
 def rehearse(replica: Replica, batch: Batch, loss: Loss) -> None:
@@ -80,6 +80,8 @@ def rehearse(replica: Replica, batch: Batch, loss: Loss) -> None:
     replica.learn(Feed.of(batch), loss)
     replica.squared_gradient()
     replica.update(lr=0.0, scale=1.0)
+    if replica.average:
+        replica.average.follow(replica.params, replica.statistics)
     rehearse_evaluation(replica, batch, loss)
     for dtype in (np.float64, replica.dtype):  # of the loss and of the gradients
         compile_reduction(dtype)

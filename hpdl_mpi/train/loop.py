@@ -14,8 +14,8 @@ from hpdl_mpi.optim import Optimizer, Schedule
 from hpdl_mpi.parallel import ProcessGrid, Replica, StepReport, TrainingStep
 from hpdl_mpi.train import checkpoint
 from hpdl_mpi.train.evaluation import Evaluator
-from hpdl_mpi.train.job import Checkpoint
-from hpdl_mpi.train.metrics import Metrics
+from hpdl_mpi.train.job import Checkpoint, EarlyStopping
+from hpdl_mpi.train.metrics import Meter, Metrics
 from hpdl_mpi.train.progress import Progress
 from hpdl_mpi.train.report import Reporter
 from hpdl_mpi.train.runfolder import MetricsLog, RunFolder
@@ -34,12 +34,13 @@ class TrainingLoop:
         Length of the whole run.
     eval_every : int or None
         Steps between evaluations; None for one after every epoch.
+    early_stopping : EarlyStopping or None
+        When evaluations end the run; it needs an evaluator.
     progress : Progress
         Where the run begins; kept up to date.
     log : MetricsLog or None
         On the writing rank, if there is a run folder.
-    unit : float or None
-        See `Metrics.of`.
+    meter : Meter
     recorder : Recorder or None
     began : float
         When the run did, by `time.perf_counter`.
@@ -55,13 +56,14 @@ class TrainingLoop:
     evaluator: Evaluator | None
     num_steps: int
     eval_every: int | None
+    early_stopping: EarlyStopping | None
     checkpoints: Checkpoint
     folder: RunFolder | None
     progress: Progress
     log: MetricsLog | None
     reporter: Reporter
     signals: StopSignals
-    unit: float | None
+    meter: Meter
     recorder: Recorder | None
     began: float
     _lap: float = field(default=0.0, init=False)
@@ -82,15 +84,24 @@ class TrainingLoop:
         self.grid.comm.barrier()  # the first step's time shall not hold the wait for ranks that started later
         self._take_lap()
         self._epoch_began = progress.samples, progress.seconds
-        while self.replica.step < self.num_steps:
+        if self.early_stopping:
+            self._watch_again()
+        while self.replica.step < self.num_steps and not self.stopped_early:
             self._epoch()
         if self.recorder:
             self.recorder.finish()
         self._evaluate()
+        if self.stopped_early:
+            self._note_early_stop()
         self._note_wall_seconds()
         metrics = self._evaluated[1] if self._evaluated else None
         self._check_end(metrics)
         return metrics
+
+    @property
+    def stopped_early(self) -> bool:
+        """Whether evaluations have ended the run."""
+        return self.early_stopping is not None and self.progress.watch.over(self.early_stopping)
 
     def _epoch(self) -> None:
         """Go on to the end of the present epoch, or of the run."""
@@ -102,14 +113,15 @@ class TrainingLoop:
                 last, stopping = step == self.num_steps, any(report.votes)
                 line = self._end_epoch() if ended else ""
                 if last and self.progress.sums.weight:  # the run ends within an epoch
-                    self.progress.train_loss = Metrics.of(self.progress.sums, self.loss.task).loss
+                    self.progress.train_loss = self.meter(self.progress.sums).loss
+                asked = last or self._asks(ended)
+                due = ended or last or stopping or _due(step, self.checkpoints.every)
                 # Before the evaluation, which may fail or take long; an epoch's end stands at the start of the next.
-                saved = self._save() if ended or last or stopping or _due(step, self.checkpoints.every) else None
-                asked = ended if self.eval_every is None else _due(step, self.eval_every)
-                tested = self._evaluate() if asked or last else ""
+                saved = self._save() if due or (asked and self.early_stopping) else None
+                tested = self._evaluate() if asked else ""
                 if ended or tested:
                     self.reporter.say((line or f"step {step}") + tested)
-                if last:
+                if last or self.stopped_early:
                     break
                 if stopping:
                     raise self._stopped(report, saved)
@@ -127,12 +139,10 @@ class TrainingLoop:
             self.recorder.advance()
             self._take_lap()
         if self.log:
-            metrics = Metrics.of(report.sums, self.loss.task, self.unit)
-            self.log.write(
-                kind="step", step=number + 1, epoch=progress.epoch, lr=lr, seconds=seconds, **asdict(metrics)
-            )
+            metrics = asdict(self.meter(report.sums))
+            self.log.write(kind="step", step=number + 1, epoch=progress.epoch, lr=lr, seconds=seconds, **metrics)
         rate = progress.samples / progress.seconds
-        self.reporter.step(number + 1, Metrics.of(progress.sums, self.loss.task, self.unit), rate)
+        self.reporter.step(number + 1, self.meter(progress.sums), rate)
         return report
 
     def _refuse(self, report: StepReport, number: int) -> None:
@@ -161,7 +171,7 @@ class TrainingLoop:
     def _end_epoch(self) -> str:
         """Note that the epoch is over, and return what there is to say about it."""
         progress = self.progress
-        metrics = Metrics.of(progress.sums, self.loss.task, self.unit)
+        metrics = self.meter(progress.sums)
         progress.train_loss = metrics.loss
         progress.end_epoch()
         samples, seconds = self._epoch_began
@@ -172,6 +182,10 @@ class TrainingLoop:
             self.log.write(kind="epoch", step=self.replica.step, epoch=progress.epoch, **values)
         return f"epoch {progress.epoch:3d}  {metrics}  {rate:.0f} samples/s"
 
+    def _asks(self, ended: bool) -> bool:
+        """Return whether there is to be an evaluation at this step, which may have ended an epoch."""
+        return ended if self.eval_every is None else _due(self.replica.step, self.eval_every)
+
     def _evaluate(self) -> str:
         """Evaluate unless this step's parameters have been, and return what there is to say about it."""
         if self.evaluator is None:
@@ -180,9 +194,40 @@ class TrainingLoop:
             metrics = self.evaluator()
             self._evaluated = self.replica.step, metrics
             if self.log:
-                self.log.write(kind="test", step=self.replica.step, epoch=self.progress.epoch, **asdict(metrics))
+                weights = "ema" if self.replica.average else "trained"
+                place = {"step": self.replica.step, "epoch": self.progress.epoch, "weights": weights}
+                self.log.write(kind="test", **place, **asdict(metrics))
+            if self.early_stopping:
+                self._watch(metrics, self.early_stopping)
             self._take_lap()
-        return f"  test {self._evaluated[1]}"
+        of_average = " (ema)" if self.replica.average else ""
+        return f"  test{of_average} {self._evaluated[1]}"
+
+    def _watch(self, metrics: Metrics, settings: EarlyStopping) -> None:
+        """Let early stopping see an evaluation; the checkpoint of the best one so far is named."""
+        step = self.replica.step
+        watch = self.progress.watch = self.progress.watch.after(step, metrics, settings)
+        if watch.best_step == step:
+            self._name_best()
+
+    def _watch_again(self) -> None:
+        """Repeat the evaluation that followed the checkpoint of a resumed run, whose result is not in there."""
+        self._name_best()
+        step = self.replica.step
+        if step == self.num_steps or (step > 0 and self._asks(self.progress.offset == 0)):
+            self._evaluate()
+
+    def _name_best(self) -> None:
+        if self.folder:
+            checkpoint.name_best(self.folder.checkpoints, self.progress.watch.best_step, self.grid.comm)
+
+    def _note_early_stop(self) -> None:
+        progress, watch = self.progress, self.progress.watch
+        if progress.sums.weight:  # the run ends within an epoch
+            progress.train_loss = self.meter(progress.sums).loss
+        self.reporter.say(watch.describe())
+        if self.log:
+            self.log.write(kind="early_stopping", epoch=self.progress.epoch, **asdict(watch))
 
     def _save(self) -> Path | None:
         """Write a checkpoint, if there is a run folder."""
@@ -191,8 +236,9 @@ class TrainingLoop:
         self._note_wall_seconds()
         if self.log:
             self.progress.metrics_bytes = self.log.flush()
+        best = self.progress.watch.best_step if self.early_stopping else None
         path = checkpoint.save(
-            self.folder.checkpoints, self.replica, self.progress, self.grid, keep=self.checkpoints.keep
+            self.folder.checkpoints, self.replica, self.progress, self.grid, keep=self.checkpoints.keep, best=best
         )
         self._take_lap()
         return path

@@ -16,7 +16,7 @@ from hpdl_mpi.base.errors import InputError
 from hpdl_mpi.train.job import Positive, problems
 from hpdl_mpi.train.progress import Progress
 
-FORMAT = 1
+FORMAT = 2
 DAMAGED = "a damaged checkpoint"
 
 Count = Annotated[int, Field(ge=0)]

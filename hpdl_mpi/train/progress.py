@@ -9,6 +9,7 @@ from hpdl_mpi.base.errors import InputError
 from hpdl_mpi.data import Transform
 from hpdl_mpi.data.sampler import Shuffle
 from hpdl_mpi.nn import LossSums
+from hpdl_mpi.train.stopping import Watch
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,8 @@ class Recipe:
         Names of the arrays.
     transform, target_transform : Transform
         With measured means and deviations.
+    ema : float or None
+        Decay of the moving average of the weights.
     """
 
     seed: int
@@ -36,6 +39,7 @@ class Recipe:
     targets: str
     transform: Transform
     target_transform: Transform
+    ema: float | None = None
 
     def refuse_changes(self, began: Recipe) -> None:
         """Raise an InputError, alike on all ranks, if the run began with another recipe than this."""
@@ -57,6 +61,7 @@ _KEYS = {
     "global_batch_size": "training.global_batch_size",
     "dtype": "training.dtype",
     "slots": "the optimizer's state",
+    "ema": "training.ema",
 }
 """Where a recipe's parts stand in a job, if not in its section ``data``."""
 
@@ -86,6 +91,8 @@ class Progress:
         Mean of the last epoch; at the end of a run that ends within one, of the part that it has done.
     metrics_bytes : int
         Length of ``metrics.jsonl`` at this point.
+    watch : Watch
+        What evaluations have shown, for early stopping.
     """
 
     recipe: Recipe
@@ -98,6 +105,7 @@ class Progress:
     sums: LossSums = field(default=LossSums(0.0, 0.0, 0.0))
     train_loss: float | None = None
     metrics_bytes: int = 0
+    watch: Watch = field(default=Watch())
 
     def count(self, sums: LossSums, num_samples: int, seconds: float) -> None:
         """Note one more step."""

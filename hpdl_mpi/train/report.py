@@ -138,6 +138,7 @@ def describe_summary(summary: dict[str, Any]) -> str:
     scores = [
         ("test loss", "test_loss", ".4f"),
         ("test accuracy", "test_accuracy", ".4f"),
+        ("top5", "test_top5", ".4f"),
         ("test rmse", "test_rmse", ".6g"),
     ]
     reached = ", ".join(f"{label} {summary[key]:{style}}" for label, key, style in scores if summary[key] is not None)

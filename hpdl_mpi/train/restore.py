@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +60,14 @@ def plain_values(part: object) -> dict[str, Any]:
     return {key: value for key, value in vars(part).items() if isinstance(value, bool | int | float | str | tuple)}
 
 
-def restore(comm: Communicator, replica: Replica, train: Dataset, recipe: Recipe, folder: Path | None) -> Progress:
+def restore(
+    comm: Communicator,
+    replica: Replica,
+    train: Dataset,
+    recipe: Recipe,
+    folder: Path | None,
+    begin: Callable[[], None],
+) -> Progress:
     """Fill the replica from the latest checkpoint, if there is one, and return where the run stands. Collective.
 
     Parameters
@@ -74,6 +82,8 @@ def restore(comm: Communicator, replica: Replica, train: Dataset, recipe: Recipe
         Of the run as it shall be.
     folder : Path or None
         Of the checkpoints; None to begin anew.
+    begin : callable
+        What is done to the replica of a run that begins.
 
     Raises
     ------
@@ -96,7 +106,11 @@ def restore(comm: Communicator, replica: Replica, train: Dataset, recipe: Recipe
         remedy="build the same on every rank, whatever its number",
     )
     latest = agree(comm, lambda: checkpoint.latest(folder) if folder else None)
-    progress = checkpoint.load(latest, replica) if latest else Progress(recipe, train.fingerprint)
+    if latest:
+        progress = checkpoint.load(latest, replica)
+    else:
+        begin()
+        progress = Progress(recipe, train.fingerprint)
     require_alike(
         comm,
         (replica.step, checkpoint.digest(replica)),

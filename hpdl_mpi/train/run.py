@@ -66,6 +66,9 @@ def run_job(
         target_transform=target_transform,
         shuffle=job.data.shuffle,
         eval_every=job.training.eval_every,
+        early_stopping=job.training.early_stopping,
+        init=job.init.file if job.init else None,
+        init_skip=job.init.skip if job.init else (),
         checkpoint=job.checkpoint,
         run_dir=folder.path,
         resume=resume,
@@ -75,7 +78,9 @@ def run_job(
     )
 
 
-def open_run(run: PathLike, comm: Communicator, *, pp: int = 1) -> tuple[Trainer, Job]:
+def open_run(
+    run: PathLike, comm: Communicator, *, pp: int = 1, ema: bool = True, best: bool = False
+) -> tuple[Trainer, Job]:
     """Return a trainer that holds the model of a run's latest checkpoint, and the run's job. Collective.
 
     Parameters
@@ -86,6 +91,10 @@ def open_run(run: PathLike, comm: Communicator, *, pp: int = 1) -> tuple[Trainer
         All ranks.
     pp : int
         Ranks of a pipeline, for a model that is too large for one. The run's own cuts are taken if it had as many.
+    ema : bool
+        Take the moving average of the weights, if the run has one.
+    best : bool
+        Take the best checkpoint, of a run with early stopping.
 
     Raises
     ------
@@ -100,8 +109,8 @@ def open_run(run: PathLike, comm: Communicator, *, pp: int = 1) -> tuple[Trainer
             parallel = job.parallel.model_copy(update={"dp": None, "threads": None})
         training = job.training.model_copy(update={"accumulate": 1})
         trainer = make_trainer(job.model_copy(update={"parallel": parallel, "training": training}), comm)
-    latest = agree(comm, lambda: _latest(folder))
-    trainer.load(latest)
+    chosen = agree(comm, lambda: _best(folder) if best else _latest(folder))
+    trainer.load(chosen, ema=ema)
     return trainer, job
 
 
@@ -117,6 +126,7 @@ def make_trainer(job: Job, comm: Communicator) -> Trainer:
         seed=job.seed,
         accumulate=job.training.accumulate,
         clip_norm=job.training.clip_norm,
+        ema=job.training.ema,
         comm=comm,
     )
 
@@ -131,7 +141,8 @@ def _prepare(
     parallel = job.parallel
     if parallel.schedule.lower().endswith(".csv"):
         parallel = parallel.model_copy(update={"schedule": _absolute(parallel.schedule)})
-    job = job.model_copy(update={"data": job.data.model_copy(update=paths), "parallel": parallel})
+    init = job.init and job.init.model_copy(update={"file": _absolute(job.init.file)})
+    job = job.model_copy(update={"data": job.data.model_copy(update=paths), "parallel": parallel, "init": init})
     if resume and folder.job.exists():
         saved = folder.read_job()
         with amended(f"{path}: "):
@@ -155,6 +166,17 @@ def _resolved(job: Job, source: Source, trainer: Trainer) -> dict[str, Any]:
 def make_source(job: Job) -> Source:
     """Return where a job's training samples come from, and how they are prepared."""
     return Source(job.data.train, job.data.inputs, job.data.targets, *make_transforms(job))
+
+
+def _best(folder: RunFolder) -> Path:
+    best = folder.checkpoints / checkpoint.BEST
+    if not best.exists():
+        raise InputError(
+            "the run has no best checkpoint",
+            where=folder.path,
+            remedy="leave out --best: only runs with training.early_stopping have one, from their first evaluation on",
+        )
+    return best.resolve()
 
 
 def _latest(folder: RunFolder) -> Path:

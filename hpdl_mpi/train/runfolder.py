@@ -47,7 +47,12 @@ class RunFolder:
     @property
     def holds_run(self) -> bool:
         """Whether a run began here: one that failed before its first step did not."""
-        return self.job.exists() or checkpoint.latest(self.checkpoints) is not None
+        return self.job.exists() or self.holds_checkpoint
+
+    @property
+    def holds_checkpoint(self) -> bool:
+        """Whether a run can go on from here, rather than begin."""
+        return checkpoint.latest(self.checkpoints) is not None
 
     def claim(self, *, resume: bool) -> None:
         """Make the folder, or accept the run that it holds.
@@ -205,7 +210,7 @@ def _is_of(line: bytes, step: int) -> bool:
         return False
 
 
-FIXED = ("model", "training.loss", "optimizer.name")
+FIXED = ("model", "training.loss", "optimizer.name", "init")
 """What a job cannot change when its run goes on, besides the `Recipe`; lengths, rates, grids and places may."""
 
 
@@ -239,6 +244,7 @@ def resumed_job(job: Job, saved: Job, num_ranks: int) -> Job:
         for key in ("threads", "cuts", "num_microbatches") if same else ("threads",):
             if after[key] is None:
                 after[key] = before[key]
+    new["init"] = new["init"] or old["init"]
     for key in FIXED:
         found, expected = _get(new, key), _get(old, key)
         if found != expected:

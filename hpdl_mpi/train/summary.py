@@ -50,7 +50,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes of one rank while it trains."""
+    """Bytes of one rank while it trains; a moving average of the weights counts with the optimizer's state."""
 
     parameters: int
     gradients: int
@@ -159,7 +159,7 @@ def summarize(job: Job, num_ranks: int, pp: int | None = None) -> Summary:
     input_shape, reading = loader.input_shape, Reading(loader.nbytes, dataset.cache_bytes)
     parallel = job.parallel.accumulating(job.training.accumulate)
     share = -(-job.training.global_batch_size // num_ranks)
-    num_slots = len(optimizer.slots)
+    num_slots = len(optimizer.slots) + (job.training.ema is not None)
     task = Task(model, input_shape, loss, job.training.dtype, num_slots, parallel.recompute)
     schedule, cuts = plan_pipeline(
         task,
@@ -178,8 +178,8 @@ def summarize(job: Job, num_ranks: int, pp: int | None = None) -> Summary:
         pipeline = Pipeline(schedule=schedule, recompute=parallel.recompute)
         replica = Replica(model, input_shape, optimizer, dtype=job.training.dtype, seed=job.seed, pipeline=pipeline)
         _learn_zeros(replica, loss, share)
-        slots = sum(slot.nbytes for slot in replica.slots.values())
-        memory = Memory(replica.params.nbytes, replica.grads.nbytes, slots, replica.pool.bytes_held)
+        nbytes = replica.params.nbytes
+        memory = Memory(nbytes, nbytes, num_slots * nbytes, replica.pool.bytes_held)
     else:
         costs = stage_costs(task, schedule, size)
         names = list(pieces(model))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +19,11 @@ from hpdl_mpi.parallel import Replica
 from hpdl_mpi.train import checkpoint as checkpoints
 from hpdl_mpi.train.assembly import Assembly
 from hpdl_mpi.train.evaluation import Evaluator
+from hpdl_mpi.train.export import export
 from hpdl_mpi.train.fit import Course, fit
-from hpdl_mpi.train.job import Checkpoint, Parallel
+from hpdl_mpi.train.job import Checkpoint, EarlyStopping, Parallel
 from hpdl_mpi.train.launch import rehearse_evaluation
-from hpdl_mpi.train.metrics import Metrics
+from hpdl_mpi.train.metrics import Meter, Metrics
 from hpdl_mpi.train.source import AS_STORED, PathLike, Source
 
 _EVALUATED = 256
@@ -48,6 +49,9 @@ class Trainer:
         Another name for the number of micro-batches in `parallel`, where there is no pipeline.
     clip_norm : float, optional
         Upper bound of the gradient's global norm.
+    ema : float, optional
+        Decay of a moving average of the weights, see `MovingAverage`: what is evaluated, predicted with and exported
+        in their place.
     comm : Communicator, optional
         By default all ranks of the job.
     """
@@ -64,14 +68,18 @@ class Trainer:
         seed: int = 0,
         accumulate: int = 1,
         clip_norm: float | None = None,
+        ema: float | None = None,
         comm: Communicator | None = None,
     ) -> None:
         self.comm = world() if comm is None else comm
         self.model, self.loss = model, loss
         settings = (parallel or Parallel()).accumulating(accumulate)
-        self._assembly = Assembly(model, loss, optimizer, parallel=settings, dtype=dtype, seed=seed, comm=self.comm)
+        self._assembly = Assembly(
+            model, loss, optimizer, parallel=settings, dtype=dtype, seed=seed, ema=ema, comm=self.comm
+        )
         self.grid, self.threads = self._assembly.grid, self._assembly.threads
         self._lr_schedule, self._clip_norm = lr_schedule or Constant(), clip_norm
+        self._loaded_average = False
 
     @property
     def chosen(self) -> dict[str, Any]:
@@ -82,6 +90,11 @@ class Trainer:
     def replica(self) -> Replica:
         """This rank's part of the model, once `fit` or `load` has made it."""
         return self._assembly.replica
+
+    @property
+    def averaged(self) -> bool:
+        """Whether evaluations and predictions take the moving average of the weights."""
+        return self._loaded_average or self.replica.average is not None
 
     def fit(
         self,
@@ -97,11 +110,14 @@ class Trainer:
         target_transform: Transform | None = None,
         shuffle: Shuffle = "block",
         eval_every: int | None = None,
+        early_stopping: EarlyStopping | None = None,
         checkpoint: Checkpoint | None = None,
         run_dir: PathLike | None = None,
         resume: bool = False,
         name: str | None = None,
         trace: PathLike | None = None,
+        init: PathLike | None = None,
+        init_skip: Sequence[str] = (),
         describe: Callable[[Source], dict[str, Any]] | None = None,
     ) -> dict[str, Any]:
         """Train, and return the summary of the run. Collective.
@@ -123,6 +139,9 @@ class Trainer:
         shuffle : {"block", "global", "none"}
         eval_every : int, optional
             Steps between evaluations, instead of one after every epoch.
+        early_stopping : EarlyStopping, optional
+            End when evaluations no longer get better. Each has a checkpoint then; ``checkpoints/best`` in `run_dir` is
+            the best one's, which is kept.
         checkpoint : Checkpoint, optional
             When to save and how much to keep.
         run_dir : path-like, optional
@@ -133,6 +152,11 @@ class Trainer:
             Of the model, for the summary.
         trace : path-like, optional
             Record some steps of all ranks into this file, for chrome://tracing or Perfetto, and a picture beside it.
+        init : path-like, optional
+            A .safetensors file of the weights that the run begins with, under PyTorch's names and in its layouts.
+        init_skip : sequence of str
+            Patterns of names that are left out on both sides, such as ``fc.*``: these parameters begin as without a
+            file.
         describe : callable, optional
             Returns what the run folder shall say of the job, from the source as it will be used: its transforms
             measured.
@@ -161,11 +185,14 @@ class Trainer:
             validate=validate,
             shuffle=shuffle,
             eval_every=eval_every,
+            early_stopping=early_stopping,
             checkpoint=checkpoint or Checkpoint(),
             run_dir=run_dir,
             resume=resume,
             name=name,
             trace=trace,
+            init=init,
+            init_skip=init_skip,
             describe=describe,
             lr_schedule=self._lr_schedule,
             clip_norm=self._clip_norm,
@@ -175,13 +202,15 @@ class Trainer:
             raise RuntimeError("this trainer holds a trained model already: make a new one to train again")
         return fit(self._assembly, course)
 
-    def load(self, checkpoint: PathLike) -> None:
+    def load(self, checkpoint: PathLike, *, ema: bool = True) -> None:
         """Build the model and fill it from a checkpoint, which also says how samples are prepared. Collective.
 
         Parameters
         ----------
         checkpoint : path-like
-            A folder ``step-...`` of a run with this model and this kind of optimizer.
+            A folder ``step-...``, or the link ``best``, of a run with this model and this kind of optimizer.
+        ema : bool
+            Take the moving averages of the weights in their place, if the checkpoint has them.
 
         Raises
         ------
@@ -189,10 +218,12 @@ class Trainer:
             The checkpoint is damaged, or of another model.
         """
         path = Path(checkpoint)
-        input_shape = agree(self.comm, lambda: tuple(checkpoints.read_manifest(path)["input_shape"]))
+        manifest = agree(self.comm, lambda: checkpoints.read_manifest(path))
+        input_shape, recipe = tuple(manifest["input_shape"]), manifest["progress"].recipe
+        self._loaded_average = ema and recipe.ema is not None
         self._assembly.plan(input_shape, _EVALUATED)
         self._assembly.build(input_shape)
-        recipe = checkpoints.load(path, self.replica).recipe
+        checkpoints.load(path, self.replica, averaged=self._loaded_average)
         self._assembly.source = Source("", recipe.inputs, recipe.targets, recipe.transform, recipe.target_transform)
 
     def evaluate(self, data: PathLike, *, batch_size: int = _EVALUATED) -> Metrics:
@@ -210,7 +241,8 @@ class Trainer:
         loader = assembly.loader(data, batch_size)
         with loader.dataset:
             assembly.rehearse(loader, rehearse_evaluation)
-            return Evaluator(self.replica, self.loss, loader, self.comm, source.unit)()
+            meter = Meter.of(self.loss, self.replica.output_shape, source.unit)
+            return Evaluator(self.replica, self.loss, loader, self.comm, meter)()
 
     def predict(self, inputs: np.ndarray, *, batch_size: int = _EVALUATED) -> np.ndarray:
         """Return the model's outputs for samples as they are stored, in the targets' own units.
@@ -239,10 +271,28 @@ class Trainer:
             raw = np.ascontiguousarray(raw, memory_dtype(raw.dtype))
             x = np.empty((len(raw), *shape), replica.dtype)
             source.transform.apply(raw, x)
-            result[start : start + batch_size] = replica.predict(x, np.arange(start, start + len(raw)))
+            with replica.averaged():
+                result[start : start + batch_size] = replica.predict(x, np.arange(start, start + len(raw)))
         if self.loss.task == "regression":
             source.target_transform.inverse(result)
         return result
+
+    def export(self, path: PathLike) -> None:
+        """Write the weights to a .safetensors file, as ``state_dict`` of the twin in PyTorch names them. Collective.
+
+        Parameters
+        ----------
+        path : path-like
+            Written whole or not at all.
+
+        Raises
+        ------
+        InputError
+            The file cannot be written there, or the model has no twin in PyTorch.
+        StorageError
+            The disk is full.
+        """
+        export(Path(path), self.replica, self.grid, averaged=self.averaged)
 
     def close(self) -> None:
         """Give back what the trainer holds of the MPI library, and the model; nobody may use it any more. Collective.

@@ -10,9 +10,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
-from hpdl_mpi import nn
+from hpdl_mpi import nn, optim
 from hpdl_mpi.comm import SingleCommunicator
+from hpdl_mpi.train import Checkpoint, EarlyStopping, Parallel
+from hpdl_mpi.train.evaluation import Evaluator
+from hpdl_mpi.train.metrics import Metrics
 from hpdl_mpi.train.signals import Stopped
 from tests.training_cases import CLASSES, fit_images, make_trainer, step_losses, write_images
 
@@ -70,6 +74,24 @@ def test_every_rank_has_the_same_parameters_and_summary(world, shared_folder):
     assert summary["world_size"] == summary["dp"] == world.size
 
 
+def test_a_pipeline_exports_what_another_begins_with(world, shared_folder):
+    images, weights = shared_folder / "images.h5", shared_folder / "weights.safetensors"
+    pipeline = Parallel(threads=1, pp=world.size, num_microbatches=2)
+    first, second = (make_trainer(world, parallel=pipeline) for _ in range(2))
+    fit_images(first, images, epochs=1)
+    first.export(weights)
+    # A rate of zero: what a run begins with is what it ends with.
+    second._assembly.optimizer.lr = 0.0
+    fit_images(second, images, epochs=1, init=weights)
+    second.export(shared_folder / "again.safetensors")
+    world.barrier()
+    found, again = load_file(weights), load_file(shared_folder / "again.safetensors")
+    assert sorted(found) == sorted(again) == ["0.bias", "0.weight", "5.bias", "5.weight"]
+    assert (found["0.weight"].shape, found["5.weight"].shape) == ((4, 1, 3, 3), (CLASSES, 36))
+    for name, values in found.items():
+        np.testing.assert_array_equal(again[name], values)
+
+
 def test_every_rank_tracks_the_same_statistics(world, shared_folder):
     layers = nn.Conv2d(8, 3, padding=1), nn.BatchNorm2d(activation="relu"), nn.GlobalAvgPool2d(), nn.Linear(CLASSES)
     trainer = make_trainer(world, model=nn.Sequential(*layers))
@@ -78,3 +100,33 @@ def test_every_rank_tracks_the_same_statistics(world, shared_folder):
     assert everyone[0].any()
     for theirs in everyone:
         np.testing.assert_array_equal(theirs, everyone[0])
+
+
+def test_evaluations_end_a_run_on_all_ranks_at_the_same_step(world, shared_folder, monkeypatch):
+    losses = [5.0, 4.0, 4.5, 4.2, 4.1, 3.0]
+    monkeypatch.setattr(
+        Evaluator, "__call__", lambda self: Metrics(losses[self._replica.step // 4 - 1], accuracy=world.rank / 8)
+    )
+    settings = {"epochs": 6, "early_stopping": EarlyStopping(patience=2), "checkpoint": Checkpoint(keep=1)}
+    folder, images = shared_folder / "run", shared_folder / "images.h5"
+    for resume in (False, True):  # one that has ended ends again
+        summary = fit_images(make_trainer(world, ema=0.9), images, folder, resume=resume, **settings)
+        found = world.allgather_obj((summary["steps"], summary["early_stopping"], summary["parameters_digest"]))
+        assert found == [found[0]] * world.size
+        assert found[0][0] == 16
+        assert (summary["early_stopping"]["stopped"], summary["early_stopping"]["best_step"]) == (True, 8)
+    world.barrier()
+    kept = sorted(path.name for path in (folder / "checkpoints").iterdir())
+    assert kept == ["best", "step-0000000008", "step-0000000016"]
+
+
+def test_every_rank_has_the_same_moving_average_and_resumes_it_exactly(world, shared_folder):
+    folder, images = shared_folder / "run", shared_folder / "images.h5"
+    whole, parts = (make_trainer(world, ema=0.9, lr_schedule=optim.Constant()) for _ in range(2))
+    fit_images(whole, images, epochs=2)
+    fit_images(make_trainer(world, ema=0.9, lr_schedule=optim.Constant()), images, folder, epochs=1)
+    fit_images(parts, images, folder, epochs=2, resume=True)
+    np.testing.assert_array_equal(parts.replica.average.params, whole.replica.average.params)
+    for theirs in world.allgather_obj(whole.replica.average.params):
+        np.testing.assert_array_equal(theirs, whole.replica.average.params)
+    assert not np.array_equal(whole.replica.average.params, whole.replica.params)

@@ -14,6 +14,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 from hpdl_mpi.data import Dataset
 from hpdl_mpi.train.predict import _csv
@@ -84,6 +85,16 @@ def classifier(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
+def averaged(classifier):
+    """A run of the same job with a moving average, and with a best checkpoint that is not the latest."""
+    aids = ["training.ema=0.5", "training.early_stopping={metric='accuracy', patience=9, min_delta=1}"]
+    overrides = [part for aid in aids for part in ("--set", aid)]
+    output = succeed("train", classifier / "job.toml", "--run-dir", classifier / "averaged", *overrides)
+    assert "test (ema) loss" in output
+    return classifier / "averaged"
+
+
+@pytest.fixture(scope="module")
 def regressor(tmp_path_factory):
     """A folder with a job and its run."""
     folder = tmp_path_factory.mktemp("regressor")
@@ -126,6 +137,40 @@ def test_eval_gives_the_metrics_of_the_summary(classifier, tmp_path):
     assert metrics["accuracy"] == summary["test_accuracy"]
     assert metrics["loss"] == pytest.approx(summary["test_loss"], rel=1e-6)
     assert f"accuracy {metrics['accuracy']:.4f}" in output
+
+
+def test_eval_takes_the_moving_average_unless_told_and_the_best_if_told(averaged, tmp_path):
+    found = {}
+    for options in ([], ["--no-ema"], ["--best"]):
+        output = succeed("eval", averaged, *options, "--json", tmp_path / "metrics.json")
+        values = json.loads((tmp_path / "metrics.json").read_text())
+        assert output.endswith("(ema)\n") == (values["weights"] == "ema") == (options != ["--no-ema"])
+        found[" ".join(options)] = values["step"], values["loss"]
+    summary = json.loads((averaged / "summary.json").read_text())
+    assert found[""] == (8, pytest.approx(summary["test_loss"], rel=1e-6))
+    assert summary["early_stopping"]["best_step"] == found["--best"][0] == 4
+    assert len(set(found.values())) == 3
+
+
+def test_an_exported_run_begins_another(classifier, averaged, tmp_path):
+    weights = tmp_path / "a=b.safetensors"
+    assert "weights of step 8, moving averages written to" in succeed("export", averaged, "--output", weights)
+    tensors = load_file(weights)
+    shapes = {name: array.shape for name, array in tensors.items()}
+    assert shapes == {"1.weight": (8, 36), "1.bias": (8,), "3.weight": (5, 8), "3.bias": (5,)}
+    again = ["train", classifier / "job.toml", "--set", "optimizer.lr=0.0", "--run-dir", tmp_path / "run"]
+    assert f"begins with the weights of {weights}" in succeed(*again, "--init", weights)
+    assert json.loads((tmp_path / "run" / "job.json").read_text())["init"]["file"] == str(weights)
+    succeed("export", tmp_path / "run", "--output", tmp_path / "again.safetensors")
+    for name, array in load_file(tmp_path / "again.safetensors").items():
+        np.testing.assert_array_equal(array, tensors[name])
+    larger = [*again[:-1], tmp_path / "larger", "--set", "model.outputs=7", "--init", weights]
+    message = refuse(*larger)
+    assert "Found different: 3.weight (5, 8), not (7, 8), 3.bias (5,), not (7,)" in message
+    assert "top5" in succeed(*larger, "--init-skip", "3.*")
+    weights.write_bytes(weights.read_bytes()[:-1])
+    assert "not a whole .safetensors file" in refuse(*again[:-1], tmp_path / "none", "--init", weights)
+    assert not (tmp_path / "none").exists()
 
 
 def test_predict_writes_class_and_probability(classifier, tmp_path):
@@ -208,6 +253,11 @@ def test_a_resumed_run_cannot_become_another(classifier, override, message):
         (["eval", "nowhere"], "the folder holds no run"),
         (["eval", "run", "--data", "nowhere"], "nowhere"),
         (["eval", "run", "--data", ""], "no data are named"),
+        (["eval", "run", "--best"], "run: the run has no best checkpoint. Leave out --best"),
+        (["train", "job.toml", "--init", "nowhere", "--run-dir", "none"], "nowhere: no such file"),
+        (["train", "job.toml", "--init-skip", "3.*", "--run-dir", "none"], "init.file: missing"),
+        (["export", "nowhere"], "the folder holds no run"),
+        (["export", "run", "--output", "nowhere/x"], "nowhere/x: cannot be written"),
         (["predict", "run", "--input", "nowhere.h5"], "nowhere.h5: no such file"),
         (["predict", "run", "--input", "images.h5", "--array", "z"], "no array 'z'. Found x, y"),
         (["predict", "run", "--input", "images.h5", "--array", "y"], "samples of another shape"),
@@ -325,6 +375,8 @@ def test_summary_counts_parameters_operations_and_memory():
     for count in ("320", "18,496", "401,536", "1,290", "421,642", "451,584", "7,225,344", "8,482,304"):
         assert count in output
     assert "parameters 1.6 MiB + gradients 1.6 MiB + optimizer 1.6 MiB + activations" in output
+    averaged = succeed("summary", "jobs/lenet_mnist.toml", "--set", "training.ema=0.9")
+    assert "parameters 1.6 MiB + gradients 1.6 MiB + optimizer 3.2 MiB + activations" in averaged
     # three batches of 128, each of 784 pixels and a class: in float32 and int64, and as stored in bytes
     assert f"buffers {3 * 128 * (784 * 5 + 9) / 2**20:.1f} MiB" in output
     # the training data are smaller than the bound, so all of them, in whole blocks of at most 260 KiB with targets;
@@ -357,7 +409,8 @@ def test_the_package_and_its_help_load_nothing_heavy():
     program = (
         "import sys\n"
         "from hpdl_mpi.cli.main import main\n"
-        "for command in ([], ['train'], ['eval'], ['predict'], ['summary'], ['data', 'convert'], ['bench', 'step']):\n"
+        "single = (['train'], ['eval'], ['predict'], ['summary'], ['export'])\n"
+        "for command in ([], *single, ['data', 'convert'], ['bench', 'step']):\n"
         "    sys.argv = ['hpdl', *command, '--help']\n"
         "    try:\n"
         "        main()\n"
@@ -368,4 +421,4 @@ def test_the_package_and_its_help_load_nothing_heavy():
     )
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=LIMIT)
     assert result.returncode == 0, result.stderr
-    assert result.stdout.count("Usage: ") == 7
+    assert result.stdout.count("Usage: ") == 8

@@ -13,6 +13,8 @@ BOUNDS = np.array([[0, 4096], [4096, 4099], [4099, 4100], [4101, 9000], [9000, 9
 
 DECAYS = np.array([1.0, 0.0, 1.0, 1.0, 1.0, 0.0])
 
+DECAY = 0.999
+
 UPDATES: list[tuple[ParallelKernel, int, tuple]] = [
     (update.sgd, 0, (0.1, 0.01, 0.02, 0.03)),
     (update.momentum, 1, (0.1, 0.01, 0.02, 0.03, 0.9, False)),
@@ -40,6 +42,22 @@ def test_update_gives_the_same_bits_from_one_thread_as_from_several(
     kernel.parallel(*parallel, BOUNDS, DECAYS, *settings)
     for one, other in zip(serial, parallel, strict=True):
         assert one.tobytes() == other.tobytes()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_moving_average_has_the_same_bits_from_one_thread_as_from_several(dtype: str) -> None:
+    averages, values = numbers(2, dtype)
+    serial, parallel = averages.copy(), averages.copy()
+    update.average.serial(serial, values, BOUNDS, 1.0 - DECAY)
+    update.average.parallel(parallel, values, BOUNDS, 1.0 - DECAY)
+    assert serial.tobytes() == parallel.tobytes()
+    expected = DECAY * averages.astype(float) + (1.0 - DECAY) * values
+    inside = np.concatenate([np.arange(start, stop) for start, stop in BOUNDS])
+    outside = np.setdiff1d(np.arange(BOUNDS.max()), inside)
+    # Three roundings, of terms no larger than the larger of both numbers.
+    bound = 3 * np.finfo(dtype).eps * np.maximum(averages, values)
+    assert np.all(np.abs(serial - expected)[inside] <= bound[inside])
+    np.testing.assert_array_equal(serial[outside], averages[outside])
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])

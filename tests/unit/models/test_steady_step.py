@@ -120,12 +120,13 @@ def steps(
     optimizer: Optimizer | None = None,
     loss: Loss | None = None,
     accumulate: int = 1,
+    ema: float | None = None,
 ) -> Callable[[], None]:
     """Return a function that takes a whole training step; it has been called, so kernels and buffers are there."""
     rng = np.random.default_rng(0)
     pipeline = Pipeline(schedule=make_schedule("1f1b", num_ranks=1, num_microbatches=accumulate))
     optimizer = optimizer or OPTIMIZERS["sgd"]
-    replica = Replica(model, shape, optimizer, dtype=np.float32, seed=0, pipeline=pipeline)
+    replica = Replica(model, shape, optimizer, dtype=np.float32, seed=0, pipeline=pipeline, ema=ema)
     grid = ProcessGrid(SingleCommunicator(), {"pp": 1, "dp": 1})
     learn = TrainingStep(replica, loss or CrossEntropy(), grid, clip_norm=1.0, num_flags=2)
     size = accumulate * MICRO_BATCH
@@ -243,6 +244,10 @@ def test_step_of_every_layer_allocates_no_array(
 @pytest.mark.parametrize("optimizer", OPTIMIZERS.values(), ids=OPTIMIZERS)
 def test_step_of_every_optimizer_allocates_no_array(optimizer: Optimizer, monkeypatch: pytest.MonkeyPatch) -> None:
     check(steps(Sequential(Linear(10)), (300,), optimizer), monkeypatch)
+
+
+def test_step_with_a_moving_average_allocates_no_array(monkeypatch: pytest.MonkeyPatch) -> None:
+    check(steps(every_convolution(), (27, 27, 1), ema=0.999), monkeypatch)
 
 
 @pytest.mark.parametrize("loss", [CrossEntropy(0.1), MeanSquaredError(), Huber()], ids=lambda loss: type(loss).__name__)

@@ -112,6 +112,29 @@ def test_score_of_a_classifier_is_how_often_the_largest_output_is_the_target() -
     assert sums.score == 2
 
 
+def test_classes_among_the_five_likeliest_are_counted() -> None:
+    outputs = np.array([[7.0, 6.0, 5.0, 4.0, 3.0, 2.0, 2.0]])
+    found = [evaluate(CrossEntropy(), outputs, np.array([target]))[0].top5 for target in range(7)]
+    assert found == [1, 1, 1, 1, 1, 0, 0]
+    tied = np.array([[1.0, 2.0, 2.0, 2.0, 2.0, 2.0, 1.0]])  # of equal ones the first come first, as in argmax
+    assert [evaluate(CrossEntropy(), tied, np.array([target]))[0].top5 for target in (1, 5, 0)] == [1, 1, 0]
+    assert evaluate(CrossEntropy(), np.full((1, 7), np.nan), np.array([0]))[0].top5 == 0
+
+
+def test_top5_agrees_with_a_sorted_list() -> None:
+    outputs, targets = RNG.integers(0, 6, size=(200, 12)).astype(float), RNG.integers(12, size=200)
+    likeliest = [sorted(range(12), key=lambda j, row=row: (-row[j], j))[:5] for row in outputs]
+    expected = sum(target in five for target, five in zip(targets, likeliest, strict=True))
+    assert evaluate(CrossEntropy(), outputs, targets)[0].top5 == expected
+
+
+def test_what_is_reported_is_not_smoothed(outputs: np.ndarray) -> None:
+    sums, _ = evaluate(CrossEntropy(0.3).plain(), outputs, CLASSES)
+    assert sums.loss == pytest.approx(ref.cross_entropy(outputs, CLASSES), rel=1e-14)
+    for loss in (CrossEntropy(), MeanSquaredError(), Huber()):
+        assert loss.plain() is loss
+
+
 def test_row_with_nan_is_not_classified_rightly() -> None:
     outputs = np.array([[np.nan, np.nan, np.nan], [5.0, np.nan, 0.0], [5.0, 0.0, 0.0]])
     assert evaluate(CrossEntropy(), outputs, np.array([0, 0, 0]))[0].score == 1

@@ -16,6 +16,7 @@ from hpdl_mpi.comm import run_threads
 from hpdl_mpi.parallel import Replica
 from hpdl_mpi.parallel.pipeline import Pipeline, make_schedule
 from hpdl_mpi.train import checkpoint
+from hpdl_mpi.train.slices import sha256
 from tests.checkpoint_cases import PROGRESS, assert_equal, grid_of, load, make_replica, rewrite_manifest, save
 
 HDF5_FULL = """Disable slist on flush dest failure failed (file write failed: time = Sun Nov 22 20:50:19 2026
@@ -91,7 +92,7 @@ def test_a_full_disk_is_reported_and_nothing_is_lost(tmp_path, limit):
 
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), RuntimeError(HDF5_FULL)], ids=type)
 def test_a_failed_write_is_told_in_the_words_of_the_system(tmp_path, monkeypatch, error):
-    monkeypatch.setattr(checkpoint, "_write_slices", lambda *_: (_ for _ in ()).throw(error))
+    monkeypatch.setattr(checkpoint, "write_slices", lambda *_: (_ for _ in ()).throw(error))
     with pytest.raises(StorageError, match=r"Found No space left on device\. Make room"):
         save(tmp_path, 1)
 
@@ -114,9 +115,7 @@ def test_slices_of_several_files_are_put_together(tmp_path):
         name = f"part-{rank}.h5"
         with h5py.File(path / name, "w") as file:
             file[f"params/0.weight/{start}"] = weight[start:stop]
-        parts.append(
-            {"name": name, "sha256": checkpoint._sha256(path / name), "slices": [["params", "0.weight", start, stop]]}
-        )
+        parts.append({"name": name, "sha256": sha256(path / name), "slices": [["params", "0.weight", start, stop]]})
     rest = manifest["files"][0]
     rest["slices"] = [entry for entry in rest["slices"] if entry[1] != "0.weight"]
     rewrite_manifest(path, files=[rest, *parts])

@@ -8,8 +8,8 @@ import pytest
 
 from hpdl_mpi.base.errors import InputError
 from hpdl_mpi.nn import Layer
-from hpdl_mpi.train import load_job
-from hpdl_mpi.train.choices import make_model, read_job
+from hpdl_mpi.train import EarlyStopping, load_job
+from hpdl_mpi.train.choices import make_loss, make_model, read_job
 
 JOBS = sorted(Path("jobs").glob("*.toml"))
 LENET = Path("jobs/lenet_mnist.toml")
@@ -27,6 +27,15 @@ def test_overrides_are_toml_values_or_strings():
     assert job.optimizer.keywords["lr"] == 0.5
     assert job.model.keywords["channels"] == [4, 8]
     assert job.training.loss.name == "huber"
+
+
+def test_training_aids_are_keys_of_a_job():
+    aids = ["training.ema=0.999", "training.early_stopping={metric='accuracy', patience=3, min_delta=0}"]
+    job = read_job(LENET, [*aids, "training.loss={name='cross_entropy', label_smoothing=0.1}", "init.file='w'"])
+    assert job.training.ema == 0.999
+    assert job.training.early_stopping == EarlyStopping(metric="accuracy", patience=3)
+    assert make_loss(job).label_smoothing == 0.1
+    assert (job.init.file, job.init.skip) == ("w", ())
 
 
 def test_none_removes_a_key():
@@ -56,6 +65,13 @@ BAD_KEYS = [
     ("training.loss={name='huber', delta=-1}", "training.loss.delta: out of range. Found -1.0"),
     ("training.dtype=float16", "training.dtype: input should be 'float32' or 'float64'"),
     ("training.clip_norm=0", "training.clip_norm: input should be greater than 0"),
+    ("training.ema=1.0", "training.ema: input should be less than 1"),
+    ("training.early_stopping={metric='loss'}", "training.early_stopping.patience: missing"),
+    ("training.early_stopping={patience=0}", "training.early_stopping.patience: input should be greater than or equal"),
+    ("training.early_stopping={patience=1, metric='f1'}", "training.early_stopping.metric: input should be 'loss'"),
+    ("training.early_stopping={patience=1, min_delta=-1}", "training.early_stopping.min_delta: input should be great"),
+    ("init.skip=['fc.*']", "init.file: missing"),
+    ("init={file='x', skip=[3]}", "init.skip.0: input should be a valid string"),
     ("lr_schedule.warmup_steps=-1", "lr_schedule.warmup_steps: out of range"),
     ("lr_schedule.every=3", "lr_schedule.every: unknown key"),
     ("model.outputs='ten'", "model.outputs: input should be a valid integer"),

@@ -37,7 +37,7 @@ def test_a_damaged_file_is_named(tmp_path, file, harm):
 
 
 @pytest.mark.parametrize(
-    "text", ["[]", "{}", "null", "3", '{"format": "1"}', "[" * 10_000, b"\xff", "", '{"format": 1}']
+    "text", ["[]", "{}", "null", "3", '{"format": "1"}', "[" * 10_000, b"\xff", "", '{"format": 2}']
 )
 def test_a_manifest_of_something_else_is_damaged(tmp_path, text):
     path = save(tmp_path, 1)
@@ -174,14 +174,14 @@ def test_a_checkpoint_of_another_model_or_optimizer_is_refused(tmp_path, other, 
 def test_another_format_is_refused(tmp_path):
     path = save(tmp_path, 1)
     rewrite_manifest(path, format=999, files="elsewhere")
-    with pytest.raises(InputError, match=r"another format\. Found 999; expected 1"):
+    with pytest.raises(InputError, match=r"another format\. Found 999; expected 2"):
         load(path)
 
 
 @pytest.mark.parametrize("key", ["step", "epoch", "offset"])
 def test_a_manifest_with_another_number_is_damaged(tmp_path, key):
     path = save(tmp_path, 7)
-    text, count = re.subn(rf'"{key}": (\d)', rf'"{key}": 1\1', (path / "manifest.json").read_text())
+    text, count = re.subn(rf'"{key}": (\d)', rf'"{key}": 1\1', (path / "manifest.json").read_text(), count=1)
     assert count == 1
     (path / "manifest.json").write_text(text)
     with pytest.raises(InputError, match="Found another checksum than its own"):

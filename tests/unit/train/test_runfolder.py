@@ -64,6 +64,14 @@ def test_a_run_keeps_its_threads_on_as_many_ranks(num_ranks, threads):
     assert resume(num_ranks).parallel.threads == threads
 
 
+def test_a_run_remembers_the_weights_that_it_began_with():
+    saved, other = (load_job(LENET, [f"init.file={name}", "parallel.dp=1"]) for name in ("a", "b"))
+    assert resumed_job(load_job(LENET), saved, 1).init == saved.init
+    assert resumed_job(saved, saved, 1).init == saved.init
+    with pytest.raises(InputError, match="init: a run cannot change this when it goes on"):
+        resumed_job(other, saved, 1)
+
+
 def test_a_run_keeps_what_was_measured_but_not_what_the_new_job_says_otherwise():
     assert resume(2).data.transform.mean == [0.25]
     changed = resume(2, "data.transform.scale=1.0").data.transform

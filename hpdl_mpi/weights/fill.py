@@ -1,0 +1,114 @@
+"""Weights from a file become those of a model: what does not fit is told in one message, before anything is read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from fnmatch import fnmatchcase
+
+import numpy as np
+
+from hpdl_mpi.base.errors import InputError
+from hpdl_mpi.nn import Layer
+from hpdl_mpi.weights.file import REAL, TensorFile
+from hpdl_mpi.weights.tensors import Tensor, counters, tensors
+
+_SHOWN = 5
+"""How many tensors a message names of each kind."""
+
+
+def check(file: TensorFile, model: Layer, skip: Sequence[str] = ()) -> dict[str, Tensor]:
+    """Return the tensors of a model that are to be read, by their names in a file. Allocates nothing.
+
+    Parameters
+    ----------
+    file : TensorFile
+    model : Layer
+        Built, all of it.
+    skip : sequence of str
+        Patterns of names, ``fc.*``, of tensors that are not: what they match of the model stays as it is, and what
+        they match of the file is passed over.
+
+    Raises
+    ------
+    InputError
+        The file lacks tensors, or has others, or of other shapes, or of types that are not real numbers; or a pattern
+        matches nothing.
+    """
+    expected = tensors(model)
+    for pattern in skip:
+        if not any(fnmatchcase(name, pattern) for name in (*expected, *file.entries)):
+            raise InputError("nothing has such a name", where="init.skip", found=pattern, expected=_some(expected))
+
+    def wanted(name: str) -> bool:
+        return not any(fnmatchcase(name, pattern) for pattern in skip)
+
+    found: dict[str, Tensor] = {}
+    missing: list[str] = []
+    for name, tensor in expected.items():
+        if wanted(name):
+            present = [alias for alias in (name, *tensor.aliases) if alias in file.entries]
+            found |= dict.fromkeys(present[:1], tensor)
+            missing += [] if present else [f"{name} {tensor.shape}"]
+    known = {*counters(model), *(alias for tensor in expected.values() for alias in tensor.aliases)}
+    unexpected = [
+        f"{name} {entry.shape}"
+        for name, entry in file.entries.items()
+        if name not in found and name not in known and wanted(name)
+    ]
+    mismatched = list(_mismatched(file, found))
+    problems = {"missing": missing, "unexpected": unexpected, "different": mismatched}
+    if any(problems.values()):
+        raise InputError(
+            "the tensors are not those of the model",
+            where=file.path,
+            found="; ".join(f"{kind}: {_some(names)}" for kind, names in problems.items() if names),
+            expected="the names and shapes of PyTorch's state_dict of this model",
+            remedy="take the model that they were made for, or leave tensors out on both sides: --init-skip 'NAME.*'",
+        )
+    return found
+
+
+def fill(file: TensorFile, model: Layer, arrays: Mapping[str, np.ndarray], skip: Sequence[str] = ()) -> None:
+    """Read the tensors of a model from a file. Local: each rank reads those that it has.
+
+    Parameters
+    ----------
+    file : TensorFile
+    model : Layer
+        Built, all of it.
+    arrays : mapping of str to array
+        Parameters and statistics that this rank has, by full name, to be written; others are not read.
+    skip : sequence of str
+        See `check`.
+
+    Raises
+    ------
+    InputError
+        What `check` raises, or a number is none, or too large.
+    """
+    for name, tensor in check(file, model, skip).items():
+        if tensor.name in arrays:
+            target = arrays[tensor.name]
+            with np.errstate(over="ignore"):  # it is looked for below
+                tensor.inward(file.read(name), target)
+            if not np.isfinite(target).all():
+                raise InputError(
+                    "a number is not finite",
+                    where=f"{file.path}: {name}",
+                    expected=f"numbers that {target.dtype} holds",
+                )
+
+
+def _mismatched(file: TensorFile, found: Mapping[str, Tensor]) -> Iterator[str]:
+    for name, tensor in found.items():
+        entry = file.entries[name]
+        if entry.shape != tensor.shape:
+            yield f"{name} {entry.shape}, not {tensor.shape}"
+        elif entry.dtype not in REAL:
+            yield f"{name} of type {entry.dtype}, not {' or '.join(REAL)}"
+
+
+def _some(names: Sequence[str] | Mapping[str, Tensor]) -> str:
+    """Return names as a text, the first of them if there are many."""
+    rest = len(names) - _SHOWN
+    return ", ".join(list(names)[:_SHOWN]) + (f" and {rest} more" if rest > 0 else "")
