@@ -87,3 +87,42 @@ def cross_entropy(logits, targets, smoothing, scale, dlogits):
                 wanted = even + (1.0 - smoothing if j == target else 0.0)
                 dlogits[i, j] = scale * (math.exp(logits[i, j] - top) / total - wanted)
     return loss, correct, -1
+
+
+@kernel
+def mixed_cross_entropy(logits, targets, smoothing, scale, dlogits):
+    """As `cross_entropy`, with targets of two classes each: MIXED (n,), see `kernels.mixup`.
+
+    A row whose prediction is one of the two is right for its part; a target of one class gives what `cross_entropy`
+    does. `bad` is the first row whose own label is outside the classes, else the first whose other label is.
+    """
+    n, k = logits.shape
+    wants_gradient = dlogits.size > 0
+    even = smoothing / k
+    loss = 0.0
+    correct = 0.0
+    for i in range(n):
+        if targets[i].label < 0 or targets[i].label >= k:
+            return 0.0, 0.0, i
+    for i in range(n):
+        label, other, part = targets[i].label, targets[i].other, targets[i].part
+        if other < 0 or other >= k:
+            return 0.0, 0.0, i
+        top, total = _shift_and_sum(logits[i])
+        log_total = math.log(total)
+        best = 0
+        for j in range(k):
+            wanted = even
+            if j == label:
+                wanted += (1.0 - smoothing) * part
+            if j == other:
+                wanted += (1.0 - smoothing) * (1.0 - part)
+            if wanted > 0:  # else an impossible class, of logit -inf, would turn 0 times inf into NaN
+                loss -= wanted * (logits[i, j] - top - log_total)
+            if wants_gradient:
+                dlogits[i, j] = scale * (math.exp(logits[i, j] - top) / total - wanted)
+            if logits[i, j] > logits[i, best]:
+                best = j
+        if total == total:  # no class is predicted by a row with NaN
+            correct += (part if best == label else 0.0) + (1.0 - part if best == other else 0.0)
+    return loss, correct, -1
