@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from hpdl_mpi.base.errors import InputError, require
 from hpdl_mpi.data.transform import Shape
 
-Size = int | tuple[int, int]
+Size = int | Sequence[int]
 """Of a square, or (height, width)."""
+
+
+def _pair(size: Size) -> tuple[int, int]:
+    return (size, size) if isinstance(size, int) else (size[0], size[1])
 
 
 @dataclass(frozen=True)
@@ -88,10 +93,10 @@ class Augment:
     def __post_init__(self) -> None:
         for name in ("crop", "resized_crop"):
             if (value := getattr(self, name)) is not None:
-                size = (value, value) if isinstance(value, int) else tuple(value)
-                possible = len(size) == 2 and all(isinstance(side, int) and side > 0 for side in size)
+                possible = isinstance(value, int) or len(value) == 2
+                possible = possible and all(isinstance(side, int) and side > 0 for side in _pair(value))
                 require(f"augment.{name}", value, possible, "an integer above 0, or two: height and width")
-                object.__setattr__(self, name, size)
+                object.__setattr__(self, name, _pair(value))
         fraction, mixup = self.central_fraction, self.mixup
         require("augment.pad", self.pad, self.pad >= 0, "an integer of at least 0")
         require("augment.central_fraction", fraction, 0 < fraction <= 1, "above 0, at most 1")
@@ -105,7 +110,8 @@ class Augment:
     @property
     def size(self) -> tuple[int, int] | None:
         """Height and width of what is cropped."""
-        return self.crop or self.resized_crop  # type: ignore[return-value]
+        size = self.crop or self.resized_crop
+        return None if size is None else _pair(size)
 
     @property
     def jitters(self) -> bool:

@@ -115,11 +115,10 @@ def _white(dtype: np.dtype, scale: float) -> float:
 def _middle(augment: Augment, shape: Shape, rows: int) -> np.ndarray:
     """Return the draws, DRAW (rows,), that show the middle of an image as it is."""
     height, width = shape[:2]
-    h, w = augment.crop or (height, width)  # type: ignore[misc]
+    h, w = augment.size or (height, width)
     if augment.resized_crop:
-        size = augment.resized_crop
-        spacing = augment.central_fraction * min(height / size[0], width / size[1])  # type: ignore[index]
-        h, w = (max(1, round(spacing * side)) for side in size)  # type: ignore[union-attr]
+        spacing = augment.central_fraction * min(height / h, width / w)
+        h, w = (max(1, round(spacing * side)) for side in (h, w))
     draws = np.zeros(rows, kernel.DRAW)
     draws["top"], draws["left"] = round((height - h) / 2), round((width - w) / 2)
     draws["height"], draws["width"] = h, w

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from hpdl_mpi.base.errors import InputError
-from hpdl_mpi.data import Transform
+from hpdl_mpi.data import Augment, Transform
 from hpdl_mpi.data.sampler import Shuffle
 from hpdl_mpi.nn import LossSums
 
@@ -25,6 +25,7 @@ class Recipe:
         Names of the arrays.
     transform, target_transform : Transform
         With measured means and deviations.
+    augment : Augment
     """
 
     seed: int
@@ -36,6 +37,7 @@ class Recipe:
     targets: str
     transform: Transform
     target_transform: Transform
+    augment: Augment = Augment()  # noqa: RUF009 - it is frozen
 
     def refuse_changes(self, began: Recipe) -> None:
         """Raise an InputError, alike on all ranks, if the run began with another recipe than this."""
