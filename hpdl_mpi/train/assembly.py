@@ -152,7 +152,9 @@ class Assembly:
         with loader.dataset.naming_files(), closing(loader.epoch(0, limit=self.grid.shape["dp"])) as batches:
             run(self.replica, next(batches), self.loss)
 
-    def loader(self, path: PathLike, batch_size: int, shuffle: Shuffle = "none", *, training: bool = False) -> Loader:
+    def loader(
+        self, path: PathLike, batch_size: int, shuffle: Shuffle = "none", *, training: bool = False, depth: int = 2
+    ) -> Loader:
         """Return a loader of this rank's share of some samples, prepared like those of `source`.
 
         Parameters
@@ -163,6 +165,8 @@ class Assembly:
         shuffle : {"block", "global", "none"}
         training : bool
             Whether samples are augmented.
+        depth : int
+            Batches to read ahead.
         """
         classifies = self.loss.task == "classification"
         return Loader(
@@ -177,6 +181,7 @@ class Assembly:
             training=training,
             target_transform=None if classifies else self.source.target_transform,
             dtype=self.dtype,
+            depth=depth,
             reads_inputs=self.pipeline.reads_inputs,
             reads_targets=self.pipeline.reads_targets,
         )
