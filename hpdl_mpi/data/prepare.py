@@ -100,7 +100,7 @@ class Preparation:
         self, images: np.ndarray, draws: np.ndarray, affine: tuple[float, np.ndarray, np.ndarray], out: np.ndarray
     ) -> None:
         if self._augment.resized_crop:
-            kernel.resize(images, draws, *self._scratch, *affine, out)
+            kernel.resize(images, draws, *affine, out, *self._scratch)
         else:
             kernel.crop(images, draws, *affine, out)
 

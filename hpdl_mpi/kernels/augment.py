@@ -1,7 +1,8 @@
 """Augmentation of images: what is drawn for each sample, and the windows of pixels that follow from it.
 
 What is drawn for a sample depends on (key, sample id) and on which draw it is, never on its batch or rank, nor on what
-else is drawn. The kernels run in a loader's reader thread, on that thread alone, and take no memory.
+else is drawn. The kernels run in a loader's reader thread, on that thread alone, and take no memory. All round as they
+are written, so that machines that differ draw and compute the same.
 """
 
 from __future__ import annotations
@@ -10,15 +11,13 @@ import math
 
 import numpy as np
 
-from hpdl_mpi.kernels.jit import exact_kernel, inline, kernel
+from hpdl_mpi.kernels.jit import exact_kernel, inline
 from hpdl_mpi.kernels.random import philox
 
-_NUMBER, _INTEGER = np.float64, np.int64
-
 DRAW = np.dtype(
-    [(name, _INTEGER) for name in ("top", "left", "height", "width", "flip")]
-    + [(name, _NUMBER) for name in ("brightness", "contrast", "saturation", "hue")]
-    + [(name, _INTEGER) for name in ("hole_top", "hole_left")]
+    [(name, np.int64) for name in ("top", "left", "height", "width", "flip")]
+    + [(name, np.float64) for name in ("brightness", "contrast", "saturation", "hue")]
+    + [(name, np.int64) for name in ("hole_top", "hole_left")]
 )
 """What is drawn for a sample: the window of its image, whether it is mirrored, factors of colours and the turn of the
 hue, and the corner of what is cut out of the window."""
@@ -46,7 +45,7 @@ def _between(word, low, high):
     return low + (high - low) * (np.float64(word) * _TO_UNIT)
 
 
-@kernel
+@exact_kernel
 def draw_flips(key, ids, draws):
     """Mirror every other image, by chance; ids int64 (n,), draws DRAW (n,)."""
     for i in range(ids.size):
@@ -54,7 +53,7 @@ def draw_flips(key, ids, draws):
         draws[i].flip = np.int64(words[0] >> _31)
 
 
-@kernel
+@exact_kernel
 def draw_crops(key, ids, height, width, pad, draws):
     """Move windows to any place in an image of height x width with a border of `pad`; their sizes stand in `draws`."""
     for i in range(ids.size):
@@ -63,7 +62,7 @@ def draw_crops(key, ids, height, width, pad, draws):
         draws[i].left = _below(words[1], width + 2 * pad - draws[i].width + 1) - pad
 
 
-@kernel
+@exact_kernel
 def draw_resized_crops(key, ids, height, width, draws):
     """Draw windows of any place, size and shape in an image of height x width, as Szegedy et al. (2015) do.
 
@@ -76,7 +75,7 @@ def draw_resized_crops(key, ids, height, width, draws):
         )
 
 
-@kernel
+@exact_kernel
 def _resized_window(key, stream, height, width):
     for attempt in range(_TRIES):
         words = philox(key, stream, _RESIZED_CROP + np.uint64(attempt))
@@ -89,7 +88,7 @@ def _resized_window(key, stream, height, width):
     return (height - h) // 2, (width - w) // 2, h, w
 
 
-@kernel
+@exact_kernel
 def draw_jitter(key, ids, brightness, contrast, saturation, hue, draws):
     """Draw factors of max(0, 1 - strength) to 1 + strength, and turns of -hue to hue of a circle."""
     for i in range(ids.size):
@@ -100,7 +99,7 @@ def draw_jitter(key, ids, brightness, contrast, saturation, hue, draws):
         draws[i].hue = _between(words[3], -hue, hue)
 
 
-@kernel
+@exact_kernel
 def draw_cutouts(key, ids, height, width, size, draws):
     """Draw squares of `size` whose middle is any pixel of a window of height x width: they may stick out."""
     for i in range(ids.size):
@@ -138,7 +137,7 @@ def crop(images, draws, scale, mean, inverse_std, out):
 
 
 @exact_kernel
-def resize(images, draws, places, weights, row, scale, mean, inverse_std, out):
+def resize(images, draws, scale, mean, inverse_std, out, places, weights, row):
     """As `crop`, for windows of any size inside their images: bilinear, and smoothed where pixels become fewer.
 
     A pixel of `out` is a weighted mean of those under a triangle as wide as two of its neighbours are apart, at least
@@ -198,7 +197,7 @@ def _taps(place, spacing, size, weights):
     return first, count
 
 
-@kernel
+@exact_kernel
 def cut_out(x, draws, size):
     """Set the squares that are drawn to zero, the mean of what is normalised; x (n, h, w, channels), in place."""
     for i in range(x.shape[0]):

@@ -10,7 +10,7 @@ import math
 
 import numpy as np
 
-from hpdl_mpi.kernels.jit import exact_kernel, kernel
+from hpdl_mpi.kernels.jit import exact_kernel
 from hpdl_mpi.kernels.random import philox
 
 MIXED = np.dtype([("label", np.int64), ("other", np.int64), ("part", np.float64)])
@@ -23,7 +23,7 @@ _TRIES = 64
 _TO_UNIT = 2.0**-32
 
 
-@kernel
+@exact_kernel
 def draw_parts(key, ids, alpha, parts):
     """Draw from Beta(alpha, alpha) for each id, with 0 < alpha <= 1; ids int64 (n,), parts float64 (n,).
 
@@ -40,7 +40,7 @@ def draw_parts(key, ids, alpha, parts):
                 break
 
 
-@kernel
+@exact_kernel
 def pair_up(global_ids, first, last, ids, partners):
     """List a rank's samples and those that they are mixed with.
 
@@ -101,7 +101,7 @@ def mix(x, partners, parts):
                 x[j, k] = other * b + (1.0 - other) * a
 
 
-@kernel
+@exact_kernel
 def mix_labels(labels, partners, parts, out):
     """Write both classes of each sample: labels int64 (m,), out MIXED (n,), the others as for `mix`."""
     for i in range(partners.size):
