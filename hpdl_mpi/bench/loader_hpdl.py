@@ -73,11 +73,12 @@ def _training(
 
 def _assemble(job: Job, threads: int) -> Assembly:
     """Return the parts of a job on one rank, without its pipeline."""
+    parallel = job.parallel if job.parallel.pp == 1 else Parallel()
     assembly = Assembly(
         make_model(job),
         make_loss(job),
         make_optimizer(job),
-        parallel=Parallel(threads=threads).accumulating(job.training.accumulate),
+        parallel=parallel.model_copy(update={"dp": 1, "threads": threads}).accumulating(job.training.accumulate),
         dtype=job.training.dtype,
         seed=job.seed,
         comm=SingleCommunicator(),

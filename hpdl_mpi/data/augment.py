@@ -103,7 +103,7 @@ class Augment:
         require("augment.cutout", self.cutout, self.cutout is None or self.cutout > 0, "an integer above 0")
         require("augment.mixup", mixup, mixup is None or 0 < mixup <= 1, "above 0, at most 1")
         if self.crop and self.resized_crop:
-            raise InputError("both say how images are cropped", where="augment.crop and augment.resized_crop")
+            raise InputError("both say how images are cropped", where="augment.crop and resized_crop")
         if self.pad and not self.crop:
             raise InputError("a border is for what is cropped", where="augment.pad", remedy="give augment.crop")
 

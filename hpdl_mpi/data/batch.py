@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import DTypeLike
 
-from hpdl_mpi.base.errors import BadSample, InputError
+from hpdl_mpi.base.errors import BadSample, InputError, amended
 from hpdl_mpi.base.memory import aligned
 from hpdl_mpi.data.augment import Augment
 from hpdl_mpi.data.dataset import Dataset
@@ -108,9 +108,10 @@ class BatchMaker:
         augment = augment or Augment()
         self._mixing = Mixing(augment.mixup, max_share) if augment.mixup and training else None
         self.max_share, self.max_rows = max_share, max_share + (EXTRA if self._mixing else 0)
-        self._preparation = Preparation(
-            transform or Transform(), augment, dataset.input_shape, dataset.input_dtype, self.max_rows
-        )
+        with amended(f"{dataset.path}: "):
+            self._preparation = Preparation(
+                transform or Transform(), augment, dataset.input_shape, dataset.input_dtype, self.max_rows
+            )
         self.input_shape = self._preparation.output_shape
         self._target_transform = target_transform or Transform()
         self.classes = target_transform is None and dataset.target_dtype.kind in "iub"

@@ -9,8 +9,9 @@ from hpdl_mpi.kernels.jit import exact_kernel, inline
 
 @inline
 def _mix(value, other, factor, white):
-    """Return factor * value + (1 - factor) * other, held between black and white."""
-    return min(max(factor * value + (1.0 - factor) * other, 0.0), white)
+    """Return factor * value + (1 - factor) * other, held between black and white; NaN stays NaN."""
+    mixed = factor * value + (1.0 - factor) * other
+    return 0.0 if mixed < 0.0 else (white if mixed > white else mixed)
 
 
 @inline

@@ -29,7 +29,7 @@ def _as_tuple(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
-Size = Annotated[Positive | tuple[Positive, Positive], pydantic.BeforeValidator(_as_tuple)]
+Size = Annotated[int | tuple[int, int], pydantic.BeforeValidator(_as_tuple)]
 """Of a square, or height and width."""
 
 
@@ -98,7 +98,7 @@ class Augment(_Section):
     resized_crop: Size | None = None
     central_fraction: float = 0.875
     jitter: Jitter = Jitter()
-    cutout: Positive | None = None
+    cutout: int | None = None
     mixup: float | None = None
 
 

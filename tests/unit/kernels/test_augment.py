@@ -136,6 +136,15 @@ def test_neutral_factors_change_no_colour():
     np.testing.assert_allclose(x, original, rtol=0, atol=255 * 8 * np.finfo(float).eps)
 
 
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_pixel_that_is_no_number_is_seen_in_its_image(channels):
+    x = np.full((2, 3, 3, channels), 0.5)
+    x[1, 2, 0, 0] = np.nan
+    jitter(x, no_draws(2), 1.0, *EXACT)
+    assert np.isfinite(x[0]).all()
+    assert np.isnan(x[1]).all()
+
+
 def test_what_is_cut_out_is_a_square_that_may_stick_out():
     draws = no_draws(len(MANY))
     augment.draw_cutouts(KEY, MANY, 7, 5, 4, draws)
