@@ -12,14 +12,15 @@ from hpdl_mpi.base.start import watch_start
 
 if TYPE_CHECKING:
     from hpdl_mpi import models, nn, optim
-    from hpdl_mpi.data import Transform
+    from hpdl_mpi.data import Augment, Jitter, Transform
     from hpdl_mpi.train import Parallel, Trainer
 
 __version__ = "0.1.0"
-__all__ = ["Parallel", "Trainer", "Transform", "__version__", "models", "nn", "optim"]
+__all__ = ["Augment", "Jitter", "Parallel", "Trainer", "Transform", "__version__", "models", "nn", "optim"]
 
 _MODULES = {"models", "nn", "optim"}
-_NAMES = {"Parallel": "hpdl_mpi.train", "Trainer": "hpdl_mpi.train", "Transform": "hpdl_mpi.data"}
+_NAMES = dict.fromkeys(("Parallel", "Trainer"), "hpdl_mpi.train")
+_NAMES |= dict.fromkeys(("Augment", "Jitter", "Transform"), "hpdl_mpi.data")
 
 
 # Not `hpdl_mpi.comm`: it is loaded only if this process ends before it has started MPI.

@@ -116,5 +116,30 @@ def profile_table(result: dict[str, Any]) -> Table:
     return table
 
 
+def loader_table(result: dict[str, Any]) -> Table:
+    """Return the result of `bench_loader` as a table, a row for each contender; ratios are its rate over the step's."""
+    threads = f"{result['threads']} thread{'s' if result['threads'] > 1 else ''}"
+    title = f"Loader and training step: {result['path']}, batch {result['batch']}, {threads}"
+    caption = [f"{result['machine']['cpu']}; median of {result['rounds']} rounds; memory above the level after imports"]
+    rates, slower = result["samples_per_second"], result["bottleneck"]
+    if slower:
+        factor = max(result["ratio"], 1 / result["ratio"])
+        caption.append(f"the {slower} is the bottleneck: alone, the other is {factor:.1f} times as fast")
+    table = Table(box=box.SIMPLE, title=title, caption="\n".join(caption))
+    table.add_column("contender", no_wrap=True)
+    for heading in ("batch, ms", "quartiles", "samples/s", "peak, MiB", "ratio"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for name, spread in result["spread"].items():
+        table.add_row(
+            name,
+            _milliseconds(spread["median"]),
+            "-".join(_milliseconds(spread[key]) for key in ("lower_quartile", "upper_quartile")),
+            f"{rates[name]:.0f}",
+            f"{result['peak_bytes'][name] / 2**20:.0f}",
+            f"{rates[name] / rates['step']:.2f}" if slower else "",
+        )
+    return table
+
+
 def _milliseconds(seconds: float) -> str:
     return f"{seconds * 1e3:.1f}"

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from hpdl_mpi.cli.alone import require_one_rank
+from hpdl_mpi.cli.runs import Overrides
 
 app = typer.Typer(help="Measure, beside what others use today.", no_args_is_help=True)
 
@@ -77,6 +78,34 @@ def conv(
         check_destination(json_file)
     result = bench_conv(threads=threads, num_rounds=rounds, say=partial(typer.echo, err=True))
     Console().print(conv_table(result))
+    if json_file:
+        write_json(json_file, result)
+
+
+@app.command()
+def loader(
+    path: Annotated[
+        Path, typer.Argument(metavar="JOB.toml|DATA", help="A job, or a dataset alone.", show_default=False)
+    ],
+    overrides: Overrides = None,
+    batch: Annotated[int | None, typer.Option(min=1, help="Samples of a batch.", show_default="the job's")] = None,
+    threads: Annotated[int, typer.Option(min=1, help="Threads of the training step.")] = 1,
+    rounds: Annotated[int, typer.Option(min=10, help="Every contender takes a turn in each.")] = 10,
+    json_file: JsonFile = None,
+) -> None:
+    """Time a job's loader (read, augment, convert) beside its training step, and show which one is the bottleneck."""
+    require_one_rank("hpdl bench loader")
+    from rich.console import Console
+
+    from hpdl_mpi.base.files import check_destination, write_json
+    from hpdl_mpi.bench.loader import bench_loader
+    from hpdl_mpi.bench.table import loader_table
+
+    if json_file:
+        check_destination(json_file)
+    say = partial(typer.echo, err=True)
+    result = bench_loader(path, overrides or [], batch=batch, threads=threads, num_rounds=rounds, say=say)
+    Console().print(loader_table(result))
     if json_file:
         write_json(json_file, result)
 

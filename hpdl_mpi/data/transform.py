@@ -123,6 +123,17 @@ class Transform:
         mean, std, _ = replace(self, layout="hwc")._tables(values.shape[1:])
         affine_inverse(values.reshape(values.shape[0], mean.size), float(self.scale), mean, std)
 
+    def images(self, raw: np.ndarray) -> np.ndarray:
+        """Return a view with channels last, (n, height, width, channels), of a batch of images as they are stored."""
+        if self.layout == "chw":
+            return raw.transpose(0, 2, 3, 1)
+        return raw[..., np.newaxis] if self.layout == "hw" else raw
+
+    def channel_tables(self, channels: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return mean and 1/std of each channel, float64 (channels,); made once, and not to be written to."""
+        mean, _, inverse_std = replace(self, layout="hwc")._tables((channels,))
+        return mean, inverse_std
+
     def _tables(self, shape: Shape) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         if self.standardize:
             raise ValueError("mean and std are not measured yet: use statistics.fitted(transform, dataset)")

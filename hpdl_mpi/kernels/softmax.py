@@ -21,6 +21,12 @@ def _shift_and_sum(row):
     return top, total
 
 
+@inline
+def _precedes(row, j, k):
+    """Return whether class j is predicted before class k: the first of equal ones is, as in argmax."""
+    return row[j] > row[k] or (j < k and row[j] == row[k])
+
+
 @parallel_kernel
 def softmax(x, y):
     """y[i] = softmax(x[i]); x, y (n, k)."""
@@ -80,8 +86,7 @@ def cross_entropy(logits, targets, smoothing, scale, dlogits):
         for j in range(k):
             if even > 0:  # else an impossible class, of logit -inf, would turn 0 times inf into NaN
                 log_sum += logits[i, j] - top - log_total
-            # the first of equal maxima is the prediction, as in argmax
-            better += logits[i, j] > logits[i, target] or (j < target and logits[i, j] == logits[i, target])
+            better += _precedes(logits[i], j, target)
         loss -= (1.0 - smoothing) * (logits[i, target] - top - log_total) + even * log_sum
         if total == total:  # no class is predicted by a row with NaN
             correct += better == 0
@@ -90,4 +95,47 @@ def cross_entropy(logits, targets, smoothing, scale, dlogits):
             for j in range(k):
                 wanted = even + (1.0 - smoothing if j == target else 0.0)
                 dlogits[i, j] = scale * (math.exp(logits[i, j] - top) / total - wanted)
+    return loss, correct, near, -1
+
+
+@kernel
+def mixed_cross_entropy(logits, targets, smoothing, scale, dlogits):
+    """As `cross_entropy`, with targets of two classes each: MIXED (n,), see `kernels.mixup`.
+
+    A row counts as right for the part of its class that is predicted, and as near for the parts that are near; a target
+    of one class gives what `cross_entropy` does. `bad` is the first row whose own label is outside the classes, else
+    the first whose other label is.
+    """
+    n, k = logits.shape
+    wants_gradient = dlogits.size > 0
+    even = smoothing / k
+    loss = 0.0
+    correct = 0.0
+    near = 0.0
+    for i in range(n):
+        if targets[i].label < 0 or targets[i].label >= k:
+            return 0.0, 0.0, 0.0, i
+    for i in range(n):
+        label, other, part = targets[i].label, targets[i].other, targets[i].part
+        if other < 0 or other >= k:
+            return 0.0, 0.0, 0.0, i
+        top, total = _shift_and_sum(logits[i])
+        log_total = math.log(total)
+        better = 0
+        better_than_other = 0
+        for j in range(k):
+            wanted = even
+            if j == label:
+                wanted += (1.0 - smoothing) * part
+            if j == other:
+                wanted += (1.0 - smoothing) * (1.0 - part)
+            if wanted > 0:  # else an impossible class, of logit -inf, would turn 0 times inf into NaN
+                loss -= wanted * (logits[i, j] - top - log_total)
+            if wants_gradient:
+                dlogits[i, j] = scale * (math.exp(logits[i, j] - top) / total - wanted)
+            better += _precedes(logits[i], j, label)
+            better_than_other += _precedes(logits[i], j, other)
+        if total == total:  # no class is predicted by a row with NaN
+            correct += part * (better == 0) + (1.0 - part) * (better_than_other == 0)
+            near += part * (better < 5) + (1.0 - part) * (better_than_other < 5)
     return loss, correct, near, -1

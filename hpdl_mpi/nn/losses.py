@@ -10,6 +10,7 @@ import numpy as np
 
 from hpdl_mpi.base.errors import BadSample, InputError
 from hpdl_mpi.kernels import regression, softmax
+from hpdl_mpi.kernels.mixup import MIXED
 from hpdl_mpi.nn.context import Context
 from hpdl_mpi.nn.layer import Shape
 
@@ -103,6 +104,8 @@ class CrossEntropy(Loss):
             raise _mismatch("targets do not fit the model's outputs", target_shape, output_shape[:-1])
 
     def _evaluate(self, outputs: np.ndarray, targets: np.ndarray, scale: float, doutputs: np.ndarray) -> LossSums:
+        if targets.dtype == MIXED:
+            return self._evaluate_mixed(outputs, targets, scale, doutputs)
         classes = outputs.shape[-1]
         flat = targets.reshape(-1)
         if flat.dtype == bool:
@@ -120,6 +123,25 @@ class CrossEntropy(Loss):
                 remedy="mend the labels, or give the model an output for each class",
             )
         return LossSums(loss, float(flat.size), float(correct), float(near))
+
+    def _evaluate_mixed(self, outputs: np.ndarray, targets: np.ndarray, scale: float, doutputs: np.ndarray) -> LossSums:
+        """Compare with targets of two classes each, MIXED (n,)."""
+        classes = outputs.shape[-1]
+        loss, correct, near, bad = softmax.mixed_cross_entropy(outputs, targets, self.label_smoothing, scale, doutputs)
+        if bad >= 0:
+            label, other, _ = targets[bad].tolist()
+            own = not 0 <= label < classes
+            raise BadSample(
+                "a label is outside the classes"
+                if own
+                else "is mixed with a sample whose label is outside the classes",
+                sample=bad,
+                where="data.targets",
+                found=label if own else other,
+                expected=f"0 to {classes - 1}, since the model has {classes} outputs",
+                remedy="mend the labels, or give the model an output for each class",
+            )
+        return LossSums(loss, float(len(targets)), correct, near)
 
 
 class _Regression(Loss):

@@ -153,8 +153,22 @@ class Assembly:
         with loader.dataset.naming_files(), closing(loader.epoch(0, limit=self.grid.shape["dp"])) as batches:
             run(self.replica, next(batches), self.loss)
 
-    def loader(self, path: PathLike, batch_size: int, shuffle: Shuffle = "none") -> Loader:
-        """Return a loader of this rank's share of some samples, prepared like those of `source`."""
+    def loader(
+        self, path: PathLike, batch_size: int, shuffle: Shuffle = "none", *, training: bool = False, depth: int = 2
+    ) -> Loader:
+        """Return a loader of this rank's share of some samples, prepared like those of `source`.
+
+        Parameters
+        ----------
+        path : path-like
+        batch_size : int
+            Of all ranks.
+        shuffle : {"block", "global", "none"}
+        training : bool
+            Whether samples are augmented.
+        depth : int
+            Batches to read ahead.
+        """
         classifies = self.loss.task == "classification"
         return Loader(
             self.source.at(path).open(),
@@ -164,8 +178,11 @@ class Assembly:
             dp_rank=self.grid.coordinate("dp"),
             dp_size=self.grid.shape["dp"],
             transform=self.source.transform,
+            augment=self.source.augment,
+            training=training,
             target_transform=None if classifies else self.source.target_transform,
             dtype=self.dtype,
+            depth=depth,
             reads_inputs=self.pipeline.reads_inputs,
             reads_targets=self.pipeline.reads_targets,
         )

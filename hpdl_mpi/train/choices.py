@@ -16,7 +16,7 @@ from typing import Any, Literal, TypeVar
 import pydantic
 
 from hpdl_mpi.base.errors import InputError, amended
-from hpdl_mpi.data import Transform
+from hpdl_mpi.data import Augment, Jitter, Transform
 from hpdl_mpi.models import MODELS
 from hpdl_mpi.nn import CrossEntropy, Huber, Layer, Loss, MeanSquaredError
 from hpdl_mpi.optim import OPTIMIZERS, SCHEDULES, Optimizer, Schedule
@@ -38,6 +38,7 @@ def read_job(path: str | Path, overrides: Sequence[str] = ()) -> Job:
     job = load_job(path, overrides)
     with amended(f"{path}: "):
         make_transforms(job)
+        make_augment(job)
         for make in (make_loss, make_optimizer, make_schedule, make_model):
             make(job)
     return job
@@ -50,6 +51,13 @@ def make_transforms(job: Job) -> tuple[Transform, Transform]:
     with amended("data.target_"):  # a transform says "transform.", whatever it is for
         targets = Transform(**job.data.target_transform.model_dump())
     return inputs, targets
+
+
+def make_augment(job: Job) -> Augment:
+    """Return the augmentation that a job describes."""
+    settings = job.data.augment.model_dump()
+    with amended("data."):
+        return Augment(**settings | {"jitter": Jitter(**settings["jitter"])})
 
 
 def make_loss(job: Job) -> Loss:

@@ -204,7 +204,7 @@ def _begin(replica: Replica, course: Course) -> None:
 
 def _open_loaders(stack: ExitStack, assembly: Assembly, course: Course) -> tuple[Loader, Loader | None]:
     """Return the loader of the training data, and one of the test data if there are any."""
-    loader = assembly.loader(course.source.path, course.global_batch_size, course.shuffle)
+    loader = assembly.loader(course.source.path, course.global_batch_size, course.shuffle, training=True)
     stack.callback(loader.dataset.close)
     if course.validate is None:
         return loader, None
@@ -227,6 +227,7 @@ def _recipe(assembly: Assembly, course: Course) -> Recipe:
         transform=source.transform,
         target_transform=source.target_transform,
         ema=assembly.ema,
+        augment=source.augment,
     )
 
 

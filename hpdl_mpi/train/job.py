@@ -25,6 +25,14 @@ Text = Annotated[str, Field(min_length=1)]
 Signal = Literal["SIGUSR1", "SIGUSR2", "SIGHUP", "SIGALRM"]
 
 
+def _as_tuple(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+Size = Annotated[int | tuple[int, int], pydantic.BeforeValidator(_as_tuple)]
+"""Of a square, or height and width."""
+
+
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
@@ -72,6 +80,28 @@ class Transform(_Section):
     layout: Layout = "hwc"
 
 
+class Jitter(_Section):
+    """How far colours may change; see `data.Jitter`."""
+
+    brightness: float = 0.0
+    contrast: float = 0.0
+    saturation: float = 0.0
+    hue: float = 0.0
+
+
+class Augment(_Section):
+    """How training images are varied, and the size in which all are seen; see `data.Augment`."""
+
+    flip: bool = False
+    crop: Size | None = None
+    pad: int = 0
+    resized_crop: Size | None = None
+    central_fraction: float = 0.875
+    jitter: Jitter = Jitter()
+    cutout: int | None = None
+    mixup: float | None = None
+
+
 class Data(_Section):
     """Where the samples are and in which order they come."""
 
@@ -82,6 +112,7 @@ class Data(_Section):
     shuffle: Literal["block", "global", "none"] = "block"
     transform: Transform = Transform()
     target_transform: Transform = Transform()
+    augment: Augment = Augment()
 
 
 class EarlyStopping(_Section):
@@ -120,10 +151,6 @@ class Training(_Section):
         if (self.epochs is None) == (self.steps is None):
             raise ValueError("give either epochs or steps")
         return self
-
-
-def _as_tuple(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
 
 
 class Parallel(_Section):

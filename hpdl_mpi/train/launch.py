@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import TypeVar
 
 import numpy as np
@@ -11,6 +12,7 @@ import numpy as np
 from hpdl_mpi.base.errors import require
 from hpdl_mpi.comm import Communicator, compile_reduction
 from hpdl_mpi.data import Batch
+from hpdl_mpi.kernels.mixup import MIXED
 from hpdl_mpi.kernels.threads import available_cores, max_threads, set_threads
 from hpdl_mpi.nn import Loss
 from hpdl_mpi.parallel import ProcessGrid, Replica
@@ -82,7 +84,15 @@ def rehearse(replica: Replica, batch: Batch, loss: Loss) -> None:
     replica.update(lr=0.0, scale=1.0)
     if replica.average:
         replica.average.follow(replica.params, replica.statistics)
-    rehearse_evaluation(replica, batch, loss)
+    rehearse_evaluation(replica, _unmixed(batch), loss)
     for dtype in (np.float64, replica.dtype):  # of the loss and of the gradients
         compile_reduction(dtype)
     replica.reset()
+
+
+def _unmixed(batch: Batch) -> Batch:
+    """Return a batch with one class for each sample, as those to evaluate have."""
+    targets = batch.targets
+    if targets is None or targets.dtype != MIXED:
+        return batch
+    return replace(batch, targets=targets["label"].copy())

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from hpdl_mpi.base.errors import InputError
-from hpdl_mpi.data import Transform
+from hpdl_mpi.data import Augment, Transform
 from hpdl_mpi.data.sampler import Shuffle
 from hpdl_mpi.nn import LossSums
 from hpdl_mpi.train.stopping import Watch
@@ -28,6 +28,7 @@ class Recipe:
         With measured means and deviations.
     ema : float or None
         Decay of the moving average of the weights.
+    augment : Augment
     """
 
     seed: int
@@ -40,6 +41,7 @@ class Recipe:
     transform: Transform
     target_transform: Transform
     ema: float | None = None
+    augment: Augment = Augment()  # noqa: RUF009 - it is frozen
 
     def refuse_changes(self, began: Recipe) -> None:
         """Raise an InputError, alike on all ranks, if the run began with another recipe than this."""

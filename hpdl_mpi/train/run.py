@@ -12,7 +12,15 @@ from hpdl_mpi.base.errors import InputError, amended
 from hpdl_mpi.comm import Communicator, agree
 from hpdl_mpi.parallel.pipeline import FAMILIES
 from hpdl_mpi.train import checkpoint
-from hpdl_mpi.train.choices import make_loss, make_model, make_optimizer, make_schedule, make_transforms, read_job
+from hpdl_mpi.train.choices import (
+    make_augment,
+    make_loss,
+    make_model,
+    make_optimizer,
+    make_schedule,
+    make_transforms,
+    read_job,
+)
 from hpdl_mpi.train.job import Job, Parallel
 from hpdl_mpi.train.runfolder import RunFolder, resumed_job
 from hpdl_mpi.train.source import PathLike, Source
@@ -64,6 +72,7 @@ def run_job(
         targets=job.data.targets,
         transform=transform,
         target_transform=target_transform,
+        augment=make_augment(job),
         shuffle=job.data.shuffle,
         eval_every=job.training.eval_every,
         early_stopping=job.training.early_stopping,
@@ -165,7 +174,7 @@ def _resolved(job: Job, source: Source, trainer: Trainer) -> dict[str, Any]:
 
 def make_source(job: Job) -> Source:
     """Return where a job's training samples come from, and how they are prepared."""
-    return Source(job.data.train, job.data.inputs, job.data.targets, *make_transforms(job))
+    return Source(job.data.train, job.data.inputs, job.data.targets, *make_transforms(job), make_augment(job))
 
 
 def _best(folder: RunFolder) -> Path:

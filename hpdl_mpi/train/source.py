@@ -8,13 +8,16 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from hpdl_mpi.base.errors import InputError, amended
-from hpdl_mpi.data import Dataset, Transform, fitted
+from hpdl_mpi.data import Augment, Dataset, Transform, fitted
 from hpdl_mpi.nn import Layer, Loss, Shape
 
 PathLike = str | os.PathLike[str]
 
 AS_STORED = Transform()
 """The transform that changes nothing but the number type."""
+
+UNCHANGED = Augment()
+"""No augmentation."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,8 @@ class Source:
     inputs, targets : str
         Names of the arrays.
     transform, target_transform : Transform
+    augment : Augment
+        Of samples to learn from; others are cropped in the middle at most.
     """
 
     path: PathLike
@@ -35,6 +40,7 @@ class Source:
     targets: str = "y"
     transform: Transform = AS_STORED
     target_transform: Transform = AS_STORED
+    augment: Augment = UNCHANGED
 
     def open(self) -> Dataset:
         """Return the dataset; reads no samples."""
@@ -80,6 +86,7 @@ class Source:
         with dataset:
             with amended("data."):
                 shape = self.transform.output_shape(dataset.input_shape)
+            shape = self.augment.output_shape(shape, self.path)
             target_shape = dataset.target_shape
             if loss.task == "regression":
                 with amended("data.target_"):

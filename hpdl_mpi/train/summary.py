@@ -153,6 +153,7 @@ def summarize(job: Job, num_ranks: int, pp: int | None = None) -> Summary:
             global_batch_size=job.training.global_batch_size,
             dp_size=num_ranks,
             transform=source.transform,
+            augment=source.augment,
             target_transform=None if loss.task == "classification" else source.target_transform,
             dtype=job.training.dtype,
         )

@@ -10,8 +10,9 @@ import numpy as np
 
 from hpdl_mpi.base.errors import InputError
 from hpdl_mpi.comm import Communicator, agree, world
-from hpdl_mpi.data import Transform
+from hpdl_mpi.data import Augment, Transform
 from hpdl_mpi.data.hdf5 import memory_dtype
+from hpdl_mpi.data.prepare import Preparation
 from hpdl_mpi.data.sampler import Shuffle
 from hpdl_mpi.nn import Layer, Loss
 from hpdl_mpi.optim import Constant, Optimizer, Schedule
@@ -24,7 +25,7 @@ from hpdl_mpi.train.fit import Course, fit
 from hpdl_mpi.train.job import Checkpoint, EarlyStopping, Parallel
 from hpdl_mpi.train.launch import rehearse_evaluation
 from hpdl_mpi.train.metrics import Meter, Metrics
-from hpdl_mpi.train.source import AS_STORED, PathLike, Source
+from hpdl_mpi.train.source import AS_STORED, UNCHANGED, PathLike, Source
 
 _EVALUATED = 256
 """Samples of a batch that is evaluated or predicted, unless told."""
@@ -108,6 +109,7 @@ class Trainer:
         targets: str = "y",
         transform: Transform | None = None,
         target_transform: Transform | None = None,
+        augment: Augment | None = None,
         shuffle: Shuffle = "block",
         eval_every: int | None = None,
         early_stopping: EarlyStopping | None = None,
@@ -136,6 +138,8 @@ class Trainer:
             Names of the arrays.
         transform, target_transform : Transform, optional
             What is done to inputs, and to the targets of a regression.
+        augment : Augment, optional
+            How images to learn from are varied, and in which size all are seen.
         shuffle : {"block", "global", "none"}
         eval_every : int, optional
             Steps between evaluations, instead of one after every epoch.
@@ -178,7 +182,7 @@ class Trainer:
             A signal asked for an end; the state is saved if there is a run folder.
         """
         course = Course(
-            Source(train, inputs, targets, transform or AS_STORED, target_transform or AS_STORED),
+            Source(train, inputs, targets, transform or AS_STORED, target_transform or AS_STORED, augment or UNCHANGED),
             global_batch_size=global_batch_size,
             epochs=epochs,
             steps=steps,
@@ -224,7 +228,9 @@ class Trainer:
         self._assembly.plan(input_shape, _EVALUATED)
         self._assembly.build(input_shape)
         checkpoints.load(path, self.replica, averaged=self._loaded_average)
-        self._assembly.source = Source("", recipe.inputs, recipe.targets, recipe.transform, recipe.target_transform)
+        self._assembly.source = Source(
+            "", recipe.inputs, recipe.targets, recipe.transform, recipe.target_transform, recipe.augment
+        )
 
     def evaluate(self, data: PathLike, *, batch_size: int = _EVALUATED) -> Metrics:
         """Return the metrics of a dataset, prepared like the training data. Collective.
@@ -252,7 +258,7 @@ class Trainer:
         Parameters
         ----------
         inputs : array, shape (n, ...)
-            Any number type; transformed like the training data.
+            Any number type; transformed like the training data, and cropped in the middle where those are cropped.
         batch_size : int
             Samples of a forward pass.
 
@@ -262,15 +268,16 @@ class Trainer:
             Raw outputs: logits of a classification, values of a regression.
         """
         source, replica = self._assembly.source, self.replica
-        shape = source.transform.output_shape(inputs.shape[1:])
+        dtype = memory_dtype(inputs.dtype)
+        preparation = Preparation(source.transform, source.augment, inputs.shape[1:], dtype, batch_size)
+        shape = preparation.output_shape
         if shape != replica.input_shape:
             raise InputError("samples of another shape", where="inputs", found=shape, expected=replica.input_shape)
         result = np.empty((len(inputs), *replica.output_shape), replica.dtype)
         for start in range(0, len(inputs), batch_size):
-            raw = inputs[start : start + batch_size]
-            raw = np.ascontiguousarray(raw, memory_dtype(raw.dtype))
+            raw = np.ascontiguousarray(inputs[start : start + batch_size], dtype)
             x = np.empty((len(raw), *shape), replica.dtype)
-            source.transform.apply(raw, x)
+            preparation.apply(raw, x)
             with replica.averaged():
                 result[start : start + batch_size] = replica.predict(x, np.arange(start, start + len(raw)))
         if self.loss.task == "regression":

@@ -14,6 +14,7 @@ from safetensors.numpy import load_file
 
 from hpdl_mpi import nn, optim
 from hpdl_mpi.comm import SingleCommunicator
+from hpdl_mpi.data import Augment, Jitter
 from hpdl_mpi.train import Checkpoint, EarlyStopping, Parallel
 from hpdl_mpi.train.evaluation import Evaluator
 from hpdl_mpi.train.metrics import Metrics
@@ -44,6 +45,16 @@ def test_all_ranks_together_take_the_steps_of_one(world, shared_folder, dtype, t
         fit_images(make_trainer(SingleCommunicator(), dtype=dtype), images, shared_folder / "alone")
         found, expected = step_losses(shared_folder / "together"), step_losses(shared_folder / "alone")
         np.testing.assert_allclose(found, expected, rtol=tolerance)
+
+
+def test_all_ranks_together_augment_as_one_does(world, shared_folder):
+    images = shared_folder / "images.h5"
+    augment = Augment(flip=True, crop=5, jitter=Jitter(brightness=0.3), cutout=2, mixup=0.3)
+    fit_images(make_trainer(world), images, shared_folder / "together", augment=augment)
+    if world.rank == 0:
+        fit_images(make_trainer(SingleCommunicator()), images, shared_folder / "alone", augment=augment)
+        found, expected = step_losses(shared_folder / "together"), step_losses(shared_folder / "alone")
+        np.testing.assert_allclose(found, expected, rtol=1e-9)
 
 
 def test_a_signal_to_one_rank_stops_all_and_the_run_resumes_exactly(world, shared_folder):

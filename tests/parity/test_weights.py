@@ -13,7 +13,7 @@ from torch import nn as tnn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from hpdl_mpi import models, nn
-from hpdl_mpi.bench import torch_resnet
+from hpdl_mpi.bench import torch_resnet, torch_vision
 from hpdl_mpi.bench.torch_models import TORCH_MODELS
 from hpdl_mpi.comm import SingleCommunicator
 from hpdl_mpi.nn import CrossEntropy, Layer, Shape
@@ -39,9 +39,13 @@ def torch_small() -> tnn.Module:
 
 
 MODELS: dict[str, tuple[Callable[[], Layer], Callable[[], tnn.Module], Shape]] = {
+    "alexnet": (models.alexnet, torch_vision.alexnet, (127, 95, 3)),
     "lenet": (models.lenet, TORCH_MODELS["lenet"], (28, 28, 1)),
     "resnet18": (models.resnet18, torch_resnet.resnet18, (64, 64, 3)),
+    "mobilenet_v2": (models.mobilenet_v2, torch_vision.mobilenet_v2, (64, 64, 3)),
     "resnet20": (models.resnet20, torch_resnet.resnet20, (32, 32, 3)),
+    "resnet50": (models.resnet50, torch_resnet.resnet50, (64, 64, 3)),
+    "vgg11_bn": (models.vgg11_bn, torch_vision.vgg11_bn, (64, 96, 3)),
     "small": (small, torch_small, (8, 10, 3)),
 }
 every_model = pytest.mark.parametrize(("ours", "theirs", "shape"), MODELS.values(), ids=MODELS)

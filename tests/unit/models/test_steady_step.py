@@ -23,6 +23,7 @@ from hpdl_mpi import kernels
 from hpdl_mpi.comm import SingleCommunicator
 from hpdl_mpi.data import Batch
 from hpdl_mpi.kernels.jit import ParallelKernel, counted_allocations
+from hpdl_mpi.kernels.mixup import MIXED
 from hpdl_mpi.kernels.threads import max_threads, set_threads
 from hpdl_mpi.models import MODELS
 from hpdl_mpi.nn import (
@@ -121,6 +122,7 @@ def steps(
     loss: Loss | None = None,
     accumulate: int = 1,
     ema: float | None = None,
+    mixed: bool = False,
 ) -> Callable[[], None]:
     """Return a function that takes a whole training step; it has been called, so kernels and buffers are there."""
     rng = np.random.default_rng(0)
@@ -134,6 +136,8 @@ def steps(
     outputs = model.output_shape(shape)
     regression = loss is not None and loss.task == "regression"
     targets = np.zeros((size, *outputs), np.float32) if regression else rng.integers(outputs[-1], size=size)
+    if mixed:
+        targets = np.array([(label, 0, 0.5) for label in targets], MIXED)
     batch = Batch(inputs, targets, np.arange(size), global_size=size, offset=0)
     assert MICRO_BATCH * 4 * outputs[-1] >= ARRAY
     assert replica.params.nbytes >= ARRAY
@@ -253,6 +257,10 @@ def test_step_with_a_moving_average_allocates_no_array(monkeypatch: pytest.Monke
 @pytest.mark.parametrize("loss", [CrossEntropy(0.1), MeanSquaredError(), Huber()], ids=lambda loss: type(loss).__name__)
 def test_step_of_every_loss_allocates_no_array(loss: Loss, monkeypatch: pytest.MonkeyPatch) -> None:
     check(steps(Sequential(Linear(10)), (300,), loss=loss), monkeypatch)
+
+
+def test_step_of_mixed_samples_allocates_no_array(monkeypatch: pytest.MonkeyPatch) -> None:
+    check(steps(Sequential(Linear(10)), (300,), mixed=True), monkeypatch)
 
 
 class Wasteful(Layer):

@@ -1,0 +1,166 @@
+"""What a job says about augmentation: settings, and the shape that samples have after it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from hpdl_mpi.base.errors import InputError, require
+from hpdl_mpi.data.transform import Shape
+
+Size = int | Sequence[int]
+"""Of a square, or (height, width)."""
+
+
+def _pair(size: Size) -> tuple[int, int]:
+    return (size, size) if isinstance(size, int) else (size[0], size[1])
+
+
+@dataclass(frozen=True)
+class Jitter:
+    """How far colours may change: see `kernels.color.jitter`.
+
+    Parameters
+    ----------
+    brightness, contrast, saturation : float
+        Factors are drawn from ``max(0, 1 - x)`` to ``1 + x``.
+    hue : float
+        The hue turns by ``-hue`` to ``hue`` of the circle; at most 0.5, which is all of it.
+
+    Raises
+    ------
+    InputError
+        A number is out of range.
+    """
+
+    brightness: float = 0.0
+    contrast: float = 0.0
+    saturation: float = 0.0
+    hue: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name, value in asdict(self).items():
+            most = 0.5 if name == "hue" else math.inf
+            expected = "0 to 0.5" if name == "hue" else "a number of at least 0"
+            require(f"augment.jitter.{name}", value, 0 <= value <= most, expected)
+
+
+@dataclass(frozen=True)
+class Augment:
+    """How training images are varied, each by what is drawn for (seed, epoch, sample id). Immutable and hashable.
+
+    The order is: crop, mirror, colours, the transform, cutout, mixup. Samples to evaluate or to predict are cropped in
+    the middle, and nothing else.
+
+    Parameters
+    ----------
+    flip : bool
+        Mirror every other image, left to right.
+    crop : int or (int, int), optional
+        Height and width of a window at a random place.
+    pad : int
+        Black pixels (0 as stored) around images before they are cropped.
+    resized_crop : int or (int, int), optional
+        Height and width that a window of random place, size and shape is resized to, as torchvision's
+        RandomResizedCrop: 8 to 100 % of the area, sides of 3 : 4 to 4 : 3.
+    central_fraction : float
+        Of the largest window in the middle that has the shape of `resized_crop`, the part of its sides that is
+        evaluated: 0.875 is 224 pixels of 256.
+    jitter : Jitter
+    cutout : int, optional
+        Side of a square whose middle is a random pixel, and which is set to the mean (DeVries and Taylor, 2017).
+    mixup : float, optional
+        Alpha of the Beta distribution of the parts in which two samples, and their targets, are mixed; see
+        `kernels.mixup`. Above 0, at most 1.
+
+    Raises
+    ------
+    InputError
+        A value is out of range, or two do not go together.
+    """
+
+    flip: bool = False
+    crop: Size | None = None
+    pad: int = 0
+    resized_crop: Size | None = None
+    central_fraction: float = 0.875
+    jitter: Jitter = Jitter()
+    cutout: int | None = None
+    mixup: float | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("crop", "resized_crop"):
+            if (value := getattr(self, name)) is not None:
+                possible = isinstance(value, int) or len(value) == 2
+                possible = possible and all(isinstance(side, int) and side > 0 for side in _pair(value))
+                require(f"augment.{name}", value, possible, "an integer above 0, or two: height and width")
+                object.__setattr__(self, name, _pair(value))
+        fraction, mixup = self.central_fraction, self.mixup
+        require("augment.pad", self.pad, self.pad >= 0, "an integer of at least 0")
+        require("augment.central_fraction", fraction, 0 < fraction <= 1, "above 0, at most 1")
+        require("augment.cutout", self.cutout, self.cutout is None or self.cutout > 0, "an integer above 0")
+        require("augment.mixup", mixup, mixup is None or 0 < mixup <= 1, "above 0, at most 1")
+        if self.crop and self.resized_crop:
+            raise InputError("both say how images are cropped", where="augment.crop and resized_crop")
+        if self.pad and not self.crop:
+            raise InputError("a border is for what is cropped", where="augment.pad", remedy="give augment.crop")
+
+    @property
+    def size(self) -> tuple[int, int] | None:
+        """Height and width of what is cropped."""
+        size = self.crop or self.resized_crop
+        return None if size is None else _pair(size)
+
+    @property
+    def jitters(self) -> bool:
+        """Whether colours change."""
+        return self.jitter != Jitter()
+
+    @property
+    def of_images(self) -> bool:
+        """Whether anything is set that only images can take; mixup suits all samples."""
+        return self.flip or self.jitters or self.size is not None or self.cutout is not None
+
+    def output_shape(self, shape: Shape, where: Any = "data.augment") -> Shape:
+        """Return the shape of a sample after augmentation, from that of a transformed one; pure.
+
+        Raises
+        ------
+        InputError
+            Samples of this shape cannot be augmented; `where` they are opens the message.
+        """
+        if not self.of_images:
+            return shape
+        if len(shape) != 3:
+            raise InputError(
+                "only images can be augmented",
+                where=where,
+                found=f"samples of shape {shape}",
+                expected="(height, width, channels)",
+                remedy='leave data.augment out; images without channels need data.transform.layout = "hw"',
+            )
+        height, width, channels = shape
+        if self.jitters and channels != 3 and (channels != 1 or self.jitter.saturation or self.jitter.hue):
+            raise InputError(
+                "these colours cannot change as data.augment.jitter says",
+                where=where,
+                found=f"images of {channels} channels",
+                expected="3 channels, red, green and blue; or 1, without saturation and hue",
+                remedy='leave jitter out; images with channels first need data.transform.layout = "chw"',
+            )
+        if self.size is None:
+            return shape
+        needed = [side - 2 * self.pad for side in self.size]
+        if self.crop and (height < needed[0] or width < needed[1]):
+            border = f", and a border of {self.pad}" if self.pad else ""
+            raise InputError(
+                "images are smaller than the crop",
+                where=where,
+                found=f"{height} x {width} pixels{border}",
+                expected="at least {} x {} pixels in all".format(*self.size),
+                remedy="lower data.augment.crop, raise data.augment.pad, or take data.augment.resized_crop, which "
+                "enlarges",
+            )
+        return (*self.size, channels)
