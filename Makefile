@@ -71,6 +71,11 @@ test-parity: $(VENV)/installed-parity ## against PyTorch, which it installs
 test-slurm: $(VENV)/installed-test ## on a two-node Slurm cluster that it starts on this machine, where Slurm is installed
 	$(PYTEST) tests/cluster
 
+##@ Measure
+.PHONY: bench
+bench: $(VENV)/installed-parity ## training steps against PyTorch, one after the other, on an idle machine: half an hour
+	PATH="$(BIN):$$PATH" benchmarks/step.sh
+
 ##@ Check
 .PHONY: lint
 lint: $(VENV)/installed-test ## style and format

@@ -1,6 +1,6 @@
 #!/bin/sh
-# Times a training step of each reference model against PyTorch and writes benchmarks/results/step_<machine>_<date>.md.
-# Usage: benchmarks/step.sh [options of hpdl bench step, such as --threads 2]
+# Times training steps of the reference models and writes benchmarks/results/step_<machine>_<date>.md.
+# Usage: benchmarks/step.sh [options of hpdl bench step, such as --rounds 20]
 set -eu
 
 cd "$(dirname "$0")"
@@ -10,24 +10,27 @@ scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
 
 {
-    echo "# A training step against PyTorch"
-    while read -r model batch; do
-        hpdl bench step --model "$model" --batch "$batch" --vs torch --json "$scratch/result.json" "$@" </dev/null \
+    echo "# Training steps"
+    while read -r model batch options; do
+        # shellcheck disable=SC2086 # the options are words
+        hpdl bench step --model "$model" --batch "$batch" $options --json "$scratch/result.json" "$@" </dev/null \
             >"$scratch/table.txt"
-        printf '\n## %s, batch %s\n\n```\n' "$model" "$batch"
+        printf '\n## %s, batch %s, %s\n\n```\n' "$model" "$batch" "$options"
         cat "$scratch/table.txt"
         printf '```\n\n<details><summary>Every turn, machine, versions and command</summary>\n\n```json\n'
         cat "$scratch/result.json"
         printf '```\n</details>\n'
     done <<ROWS
-mlp 256
-lenet 128
-resnet20 128
-resnet18_cifar 64
-vgg16_cifar 64
-alexnet 32
-mobilenet_v2 16
-resnet50 8
+mlp 256 --vs torch
+lenet 128 --vs torch
+resnet20 128 --vs torch
+resnet18_cifar 64 --vs torch
+resnet18_cifar 64 --vs torch-bf16
+resnet18_cifar 64 --threads 2 --vs one-thread
+vgg16_cifar 64 --vs torch
+alexnet 32 --vs torch
+mobilenet_v2 16 --vs torch
+resnet50 8 --vs torch
 ROWS
 } >"$scratch/result.md"
 mv "$scratch/result.md" "$result"

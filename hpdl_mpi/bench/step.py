@@ -30,6 +30,9 @@ TORCH: dict[str, dict[str, bool]] = {
 TORCH_BF16 = {"torch-bf16": {"channels_last": True, "bf16": True}}
 """The way that rounds: products in bfloat16, by autocast."""
 
+ONE_THREAD = "one-thread"
+"""Our own step on one thread: its ratio is what the others bring."""
+
 _REMEDY = "Install PyTorch with pip install 'hpdl_mpi[bench]'; torch-compile needs a C++ compiler (g++) too"
 _DISTRIBUTIONS = ("numpy", "numba", "llvmlite")
 
@@ -55,7 +58,7 @@ def bench_step(
     threads : int
         Of each contender.
     vs : str, optional
-        A key of `TORCH` or `TORCH_BF16`, or ``"torch"`` for all of `TORCH` that suit the model.
+        A key of `TORCH` or `TORCH_BF16`, or ``"torch"`` for all of `TORCH` that suit the model, or `ONE_THREAD`.
     num_rounds : int
     turn_seconds : float
         About how long each contender computes in each round.
@@ -78,7 +81,8 @@ def bench_step(
     """
     check_settings(model, batch, threads, num_rounds)
     others, notes = choose(model, vs)
-    if others and importlib.util.find_spec("torch") is None:
+    needs_torch = any(name != ONE_THREAD for name in others)
+    if needs_torch and importlib.util.find_spec("torch") is None:
         raise InputError("PyTorch is not installed", where=f"--vs {vs}", remedy=_REMEDY)
     settings = {"model": model, "batch": batch, "threads": threads}
     machine = describe_machine()
@@ -98,7 +102,7 @@ def bench_step(
         "rounds": num_rounds,
         "notes": notes,
         "machine": machine,
-        "versions": describe_versions((*_DISTRIBUTIONS, *(["torch"] if others else []))),
+        "versions": describe_versions((*_DISTRIBUTIONS, *(["torch"] if needs_torch else []))),
         "command": describe_command(),
     }
 
@@ -107,10 +111,12 @@ def choose(model: str, vs: str | None) -> tuple[list[str], list[str]]:
     """Return the contenders that `vs` asks for, and notes on those that the model leaves out."""
     if vs is None:
         return [], []
+    if vs == ONE_THREAD:
+        return [vs], []
     if vs in TORCH_BF16:
         return [vs], [f"{vs} rounds to bfloat16 what it multiplies; {OURS} computes in float32"]
     if vs != "torch" and vs not in TORCH:
-        known = "torch", *TORCH, *TORCH_BF16
+        known = "torch", *TORCH, *TORCH_BF16, ONE_THREAD
         raise InputError("unknown contender", where="--vs", found=repr(vs), expected=" or ".join(known))
     suitable = [name for name in TORCH if WORKLOADS[model].images or name != "torch-channels-last"]
     reason = f"torch-channels-last is left out: it is a layout of images, and {model} takes none"
@@ -123,10 +129,12 @@ def choose(model: str, vs: str | None) -> tuple[list[str], list[str]]:
 
 def make_contender(name: str, settings: Mapping[str, Any]) -> Contender:
     """Return a contender that is not started yet; its thread pools are bounded before any library makes them."""
+    if name == ONE_THREAD:
+        settings = {**settings, "threads": 1}
     threads = str(settings["threads"])
     pools = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS")
     environ = dict.fromkeys(pools, threads)
-    if name == OURS:
+    if name in (OURS, ONE_THREAD):
         return Contender(name, worker_command("hpdl_mpi.bench.step_hpdl:load", settings), environ=environ)
     # Compile in the contender itself: a pool of compiling processes would outlive its use.
     environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"

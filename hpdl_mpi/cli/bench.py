@@ -25,7 +25,8 @@ def step(
         str | None,
         typer.Option(
             metavar="KEY",
-            help="torch-eager, torch-channels-last, torch-compile; torch is all three. torch-bf16: autocast.",
+            help="torch-eager, torch-channels-last, torch-compile; torch is all three. torch-bf16: autocast. "
+            "one-thread: our own.",
         ),
     ] = None,
     rounds: Annotated[int, typer.Option(min=10, help="Every contender takes a turn in each.")] = 10,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from hpdl_mpi.models.naming import numbered
 from hpdl_mpi.nn import AdaptiveAvgPool2d, Conv2d, Dropout, Flatten, Layer, Linear, MaxPool2d, ReLU, Sequential
+from hpdl_mpi.nn.init import FanInUniform
 
 
 def alexnet(outputs: int = 1000, dropout: float = 0.5, hidden: int = 4096) -> Layer:
@@ -22,16 +23,16 @@ def alexnet(outputs: int = 1000, dropout: float = 0.5, hidden: int = 4096) -> La
         Width of the first two Linear layers.
     """
     features = [
-        *(Conv2d(64, 11, stride=4, padding=2), ReLU(), MaxPool2d(3, stride=2)),
-        *(Conv2d(192, 5, padding=2), ReLU(), MaxPool2d(3, stride=2)),
-        *(Conv2d(384, 3, padding=1), ReLU()),
-        *(Conv2d(256, 3, padding=1), ReLU()),
-        *(Conv2d(256, 3, padding=1), ReLU(), MaxPool2d(3, stride=2)),
+        *(_conv(64, 11, stride=4, padding=2), ReLU(), MaxPool2d(3, stride=2)),
+        *(_conv(192, 5, padding=2), ReLU(), MaxPool2d(3, stride=2)),
+        *(_conv(384, 3, padding=1), ReLU()),
+        *(_conv(256, 3, padding=1), ReLU()),
+        *(_conv(256, 3, padding=1), ReLU(), MaxPool2d(3, stride=2)),
     ]
     classifier = [
-        *(Dropout(dropout), Linear(hidden), ReLU()),
-        *(Dropout(dropout), Linear(hidden), ReLU()),
-        Linear(outputs),
+        *(Dropout(dropout), _linear(hidden), ReLU()),
+        *(Dropout(dropout), _linear(hidden), ReLU()),
+        _linear(outputs),
     ]
     return Sequential(
         **numbered("features", features),
@@ -39,3 +40,14 @@ def alexnet(outputs: int = 1000, dropout: float = 0.5, hidden: int = 4096) -> La
         flatten=Flatten(),
         **numbered("classifier", classifier),
     )
+
+
+# Initial values below He's: nothing here normalises, and the usual rate of 0.01 is for these.
+def _conv(channels: int, kernel_size: int, *, stride: int = 1, padding: int) -> Layer:
+    start = FanInUniform()
+    return Conv2d(channels, kernel_size, stride=stride, padding=padding, init=start, bias_init=start)
+
+
+def _linear(features: int) -> Layer:
+    start = FanInUniform()
+    return Linear(features, init=start, bias_init=start)

@@ -71,6 +71,7 @@ def test_torch_means_all_of_its_forms_and_says_which_it_leaves_out():
     assert choose("lenet", None) == ([], [])
     assert choose("lenet", "torch") == (["torch-eager", "torch-channels-last", "torch-compile"], [])
     assert choose("lenet", "torch-compile") == (["torch-compile"], [])
+    assert choose("lenet", "one-thread") == (["one-thread"], [])
     names, notes = choose("lenet", "torch-bf16")
     assert names == ["torch-bf16"]
     assert "rounds to bfloat16" in notes[0]

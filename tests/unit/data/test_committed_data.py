@@ -17,27 +17,39 @@ from hpdl_mpi.data.verify import verify
 DATA = Path(__file__).parents[3] / "data"
 
 
-@pytest.mark.parametrize(("split", "shards", "per_class"), [("train", 4, 1000), ("test", 2, 200)])
-def test_mnist_is_balanced_sound_and_in_the_stated_shape(split: str, shards: int, per_class: int) -> None:
-    reports = list(verify(DATA / "mnist" / split))
+@pytest.mark.parametrize(
+    ("folder", "shape", "shards", "per_class"),
+    [
+        ("mnist/train", (28, 28, 1), 4, 1000),
+        ("mnist/test", (28, 28, 1), 2, 200),
+        ("cifar10/train", (32, 32, 3), 2, 100),
+        ("cifar10/test", (32, 32, 3), 1, 20),
+    ],
+)
+def test_images_are_balanced_sound_and_in_the_stated_shape(
+    folder: str, shape: tuple[int, ...], shards: int, per_class: int
+) -> None:
+    reports = list(verify(DATA / folder))
     assert len(reports) == shards
     assert sum(report.class_counts for report in reports).tolist() == [per_class] * 10
     assert all(report.checksums for report in reports)
-    dataset = Dataset.open(DATA / "mnist" / split)
-    assert (dataset.num_samples, dataset.input_shape) == (10 * per_class, (28, 28, 1))
+    dataset = Dataset.open(DATA / folder)
+    assert (dataset.num_samples, dataset.input_shape) == (10 * per_class, shape)
     assert dataset.input_dtype == dataset.target_dtype == np.uint8
 
 
-def test_mnist_stays_small() -> None:
-    assert sum(path.stat().st_size for path in (DATA / "mnist").rglob("*.h5")) < 3_000_000
+@pytest.mark.parametrize(("name", "limit"), [("mnist", 3_000_000), ("cifar10", 4_000_000), ("housing", 500_000)])
+def test_data_stay_small(name: str, limit: int) -> None:
+    assert sum(path.stat().st_size for path in (DATA / name).rglob("*.h5")) < limit
 
 
-def test_mnist_train_and_test_share_no_image() -> None:
+@pytest.mark.parametrize(("name", "count"), [("mnist", 10_000), ("cifar10", 1_000)])
+def test_train_and_test_share_no_image(name: str, count: int) -> None:
     images = []
     for split in ("train", "test"):
-        with_hashes = Dataset.open(DATA / "mnist" / split).blocks("inputs")
+        with_hashes = Dataset.open(DATA / name / split).blocks("inputs")
         images.append({hashlib.sha256(image.tobytes()).digest() for block in with_hashes for image in block})
-    assert len(images[0]) == 10_000
+    assert len(images[0]) == count
     assert not images[0] & images[1]
 
 
