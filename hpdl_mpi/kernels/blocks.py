@@ -29,14 +29,14 @@ def plane(elements: int, itemsize: int) -> int:
 
 def block_tiles(weight_bytes: int, tile_bytes: int) -> int:
     """Return the tiles of a block, each with so many bytes of values and products."""
-    if weight_bytes > _LARGE_BYTES:
+    if weight_bytes > 2 * _LARGE_BYTES:
         return MOST_TILES  # weights come from memory once for each block
     return _TILES if _TILES * tile_bytes <= _BLOCK_BYTES else _TILES // 2
 
 
 def worth_columns(weight_bytes: int, value_bytes: int) -> bool:
     """Return whether columns go by groups, for so many bytes of weights at the points and of values of all tiles."""
-    return value_bytes <= _LARGE_BYTES < weight_bytes
+    return value_bytes <= 2 * _LARGE_BYTES < weight_bytes
 
 
 @inline

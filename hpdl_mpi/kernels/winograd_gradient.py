@@ -23,6 +23,9 @@ from hpdl_mpi.kernels.panels import GROUP_BYTES
 from hpdl_mpi.kernels.schemes import Scheme, transposed
 from hpdl_mpi.kernels.tiles import tile_transform
 
+_COLUMN_BYTES = 2 * GROUP_BYTES
+"""Of a row of the columns that go together: more need more scratch, fewer pack the values more often."""
+
 _transform_back = tile_transform("back", lambda scheme: transposed(scheme.FILTER), adds=True)
 
 
@@ -46,7 +49,7 @@ def _room(scheme: Scheme, channels: int, dy_shape: tuple[int, ...], itemsize: in
     )
     # A block's products are added up over its tiles: the more these are, the less often sums come and go.
     block = tiles if by_columns else min(tiles, MOST_TILES)
-    width = min(columns, GROUP_BYTES // itemsize) if by_columns else columns
+    width = min(columns, _COLUMN_BYTES // itemsize) if by_columns else columns
     values, gradients = plane(block * channels, itemsize), plane(block * columns, itemsize)
     sums = filters * width * channels
     of_tiles = points * (values + gradients)
@@ -139,7 +142,7 @@ def _correlate_blocks(scheme, x, dy, top, left, block, planes, workspaces, scrat
 @parallel_kernel
 def _correlate_columns(scheme, values, gradients, planes, count, workspaces, scratch, dweight):
     columns, _, _, channels = dweight.shape
-    width = GROUP_BYTES // dweight.itemsize
+    width = _COLUMN_BYTES // dweight.itemsize
     groups = -(-columns // width)
     parts = len(scratch)
     for part in prange(parts):

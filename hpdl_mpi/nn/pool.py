@@ -9,10 +9,45 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike
 
+from hpdl_mpi.base.errors import InputError
 from hpdl_mpi.base.memory import ALIGNMENT, heap
 
-_WASTE = 4
-"""A free buffer may serve a request down to this fraction of its size, so that a short batch reuses a full one's."""
+_SEGMENT_BYTES = 2**30
+"""Of address space that is asked for at once; memory is what has been written to."""
+
+
+class _Segment:
+    """Addresses that buffers are cut from: always the first that are free, so that those behind are never touched."""
+
+    def __init__(self, nbytes: int) -> None:
+        self._memory = heap(nbytes).data
+        self._free = [(0, nbytes)]
+        self.bytes_touched = 0
+
+    def cut(self, nbytes: int) -> tuple[int, np.ndarray] | None:
+        """Return where a buffer starts, and the buffer; None if no hole is large enough."""
+        for i, (start, stop) in enumerate(self._free):
+            if stop - start >= nbytes:
+                end = start + nbytes
+                self._free[i : i + 1] = [(end, stop)] if end < stop else []
+                self.bytes_touched = max(self.bytes_touched, end)
+                return start, np.frombuffer(self._memory[start:end], np.uint8)
+        return None
+
+    def join(self, start: int, stop: int) -> None:
+        """Take a buffer's addresses back, and make one hole of neighbours."""
+        i = bisect.bisect(self._free, (start, stop))
+        if i < len(self._free) and self._free[i][0] == stop:
+            stop = self._free.pop(i)[1]
+        if i > 0 and self._free[i - 1][1] == start:
+            i -= 1
+            start = self._free.pop(i)[0]
+        self._free.insert(i, (start, stop))
+
+    def owns(self, array: np.ndarray) -> bool:
+        """Return whether an array views a buffer that was cut here."""
+        base = getattr(array.base, "base", None)
+        return isinstance(base, memoryview) and base.obj is self._memory.obj
 
 
 class Pool:
@@ -29,23 +64,24 @@ class Pool:
 
     def __init__(self, poison: bool = False) -> None:
         self.poison = poison
-        self._sizes: list[int] = []
-        self._free: dict[int, list[np.ndarray]] = {}
-        self._live: dict[int, tuple[np.ndarray, int]] = {}
-        self._owned: set[int] = set()
-        self.bytes_held = 0
-        """Bytes of all buffers, free or not."""
+        self._segments: list[_Segment] = []
+        self._live: dict[int, tuple[_Segment, int, np.ndarray, int]] = {}
         self.bytes_live = 0
         """Bytes of the buffers handed out now."""
         self.peak_live = 0
         """The most that `bytes_live` has been."""
 
+    @property
+    def bytes_held(self) -> int:
+        """Bytes that have ever been part of a buffer: the memory that the pool takes."""
+        return sum(segment.bytes_touched for segment in self._segments)
+
     def take(self, shape: tuple[int, ...], dtype: DTypeLike) -> np.ndarray:
         """Return an array of `shape` and `dtype`, held once; its content is undefined."""
         dtype = np.dtype(dtype)
         nbytes = math.prod(shape) * dtype.itemsize
-        buffer = self._find(max(ALIGNMENT, -(-nbytes // ALIGNMENT) * ALIGNMENT))
-        self._live[id(buffer.base)] = buffer, 1
+        segment, start, buffer = self._cut(max(ALIGNMENT, -(-nbytes // ALIGNMENT) * ALIGNMENT))
+        self._live[id(buffer)] = segment, start, buffer, 1
         self.bytes_live += buffer.nbytes
         self.peak_live = max(self.peak_live, self.bytes_live)
         array = buffer[:nbytes].view(dtype).reshape(shape)
@@ -59,8 +95,8 @@ class Pool:
             for member in array:
                 self.retain(member)
         elif isinstance(array, np.ndarray) and id(array.base) in self._live:
-            buffer, count = self._live[id(array.base)]
-            self._live[id(array.base)] = buffer, count + 1
+            segment, start, buffer, count = self._live[id(array.base)]
+            self._live[id(array.base)] = segment, start, buffer, count + 1
 
     def release(self, array: Any) -> None:
         """Count one holder less; the last one's release frees the buffer.
@@ -74,31 +110,28 @@ class Pool:
             for member in array:
                 self.release(member)
         elif isinstance(array, np.ndarray) and id(array.base) in self._live:
-            buffer, count = self._live[id(array.base)]
+            segment, start, buffer, count = self._live[id(array.base)]
             if count > 1:
-                self._live[id(array.base)] = buffer, count - 1
+                self._live[id(array.base)] = segment, start, buffer, count - 1
             else:
                 del self._live[id(array.base)]
                 self.bytes_live -= buffer.nbytes
-                self._free[buffer.nbytes].append(buffer)
-        elif isinstance(array, np.ndarray) and id(array.base) in self._owned:
+                segment.join(start, start + buffer.nbytes)
+        elif isinstance(array, np.ndarray) and any(segment.owns(array) for segment in self._segments):
             raise RuntimeError(f"an array of shape {array.shape} was released more often than it was held")
 
     def count(self, array: np.ndarray) -> int:
         """Return how many hold an array of the pool; 0 if it came from elsewhere."""
-        return self._live.get(id(array.base), (None, 0))[1]
+        return self._live[id(array.base)][-1] if id(array.base) in self._live else 0
 
-    def _find(self, nbytes: int) -> np.ndarray:
-        """Return the smallest free buffer that fits without much waste, or a new one."""
-        for i in range(bisect.bisect_left(self._sizes, nbytes), len(self._sizes)):
-            if self._sizes[i] > _WASTE * nbytes:
-                break
-            if self._free[self._sizes[i]]:
-                return self._free[self._sizes[i]].pop()
-        if nbytes not in self._free:
-            self._free[nbytes] = []
-            bisect.insort(self._sizes, nbytes)
-        self.bytes_held += nbytes
-        buffer = heap(nbytes)
-        self._owned.add(id(buffer.base))
-        return buffer
+    def _cut(self, nbytes: int) -> tuple[_Segment, int, np.ndarray]:
+        """Return a buffer, from the first hole that is large enough."""
+        for segment in self._segments:
+            found = segment.cut(nbytes)
+            if found:
+                return segment, *found
+        try:
+            self._segments.append(_Segment(max(nbytes, _SEGMENT_BYTES)))
+        except InputError:  # the system limits addresses too (ulimit -v)
+            self._segments.append(_Segment(nbytes))
+        return self._cut(nbytes)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from itertools import combinations, pairwise, permutations
+
 import numpy as np
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
 
-from hpdl_mpi.base.memory import ALIGNMENT
+from hpdl_mpi.base.memory import ALIGNMENT, heap
 from hpdl_mpi.nn import Pool
+from hpdl_mpi.nn import pool as pool_module
 
 
 @pytest.fixture
@@ -78,24 +81,55 @@ def test_what_did_not_come_from_the_pool_is_let_pass(pool: Pool, value: object) 
     assert (pool.bytes_live, pool.bytes_held) == (832, 832)
 
 
-def test_short_batch_uses_the_buffer_of_a_full_one(pool: Pool) -> None:
+def test_short_batch_uses_the_memory_of_a_full_one(pool: Pool) -> None:
     pool.release(pool.take((128, 100), np.float32))
-    pool.release(pool.take((32, 100), np.float32))
+    short = [pool.take((32, 100), np.float32) for _ in range(4)]
+    assert not any(np.shares_memory(short[0], other) for other in short[1:])
     assert pool.bytes_held == 128 * 100 * 4
 
 
-def test_small_array_does_not_take_a_large_buffer(pool: Pool) -> None:
-    pool.release(pool.take((128, 100), np.float32))
-    pool.release(pool.take((31, 100), np.float32))
-    assert pool.bytes_held > 128 * 100 * 4
+@pytest.mark.parametrize("order", list(permutations(range(3))))
+def test_neighbours_that_are_given_back_make_room_for_a_large_array(pool: Pool, order: tuple[int, ...]) -> None:
+    parts = [pool.take((100, 16), np.float32) for _ in range(3)]
+    for number in order:
+        pool.release(parts[number])
+    whole = pool.take((300, 16), np.float32)
+    assert all(np.shares_memory(whole, part) for part in parts)
+    assert pool.bytes_held == whole.nbytes
 
 
-def test_smallest_buffer_that_fits_is_taken(pool: Pool) -> None:
-    sizes = [pool.take((n,), np.uint8) for n in (192, 64, 128)]
-    addresses = {array.size: array.ctypes.data for array in sizes}
-    pool.release(tuple(sizes))
-    assert pool.take((100,), np.uint8).ctypes.data == addresses[128]
-    assert pool.take((100,), np.uint8).ctypes.data == addresses[192]
+def test_first_hole_that_is_large_enough_is_taken(pool: Pool) -> None:
+    arrays = [pool.take((size,), np.uint8) for size in (64, 64, 192, 64, 128)]
+    addresses = [array.ctypes.data for array in arrays]
+    for number in (0, 2, 4):
+        pool.release(arrays[number])
+    assert pool.take((100,), np.uint8).ctypes.data == addresses[2]
+    assert pool.take((64,), np.uint8).ctypes.data == addresses[0]
+    assert pool.take((64,), np.uint8).ctypes.data == addresses[2] + 128
+
+
+def test_array_larger_than_a_segment_has_one_of_its_own(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pool_module, "_SEGMENT_BYTES", 128)
+    arrays = [pool.take((size,), np.uint8) for size in (64, 192, 64, 64)]
+    pairs = combinations(arrays, 2)
+    assert not any(np.shares_memory(one, other) for one, other in pairs)
+    assert pool.bytes_held == 64 + 192 + 64 + 64
+    pool.release(tuple(arrays))
+    assert pool.bytes_live == 0
+
+
+def test_where_addresses_are_limited_no_more_are_asked_for_than_needed(
+    pool: Pool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def scarce(nbytes: int) -> np.ndarray:
+        asked.append(nbytes)
+        return heap(nbytes if nbytes < 2**30 else 2**62)
+
+    monkeypatch.setattr(pool_module, "heap", scarce)
+    assert pool.take((100,), np.uint8).size == 100
+    assert asked == [2**30, 128]
 
 
 def test_peak_is_the_most_that_was_live(pool: Pool) -> None:
@@ -109,12 +143,6 @@ def test_peak_is_the_most_that_was_live(pool: Pool) -> None:
 @pytest.mark.parametrize(("dtype", "poison"), [(np.float32, np.nan), (np.float64, np.nan), (np.uint8, 255)])
 def test_poisoned_pool_hands_out_what_shows_when_it_is_read(dtype: type, poison: float) -> None:
     np.testing.assert_array_equal(Pool(poison=True).take((3,), dtype), np.full(3, poison, dtype))
-
-
-def size_of_buffer(array: np.ndarray) -> int:
-    """Return the bytes of the buffer behind an array: its heap block holds one alignment more."""
-    assert array.base is not None
-    return array.base.nbytes - ALIGNMENT
 
 
 class PoolMachine(RuleBasedStateMachine):
@@ -154,8 +182,9 @@ class PoolMachine(RuleBasedStateMachine):
         live = {number: self.arrays[number] for number in self.ledger}
         for number, array in live.items():
             assert (array == number % 251).all()
-        assert len({id(array.base) for array in live.values()}) == len(live)
-        assert self.pool.bytes_live == sum(size_of_buffer(array) for array in live.values())
+        addresses = sorted((array.base.ctypes.data, array.base.nbytes) for array in live.values())
+        assert all(start + size <= after for (start, size), (after, _) in pairwise(addresses))
+        assert self.pool.bytes_live == sum(array.base.nbytes for array in live.values())
         assert self.pool.bytes_live <= self.pool.peak_live <= self.pool.bytes_held
 
 
