@@ -130,6 +130,18 @@ def normalize(x, scale, shift, limits, y):
 
 
 @parallel_kernel
+def normalize_and_add(x, scale, shift, addend, limits, y):
+    """y = x scale + shift + addend, scale and shift per channel, within the limits."""
+    rows, channels = x.shape
+    least, most = x.dtype.type(limits[0]), x.dtype.type(limits[1])
+    for p in prange(rows):
+        source, other, target = x[p], addend[p], y[p]
+        for c in range(channels):
+            value = source[c] * scale[c] + shift[c] + other[c]
+            target[c] = least if value < least else most if value > most else value
+
+
+@parallel_kernel
 def _block_gradients(x, dy, mean, scale, shift, limits, partial):
     rows, channels = x.shape
     least, most, zero = x.dtype.type(limits[0]), x.dtype.type(limits[1]), x.dtype.type(0)

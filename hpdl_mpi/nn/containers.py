@@ -12,7 +12,7 @@ import numpy as np
 from hpdl_mpi.kernels.activation import clip_backward
 from hpdl_mpi.kernels.elementwise import add, add_clipped, copy_columns
 from hpdl_mpi.nn.activations import Clipping, clipping_limits
-from hpdl_mpi.nn.context import Context, join
+from hpdl_mpi.nn.context import Addend, Context, join
 from hpdl_mpi.nn.flat import images_in, joined
 from hpdl_mpi.nn.layer import Layer, Shape, has_parameters, walk
 
@@ -42,9 +42,6 @@ class _Container(Layer):
     def _child(self, name: str, ctx: Context, needs_dx: bool) -> Context:
         needs_backward = ctx.needs_backward and (needs_dx or self._learns[name])
         return ctx.child(name, needs_dx=needs_dx, needs_backward=needs_backward)
-
-    def _forward_all(self, x: np.ndarray, ctx: Context) -> list[np.ndarray]:
-        return [layer.forward(x, child) for layer, child in self._contexts(ctx)]
 
     def backward_input(self, dy: np.ndarray, ctx: Context) -> np.ndarray | None:
         return self._backward(dy, ctx, "backward_input")
@@ -145,9 +142,17 @@ class Sequential(_Container):
             wanted = wanted or self._learns[name]
         return pairs
 
+    @property
+    def adds(self) -> bool:
+        layers = list(self._layers.values())
+        return bool(layers) and layers[-1].adds
+
     def forward(self, x: np.ndarray, ctx: Context) -> np.ndarray:
         ctx.retain(x)
-        for layer, child in self._contexts(ctx):
+        pairs = self._contexts(ctx)
+        if self.adds:
+            pairs[-1][1].addend = ctx.addend
+        for layer, child in pairs:
             y = layer.forward(x, child)
             ctx.release(x)
             x = y
@@ -251,16 +256,21 @@ class Residual(_Container):
         return sum(layer.operations(input_shape) for layer in self._layers.values())
 
     def forward(self, x: np.ndarray, ctx: Context) -> np.ndarray:
-        results = self._forward_all(x, ctx)
-        y = ctx.take(results[0].shape, results[0].dtype)
-        terms = self._terms(x, results)
-        if self._clips:
-            add_clipped(*terms, *self._limits, y.reshape(-1))
-            ctx.save(y=y)
+        (body, inner), *shortcut = self._contexts(ctx)
+        skipped = [layer.forward(x, child) for layer, child in shortcut]
+        term = skipped[0] if skipped else x
+        if body.adds:
+            inner.addend = Addend(term, self._limits)
+            y = body.forward(x, inner)
         else:
-            add(*terms, y.reshape(-1))
-        for result in results:
+            result = body.forward(x, inner)
+            y = ctx.take(result.shape, result.dtype)
+            add_clipped(result.reshape(-1), term.reshape(-1), *self._limits, y.reshape(-1))
             ctx.release(result)
+        for result in skipped:
+            ctx.release(result)
+        if self._clips:
+            ctx.save(y=y)
         return y
 
     def _backward(self, dy: np.ndarray, ctx: Context, half: str) -> np.ndarray | None:
@@ -276,16 +286,12 @@ class Residual(_Container):
         dx = None
         if ctx.needs_dx:
             dx = ctx.take(results[0].shape, results[0].dtype)
-            add(*self._terms(passed, results), dx.reshape(-1))
+            other = results[1] if len(results) > 1 else passed
+            add(results[0].reshape(-1), other.reshape(-1), dx.reshape(-1))
         for result in results:
             ctx.release(result)
         ctx.release(passed)
         return dx
-
-    def _terms(self, value: np.ndarray, results: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-        """Return what both branches gave, forward as backward, as flat arrays; the identity gave `value` itself."""
-        other = results[1] if len(results) > 1 else value
-        return results[0].reshape(-1), other.reshape(-1)
 
 
 class Parallel(_Container):
@@ -313,7 +319,7 @@ class Parallel(_Container):
         return sum(layer.operations(input_shape) for layer in self._layers.values())
 
     def forward(self, x: np.ndarray, ctx: Context) -> np.ndarray:
-        outputs = self._forward_all(x, ctx)
+        outputs = [layer.forward(x, child) for layer, child in self._contexts(ctx)]
         y = ctx.take((*outputs[0].shape[:-1], sum(self._widths)), outputs[0].dtype)
         for output, columns in zip(outputs, self._split(y), strict=True):
             copy_columns(output.reshape(-1, output.shape[-1]), columns)

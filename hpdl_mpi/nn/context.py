@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import DTypeLike
@@ -54,6 +54,13 @@ def join(path: str, name: str) -> str:
     return f"{path}.{name}" if path and name else path or name
 
 
+class Addend(NamedTuple):
+    """An array like a layer's output, to be added to it, and the limits that the sum is clipped to."""
+
+    values: np.ndarray
+    limits: tuple[float, float]
+
+
 class Context:
     """Belongs to one layer and one micro-batch; containers give each of their layers a `child`.
 
@@ -71,9 +78,11 @@ class Context:
     ----------
     saved : dict
         What `save` keeps until `drop`.
+    addend : Addend or None
+        What a layer that `adds` is to add to its output.
     """
 
-    __slots__ = ("_children", "_key", "batch", "needs_backward", "needs_dx", "path", "saved")
+    __slots__ = ("_children", "_key", "addend", "batch", "needs_backward", "needs_dx", "path", "saved")
 
     def __init__(self, batch: MicroBatch, path: str = "", *, needs_dx: bool = False, needs_backward: bool = True):
         self.batch = batch
@@ -81,6 +90,7 @@ class Context:
         self.needs_dx = needs_dx
         self.needs_backward = needs_backward
         self.saved: dict[str, Any] = {}
+        self.addend: Addend | None = None
         self._children: dict[str, Context] = {}
         self._key: tuple[tuple[int, int], np.uint64] | None = None
 
@@ -89,7 +99,7 @@ class Context:
         if name not in self._children:
             self._children[name] = Context(self.batch, join(self.path, name))
         child = self._children[name]
-        child.needs_dx, child.needs_backward = needs_dx, needs_backward
+        child.needs_dx, child.needs_backward, child.addend = needs_dx, needs_backward, None
         return child
 
     @property

@@ -90,6 +90,11 @@ class Layer(abc.ABC):
         """The layers inside, by name, in the order in which they run."""
         return {}
 
+    @property
+    def adds(self) -> bool:
+        """Whether forward adds `Context.addend` to its output, which saves its reader a pass over memory."""
+        return False
+
     def build(self, input_shape: Shape) -> None:
         """Declare parameters for inputs of this shape; allocates nothing.
 

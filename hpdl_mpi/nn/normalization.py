@@ -62,7 +62,12 @@ class BatchNorm2d(_Norm):
         if not 0 < momentum <= 1:
             raise self.refuse("momentum out of range", found=momentum, expected="above 0, at most 1")
         self.momentum = momentum
+        self._clips = activation is not None
         self._limits = clipping_limits(self, activation)
+
+    @property
+    def adds(self) -> bool:
+        return not self._clips
 
     def build(self, input_shape: Shape) -> None:
         super().build(input_shape)
@@ -85,7 +90,13 @@ class BatchNorm2d(_Norm):
         kernel.make_factors(mean, variance, self.eps, self.params["weight"], self.params["bias"], factors)
         ctx.release(moments)
         y = ctx.take(x.shape, x.dtype)
-        kernel.normalize(rows, factors[2], factors[3], self._limits, y.reshape(rows.shape))
+        if ctx.addend:
+            term, limits = ctx.addend
+            kernel.normalize_and_add(
+                rows, factors[2], factors[3], term.reshape(rows.shape), limits, y.reshape(rows.shape)
+            )
+        else:
+            kernel.normalize(rows, factors[2], factors[3], self._limits, y.reshape(rows.shape))
         ctx.save(x=x, factors=factors)
         ctx.release(factors)
         return y

@@ -76,11 +76,11 @@ def _conv(path: str, **settings: Any) -> Callable[[np.ndarray, Parameters], np.n
     return lambda x, p: ref.conv2d(x, p[f"{path}weight"], p.get(f"{path}bias", 0.0), **settings)
 
 
-def _batch_norm_of(eps: float) -> Callable[[np.ndarray, Parameters], np.ndarray]:
-    return lambda x, p: ref.batch_norm(x, p["weight"], p["bias"], eps)
+def _batch_norm_of(eps: float = 1e-5, path: str = "") -> Callable[[np.ndarray, Parameters], np.ndarray]:
+    return lambda x, p: ref.batch_norm(x, p[f"{path}weight"], p[f"{path}bias"], eps)
 
 
-_batch_norm = _batch_norm_of(1e-5)
+_batch_norm = _batch_norm_of()
 
 
 def _linear(path: str = "") -> Callable[[np.ndarray, Parameters], np.ndarray]:
@@ -274,6 +274,15 @@ LAYERS: dict[str, Case] = {
         lambda: Residual(Linear(3), Linear(3, bias=False), activation="relu", names=("", "short")),
         (4,),
         lambda x, p: ref.relu(ref.linear(x, p["weight"], p["bias"]) + ref.linear(x, p["short.weight"])),
+    ),
+    "Residual, whose sum BatchNorm2d makes": Case(
+        lambda: Residual(BatchNorm2d(), names=("", "short")), (4, 3, 5), lambda x, p: _batch_norm(x, p) + x, mixes=True
+    ),
+    "Residual, whose sum BatchNorm2d makes, ReLU": Case(
+        lambda: Residual(Sequential(Tanh(), norm=BatchNorm2d()), Linear(5), activation="relu", names=("body", "short")),
+        (4, 3, 5),
+        lambda x, p: ref.relu(_batch_norm_of(path="body.norm.")(np.tanh(x), p) + _linear("short.")(x, p)),
+        mixes=True,
     ),
     "Residual": Case(lambda: Residual(Linear(4)), (4,), lambda x, p: _linear("body.")(x, p) + x),
     "Residual, nothing to learn": Case(lambda: Residual(Tanh()), (4,), lambda x, p: np.tanh(x) + x),
