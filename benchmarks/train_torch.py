@@ -54,12 +54,15 @@ def train(job: Job) -> Iterator[dict[str, float]]:
     assert isinstance(ours, SGD), "the job has another optimizer"
     assert smoothing is not None, "the job has another loss"
     module = TORCH_MODELS[job.model.name](**job.model.model_extra)
-    module.load_state_dict(initial_weights(job, learning), strict=False)
+    replica = Replica(make_model(job), learning.input_shape, ours, dtype=np.float32, seed=job.seed)
+    module.load_state_dict(weights_of(replica), strict=False)
     network = DistributedDataParallel(module.to(memory_format=torch.channels_last))
+    decays = {segment.name: segment.parameter.decay for segment in replica.layout.segments}
+    named = list(module.named_parameters())
     optimizer = torch.optim.SGD(
         [
-            {"params": [values for values in module.parameters() if values.ndim > 1]},
-            {"params": [values for values in module.parameters() if values.ndim == 1], "weight_decay": 0.0},
+            {"params": [values for name, values in named if decays[name]]},
+            {"params": [values for name, values in named if not decays[name]], "weight_decay": 0.0},
         ],
         **{name: getattr(ours, name) for name in ("lr", "momentum", "nesterov", "weight_decay")},
         fused=True,
@@ -98,11 +101,9 @@ def open_loader(job: Job, path: str) -> Loader:
     )
 
 
-def initial_weights(job: Job, loader: Loader) -> dict[str, torch.Tensor]:
-    model = make_model(job)
-    replica = Replica(model, loader.input_shape, make_optimizer(job), dtype=np.float32, seed=job.seed)
+def weights_of(replica: Replica) -> dict[str, torch.Tensor]:
     arrays = replica.arrays()
-    return {name: torch.tensor(tensor.outward(arrays[name])) for name, tensor in tensors(model).items()}
+    return {name: torch.tensor(tensor.outward(arrays[name])) for name, tensor in tensors(replica.model).items()}
 
 
 def on_torch(batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:

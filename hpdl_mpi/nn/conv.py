@@ -28,9 +28,9 @@ class Conv2d(Layer):
         Channels of a group see each other alone; as many groups as channels make a depthwise convolution.
     bias : bool
     exact : bool
-        Compute sums in order, as by definition. Otherwise kernels of 3 x 3 and 5 x 5 with stride 1 go by Winograd's
-        method, which is two to three times as fast, has about ten times the rounding error, and spreads a NaN to the
-        tile of outputs around it; see `kernels.winograd`.
+        Compute sums in order, as by definition. Otherwise most kernels of 3 x 3 and 5 x 5 go by Winograd's method,
+        which is two to four times as fast, has about ten times the rounding error, and spreads a NaN to the tile of
+        outputs around it; see `kernels.winograd`.
     init, bias_init : Initializer
     """
 

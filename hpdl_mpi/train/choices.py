@@ -18,7 +18,7 @@ import pydantic
 from hpdl_mpi.base.errors import InputError, amended
 from hpdl_mpi.data import Augment, Jitter, Transform
 from hpdl_mpi.models import MODELS
-from hpdl_mpi.nn import CrossEntropy, Huber, Layer, Loss, MeanSquaredError
+from hpdl_mpi.nn import Conv2d, CrossEntropy, Huber, Layer, Loss, MeanSquaredError, walk
 from hpdl_mpi.optim import OPTIMIZERS, SCHEDULES, Optimizer, Schedule
 from hpdl_mpi.train.job import Job, Named, load_job, problems
 
@@ -77,6 +77,13 @@ def make_schedule(job: Job) -> Schedule:
 
 def make_model(job: Job) -> Layer:
     """Return the model, not built yet, that a job names or whose factory it gives."""
+    layer = _make_layer(job)
+    for conv in (each for each in walk(layer) if isinstance(each, Conv2d)):
+        conv.exact = conv.exact or job.training.exact
+    return layer
+
+
+def _make_layer(job: Job) -> Layer:
     model = job.model
     if model.name is not None:
         known: Callable[..., Layer] = _look_up(MODELS, model.name, "model")

@@ -140,6 +140,8 @@ class Training(_Section):
     early_stopping: EarlyStopping | None = None
     ema: Annotated[float, Field(gt=0, lt=1)] | None = None
     """Decay of a moving average of the weights, which is what evaluations see."""
+    exact: bool = False
+    """Convolutions sum in the order of their definition, as if each had `exact`."""
 
     @pydantic.field_validator("loss", mode="before")
     @classmethod

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from hpdl_mpi.base.errors import InputError
-from hpdl_mpi.nn import Layer
+from hpdl_mpi.nn import Conv2d, Layer, walk
 from hpdl_mpi.train.choices import make_model, read_job
 
 LENET = Path("jobs/lenet_mnist.toml").read_text()
@@ -43,6 +43,13 @@ def make(tmp_path):
         return layer
 
     return make_from
+
+
+@pytest.mark.parametrize(("overrides", "expected"), [([], "winograd"), (["training.exact=true"], "unfolded")])
+def test_a_job_can_ask_for_exact_convolutions(overrides, expected):
+    model = make_model(read_job("jobs/lenet_mnist.toml", overrides))
+    model.build((28, 28, 1))
+    assert {layer.method for layer in walk(model) if isinstance(layer, Conv2d)} == {"unfolded", expected}
 
 
 @pytest.mark.parametrize("function", ["keywords", "beside", "unresolved"])
