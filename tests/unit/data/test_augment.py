@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import tracemalloc
-from itertools import islice
-
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -13,9 +10,9 @@ from hypothesis import strategies as st
 from hpdl_mpi.base.errors import InputError
 from hpdl_mpi.data import Augment, Dataset, Jitter, Loader, Transform
 from hpdl_mpi.data.prepare import Preparation
-from hpdl_mpi.kernels.jit import counted_allocations
 from hpdl_mpi.kernels.random import derive_key
 from tests import augment_reference as ref
+from tests.unit.data.test_loader import allocated_by_batches
 
 SCALE, MEAN, STD = 1 / 255, 0.4, 0.3
 TRANSFORM = Transform(scale=SCALE, mean=MEAN, std=STD)
@@ -203,22 +200,7 @@ def test_a_steady_epoch_that_augments_allocates_no_array_per_batch(write_shards,
     folder, _, _ = write_shards([1200], sample=(32, 32, 3), x_chunk=100, y_chunk=100)
     augment = Augment(flip=True, jitter=COLORS, cutout=8, mixup=0.2, **window)
     loader = Loader(Dataset.open(folder), global_batch_size=100, transform=TRANSFORM, augment=augment)
-    for epoch in range(2):
-        for _ in loader.epoch(epoch):
-            pass
-    batches = loader.epoch(2)
-    for _ in range(3):
-        next(batches)
-    tracemalloc.start()
-    before = tracemalloc.get_traced_memory()[0]
-    tracemalloc.reset_peak()
-    with counted_allocations() as count:
-        handed = sum(1 for _ in islice(batches, 6))
-        blocks = count()
-    peak = tracemalloc.get_traced_memory()[1] - before
-    tracemalloc.stop()
-    batches.close()
-    assert handed == 6
+    peak, blocks = allocated_by_batches(loader, 6)
     # An array of 100 draws has 8800 bytes; the rest is room for views, tuples and messages of the queue.
     assert peak < 8800
     # Numba wraps the arrays that are handed to kernels: 2 x 7 for the gathers, 4 x 2 to draw, at most 8 for the window,

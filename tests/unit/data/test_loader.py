@@ -205,9 +205,8 @@ def test_an_error_in_the_thread_reaches_the_consumer_with_its_traceback(dataset)
     assert len(ids_of(loader, 0)) == 5  # and the loader can be used again
 
 
-def test_a_steady_epoch_allocates_no_array_per_batch(write_shards) -> None:
-    folder, _, _ = write_shards([4000], sample=(32,), x_chunk=100, y_chunk=100)
-    loader = Loader(Dataset.open(folder), global_batch_size=100, transform=Transform(scale=1 / 255, mean=0.5, std=0.5))
+def allocated_by_batches(loader: Loader, number: int) -> tuple[int, int]:
+    """Return the bytes of arrays that so many batches of a steady epoch add at their peak, and the kernels' blocks."""
     for epoch in range(2):
         for _ in loader.epoch(epoch):
             pass
@@ -218,12 +217,19 @@ def test_a_steady_epoch_allocates_no_array_per_batch(write_shards) -> None:
     before = tracemalloc.get_traced_memory()[0]
     tracemalloc.reset_peak()
     with counted_allocations() as count:
-        handed = sum(1 for _ in islice(batches, 30))
+        handed = sum(1 for _ in islice(batches, number))
         blocks = count()
     peak = tracemalloc.get_traced_memory()[1] - before
     tracemalloc.stop()
     batches.close()
-    assert handed == 30
+    assert handed == number
+    return peak, blocks
+
+
+def test_a_steady_epoch_allocates_no_array_per_batch(write_shards) -> None:
+    folder, _, _ = write_shards([4000], sample=(32,), x_chunk=100, y_chunk=100)
+    loader = Loader(Dataset.open(folder), global_batch_size=100, transform=Transform(scale=1 / 255, mean=0.5, std=0.5))
+    peak, blocks = allocated_by_batches(loader, 30)
     # The smallest array of a batch, its ids, has 800 bytes; 8 KiB is room for views, tuples and messages of the queue.
     assert peak < 8192
     # A kernel takes no memory: Numba wraps 2 x 7 arrays for the gathers and 4 for the transform of each batch, and the
