@@ -124,19 +124,20 @@ class TrainingStep:
         if report.finite:
             weight = report.sums.weight
             self._update(nominal / weight if weight else 0.0, lr)
-            self._average_statistics()
+            self._average_statistics(len(batch.sample_ids), nominal)
             self._follow()
         self._note("step", f"step {self._replica.step}", started)
         return report
 
-    def _average_statistics(self) -> None:
-        """Let all data-parallel ranks have the mean of what their layers track."""
+    def _average_statistics(self, share: int, nominal: int) -> None:
+        """Let all data-parallel ranks have the mean of what their layers track, each weighing as much as it saw."""
         statistics = self._replica.statistics
         if statistics.size and self._dp.size > 1:
             began = now()
+            statistics *= share
             self._reduce_statistics()
+            statistics /= nominal
             self._note("wait", "statistics", began)
-            statistics /= self._dp.size
 
     def _follow(self) -> None:
         if self._replica.average:

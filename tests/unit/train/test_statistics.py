@@ -59,24 +59,26 @@ def test_data_parallel_ranks_have_the_same(images, tmp_path):
         assert summary["test_loss"] == results[0][1]["test_loss"]
 
 
-def test_a_step_of_several_ranks_tracks_the_mean_of_what_they_saw(images, monkeypatch):
+@pytest.mark.parametrize("shares", [(8, 8), (3, 4), (0, 1)])
+def test_a_step_of_several_ranks_tracks_the_mean_of_what_they_saw(images, monkeypatch, shares):
     """From the same start, one step on two ranks ends with the mean of what either share alone leads to."""
 
     def run(comm: Communicator) -> Statistics:
         trainer = trainer_of(comm)
-        fit_images(trainer, images, epochs=None, steps=1, validate=None)
+        fit_images(trainer, images, epochs=None, steps=1, validate=None, global_batch_size=sum(shares))
         return statistics_of(trainer)
 
     together = run_threads(2, run)[0]
     averaged: list[TrainingStep] = []
-    monkeypatch.setattr(TrainingStep, "_average_statistics", lambda step: averaged.append(step))
+    monkeypatch.setattr(TrainingStep, "_average_statistics", lambda step, share, nominal: averaged.append(step))
     with pytest.raises(TrainingError, match="hold other parameters"):
         run_threads(2, lambda comm: fit_images(trainer_of(comm), images, images.parent / "run", epochs=1))
     one, other = run_threads(2, run)
     assert averaged
     for name, values in together.items():
         assert not np.array_equal(one[name], other[name])
-        np.testing.assert_allclose(values, (one[name] + other[name]) / 2, rtol=1e-12)
+        expected = (shares[0] * one[name] + shares[1] * other[name]) / sum(shares)
+        np.testing.assert_allclose(values, expected, rtol=1e-12)
 
 
 @pytest.mark.parametrize("schedule", ["1f1b", "zb-h1"])
