@@ -1,6 +1,7 @@
 #!/bin/sh
 # Times training steps of the reference models and writes benchmarks/results/step_<machine>_<date>.md.
 # Usage: benchmarks/step.sh [options of hpdl bench step, such as --rounds 20]
+# A row that fails is said so in the result; the others are measured all the same.
 set -eu
 
 cd "$(dirname "$0")"
@@ -8,18 +9,24 @@ mkdir -p results
 result=results/step_$(uname -n)_$(date +%Y-%m-%d).md
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
+failed=0
 
 {
     echo "# Training steps"
     while read -r model batch options; do
+        printf '\n## %s, batch %s, %s\n\n' "$model" "$batch" "$options"
         # shellcheck disable=SC2086 # the options are words
-        hpdl bench step --model "$model" --batch "$batch" $options --json "$scratch/result.json" "$@" </dev/null \
-            >"$scratch/table.txt"
-        printf '\n## %s, batch %s, %s\n\n```\n' "$model" "$batch" "$options"
-        cat "$scratch/table.txt"
-        printf '```\n\n<details><summary>Every turn, machine, versions and command</summary>\n\n```json\n'
-        cat "$scratch/result.json"
-        printf '```\n</details>\n'
+        if hpdl bench step --model "$model" --batch "$batch" $options --json "$scratch/result.json" "$@" </dev/null \
+            >"$scratch/table.txt"; then
+            printf '```\n'
+            cat "$scratch/table.txt"
+            printf '```\n\n<details><summary>Every turn, machine, versions and command</summary>\n\n```json\n'
+            cat "$scratch/result.json"
+            printf '```\n</details>\n'
+        else
+            failed=1
+            echo "It failed."
+        fi
     done <<ROWS
 mlp 256 --vs torch
 lenet 128 --vs torch
@@ -35,3 +42,4 @@ ROWS
 } >"$scratch/result.md"
 mv "$scratch/result.md" "$result"
 echo "$result"
+exit $failed

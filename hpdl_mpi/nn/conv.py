@@ -29,8 +29,8 @@ class Conv2d(Layer):
     bias : bool
     exact : bool
         Compute sums in order, as by definition. Otherwise most kernels of 3 x 3 and 5 x 5 go by Winograd's method,
-        which is two to four times as fast, has about ten times the rounding error, and spreads a NaN to the tile of
-        outputs around it; see `kernels.winograd`.
+        which is two to four times as fast, has about ten times the rounding error, and spreads a NaN to all
+        outputs whose tiles read it; see `kernels.winograd`.
     init, bias_init : Initializer
     """
 

@@ -210,7 +210,7 @@ def _is_of(line: bytes, step: int) -> bool:
         return False
 
 
-FIXED = ("model", "training.loss", "optimizer.name", "init")
+FIXED = ("model", "training.loss", "training.exact", "optimizer.name", "init")
 """What a job cannot change when its run goes on, besides the `Recipe`; lengths, rates, grids and places may."""
 
 

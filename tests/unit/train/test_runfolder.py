@@ -72,6 +72,11 @@ def test_a_run_remembers_the_weights_that_it_began_with():
         resumed_job(other, saved, 1)
 
 
+def test_a_run_does_not_change_how_its_convolutions_sum():
+    with pytest.raises(InputError, match=r"training\.exact: a run cannot change this when it goes on"):
+        resume(2, "training.exact=true")
+
+
 def test_a_run_keeps_what_was_measured_but_not_what_the_new_job_says_otherwise():
     assert resume(2).data.transform.mean == [0.25]
     changed = resume(2, "data.transform.scale=1.0").data.transform
