@@ -2,7 +2,8 @@
 
 from hpdl_mpi.nn import init
 from hpdl_mpi.nn.activations import GELU, LeakyReLU, ReLU, ReLU6, Sigmoid, SiLU, Softmax, Tanh
-from hpdl_mpi.nn.containers import Parallel, Recompute, Residual, Sequential
+from hpdl_mpi.nn.branches import Parallel, Residual
+from hpdl_mpi.nn.containers import Recompute, Sequential
 from hpdl_mpi.nn.context import Context, MicroBatch
 from hpdl_mpi.nn.conv import Conv2d
 from hpdl_mpi.nn.dropout import Dropout, Dropout2d, StochasticDepth

@@ -1,0 +1,150 @@
+"""Layers whose branches read the same input, and whose outputs are added or joined."""
+
+from __future__ import annotations
+
+from itertools import accumulate, pairwise
+
+import numpy as np
+
+from hpdl_mpi.kernels.activation import clip_backward
+from hpdl_mpi.kernels.elementwise import add, add_clipped, copy_columns
+from hpdl_mpi.nn.activations import Clipping, clipping_limits
+from hpdl_mpi.nn.containers import Container
+from hpdl_mpi.nn.context import Addend, Context
+from hpdl_mpi.nn.flat import images_in, joined
+from hpdl_mpi.nn.layer import Layer, Shape
+
+
+class Residual(Container):
+    """y = body(x) + shortcut(x), the shortcut being the identity unless given (He et al., 2016).
+
+    Parameters
+    ----------
+    body : Layer
+    shortcut : Layer, optional
+    activation : {None, "relu", "relu6"}
+        Also do what a `ReLU` or `ReLU6` behind it would: one pass over memory less.
+    names : (str, str)
+        Of body and shortcut; what has no name has the container's.
+    """
+
+    def __init__(
+        self,
+        body: Layer,
+        shortcut: Layer | None = None,
+        *,
+        activation: Clipping | None = None,
+        names: tuple[str, str] = ("body", "shortcut"),
+    ) -> None:
+        super().__init__({names[0]: body} | ({names[1]: shortcut} if shortcut else {}))
+        self._clips = activation is not None
+        self._limits = clipping_limits(self, activation)
+
+    def build(self, input_shape: Shape) -> None:
+        shapes = [self._build_child(name, input_shape) for name in self._layers]
+        skipped = shapes[1] if len(shapes) > 1 else input_shape
+        if shapes[0] != skipped:
+            raise self.refuse(
+                "body and shortcut do not add up", found=f"{shapes[0]} and {skipped}", expected="equal shapes"
+            )
+        # A sum of flattened images with other features has neither's order.
+        self.portable = images_in(shapes[0]) == images_in(skipped)
+
+    def output_shape(self, input_shape: Shape) -> Shape:
+        return next(iter(self._layers.values())).output_shape(input_shape)
+
+    def operations(self, input_shape: Shape) -> int:
+        return sum(layer.operations(input_shape) for layer in self._layers.values())
+
+    def forward(self, x: np.ndarray, ctx: Context) -> np.ndarray:
+        (body, inner), *shortcut = self._contexts(ctx)
+        skipped = [layer.forward(x, child) for layer, child in shortcut]
+        term = skipped[0] if skipped else x
+        if body.adds:
+            inner.addend = Addend(term, self._limits)
+            y = body.forward(x, inner)
+        else:
+            result = body.forward(x, inner)
+            y = ctx.take(result.shape, result.dtype)
+            add_clipped(result.reshape(-1), term.reshape(-1), *self._limits, y.reshape(-1))
+            ctx.release(result)
+        for result in skipped:
+            ctx.release(result)
+        if self._clips:
+            ctx.save(y=y)
+        return y
+
+    def _backward(self, dy: np.ndarray, ctx: Context, half: str) -> np.ndarray | None:
+        if self._clips:
+            passed = ctx.take(dy.shape, dy.dtype)
+            clip_backward(dy.reshape(-1), ctx.saved["y"].reshape(-1), *self._limits, passed.reshape(-1))
+            ctx.drop("y")
+        else:
+            passed = dy
+            ctx.retain(passed)
+        pairs = reversed(self._contexts(ctx))
+        results = [getattr(layer, half)(passed, child) for layer, child in pairs if child.needs_backward]
+        dx = None
+        if ctx.needs_dx:
+            dx = ctx.take(results[0].shape, results[0].dtype)
+            other = results[1] if len(results) > 1 else passed
+            add(results[0].reshape(-1), other.reshape(-1), dx.reshape(-1))
+        for result in results:
+            ctx.release(result)
+        ctx.release(passed)
+        return dx
+
+
+class Parallel(Container):
+    """Branches that read the same input; their outputs are joined along the last dimension (channels).
+
+    Szegedy et al., "Going deeper with convolutions" (2015).
+    """
+
+    def __init__(self, *branches: Layer, **named: Layer) -> None:
+        super().__init__({str(i): layer for i, layer in enumerate(branches)} | named)
+        self._widths: list[int] = []
+
+    def build(self, input_shape: Shape) -> None:
+        shapes = [self._build_child(name, input_shape) for name in self._layers]
+        if len({shape[:-1] for shape in shapes}) != 1:
+            raise self.refuse(
+                "branches cannot be joined", found=shapes, expected="shapes that differ in the last dimension only"
+            )
+        self._widths = [shape[-1] for shape in shapes]
+
+    def output_shape(self, input_shape: Shape) -> Shape:
+        return joined([layer.output_shape(input_shape) for layer in self._layers.values()])
+
+    def operations(self, input_shape: Shape) -> int:
+        return sum(layer.operations(input_shape) for layer in self._layers.values())
+
+    def forward(self, x: np.ndarray, ctx: Context) -> np.ndarray:
+        outputs = [layer.forward(x, child) for layer, child in self._contexts(ctx)]
+        y = ctx.take((*outputs[0].shape[:-1], sum(self._widths)), outputs[0].dtype)
+        for output, columns in zip(outputs, self._split(y), strict=True):
+            copy_columns(output.reshape(-1, output.shape[-1]), columns)
+            ctx.release(output)
+        return y
+
+    def _backward(self, dy: np.ndarray, ctx: Context, half: str) -> np.ndarray | None:
+        total: np.ndarray | None = None
+        for (layer, child), columns in zip(reversed(self._contexts(ctx)), reversed(self._split(dy)), strict=True):
+            if not child.needs_backward:
+                continue
+            part = ctx.take((*dy.shape[:-1], columns.shape[-1]), dy.dtype)
+            copy_columns(columns, part.reshape(columns.shape))
+            dx = getattr(layer, half)(part, child)
+            ctx.release(part)
+            if total is None:
+                total = dx
+            elif dx is not None:
+                add(total.reshape(-1), dx.reshape(-1), total.reshape(-1))
+                ctx.release(dx)
+        return total
+
+    def _split(self, joined: np.ndarray) -> list[np.ndarray]:
+        """Return each branch's columns of a joined output, as views."""
+        ends = list(accumulate(self._widths, initial=0))
+        matrix = joined.reshape(-1, ends[-1])
+        return [matrix[:, start:stop] for start, stop in pairwise(ends)]
