@@ -108,20 +108,22 @@ def profile_step(model: str, batch: int, threads: int, *, num_steps: int = 10) -
         began = time.perf_counter()
         step()
         steps.append(time.perf_counter() - began)
+    taken = [each for profile in watch.layers.values() for each in profile.seconds.values()]
+    inside = map(sum, zip(*taken, strict=True))
     layers = [
         asdict(profile) | {"seconds": {name: median(taken) for name, taken in profile.seconds.items()}}
         for profile in watch.layers.values()
     ]
-    seconds = median(steps)
     return {
         "model": model,
         "input_shape": WORKLOADS[model].input_shape,
         "batch": batch,
         "threads": threads,
         "steps": num_steps,
-        "step_seconds": seconds,
+        "step_seconds": median(steps),
         "layers": layers,
-        "other_seconds": seconds - sum(sum(layer["seconds"].values()) for layer in layers),
+        # Not the difference of medians, which would count every interruption of a layer in half of the steps.
+        "other_seconds": median(whole - part for whole, part in zip(steps, inside, strict=True)),
         "machine": describe_machine(),
         "versions": describe_versions(_DISTRIBUTIONS),
         "command": describe_command(),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
+import signal
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from hpdl_mpi.base.agree import Alone, Group
+from hpdl_mpi.base.errors import HpdlError
 from hpdl_mpi.base.launcher import launched
 from hpdl_mpi.cli.alone import require_one_rank
 
@@ -77,11 +79,22 @@ def convert(
         skip_bad=skip_bad,
     )
     ranks = _ranks()
-    splits = run(source, folder, options, ranks)
+    before = signal.signal(signal.SIGTERM, _stop)
+    try:
+        splits = run(source, folder, options, ranks)
+    finally:
+        signal.signal(signal.SIGTERM, before)
     if ranks.rank == 0:
         for split in splits:
             typer.echo(f"{split}: {_totals(summarize(split))}")
         _echo_skipped(splits[0].parent / SKIPPED)
+
+
+def _stop(number: int, frame: object) -> None:
+    """Let what is half done be cleared away, as for Ctrl-C."""
+    error = HpdlError("stopped by SIGTERM; nothing was written")
+    error.exit_code = 128 + number
+    raise error
 
 
 def _ranks() -> Group:

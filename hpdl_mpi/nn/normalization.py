@@ -43,7 +43,8 @@ class BatchNorm2d(_Norm):
     """Normalises each channel over a micro-batch, then scales and shifts it (Ioffe and Szegedy, 2015).
 
     Samples are of any shape, channels last. While training, means and variances are those of the micro-batch, and
-    running ones follow them; evaluation takes the running ones.
+    running ones follow them; evaluation takes the running ones. Of a single value for each channel (one sample of one
+    pixel) nothing is left but the bias, and nothing is tracked.
 
     Parameters
     ----------
@@ -84,7 +85,7 @@ class BatchNorm2d(_Norm):
             partial = ctx.take(kernel.partial_shape(*rows.shape), rows.dtype)
             kernel.moments(rows, partial, moments)
             ctx.release(partial)
-            if not ctx.batch.recomputing:
+            if not ctx.batch.recomputing and len(rows) > 1:  # one value has no variance
                 kernel.follow(moments, len(rows), self.momentum, mean, variance)
             mean, variance = moments
         kernel.make_factors(mean, variance, self.eps, self.params["weight"], self.params["bias"], factors)

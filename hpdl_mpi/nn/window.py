@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 from hpdl_mpi.base.errors import InputError
@@ -23,8 +24,17 @@ class Window(Protocol):
 
 
 def pair(value: int | Pair) -> Pair:
-    """Return (vertical, horizontal) of one number for both or of two."""
-    return (value, value) if isinstance(value, int) else (value[0], value[1])
+    """Return (vertical, horizontal) of one number for both or of two.
+
+    Raises
+    ------
+    InputError
+        They are something else.
+    """
+    numbers = (value, value) if isinstance(value, int) else value
+    if isinstance(numbers, Sequence) and len(numbers) == 2 and all(isinstance(number, int) for number in numbers):
+        return numbers[0], numbers[1]
+    raise InputError("no size of a window", found=repr(value), expected="an integer, or two: vertical and horizontal")
 
 
 def require_image(layer: Layer | Window, input_shape: Shape) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 
@@ -120,6 +121,27 @@ print("done")
     assert not (tmp_path / "out").exists()
     # What is left is hidden, and in the way of nothing.
     convert(tmp_path / "source", tmp_path / "out")
+
+
+def test_conversion_that_is_told_to_end_leaves_nothing(tmp_path) -> None:
+    write_images(tmp_path / "source", {"cat": 4, "ant": 3})
+    program = f"""
+import os, signal, sys
+from hpdl_mpi.cli.main import main
+from hpdl_mpi.data import writer
+original = writer.write_whole
+def ending(path, data):
+    if "00003-of" in path.name:
+        os.kill(os.getpid(), signal.SIGTERM)
+    original(path, data)
+writer.write_whole = ending
+sys.argv[1:] = ["data", "convert", {str(tmp_path / "source")!r}, {str(tmp_path / "out")!r}, "--shards", "4"]
+main()
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 128 + signal.SIGTERM
+    assert done.stderr == "Error: stopped by SIGTERM; nothing was written.\n"
+    assert [path.name for path in tmp_path.iterdir()] == ["source"]
 
 
 def test_info_describes_foreign_files_and_shows_where_they_differ(hpdl, write_file, tmp_path) -> None:

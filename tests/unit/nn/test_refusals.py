@@ -222,6 +222,12 @@ def test_impossible_setting_is_refused(make: Callable[[], Layer], message: str) 
     assert str(caught.value) == message
 
 
+@pytest.mark.parametrize("size", [(3, 3, 3), (3,), "same", 3.0, (3.0, 3), None])
+def test_what_is_no_pair_of_integers_is_refused(size: object) -> None:
+    with pytest.raises(InputError, match="no size of a window"):
+        Conv2d(4, size)
+
+
 def test_window_of_one_number_is_square() -> None:
     layer = Conv2d(4, 3, stride=2, padding=1)
     assert (layer.kernel_size, layer.stride, layer.padding) == ((3, 3), (2, 2), (1, 1))
