@@ -233,7 +233,9 @@ def test_an_offset_before_the_start_of_a_zip_is_damage(tmp_path) -> None:
     place = data.index(b"PK\x05\x06") + 16  # where the end says that the directory begins, and so the members
     data[place : place + 4] = (int.from_bytes(data[place : place + 4], "little") + 1).to_bytes(4, "little")
     (tmp_path / "a.zip").write_bytes(data)
-    with pytest.raises(InputError, match=r"cannot be read as an archive\. Found .*Invalid argument\. Get the archive again"):
+    with pytest.raises(
+        InputError, match=r"cannot be read as an archive\. Found .*Invalid argument\. Get the archive again"
+    ):
         convert(tmp_path / "a.zip", tmp_path / "out")
 
 
