@@ -151,6 +151,12 @@ class Contender:
         self._words.close()
 
 
+def pool_sizes(threads: int) -> dict[str, str]:
+    """Return the variables that bound a process's thread pools, which libraries read when they are imported."""
+    names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS")
+    return dict.fromkeys(names, str(threads))
+
+
 def worker_command(loader: str, settings: Mapping[str, Any]) -> list[str]:
     """Return the command of a contender that is a Python function, ``module:function``; see `worker`."""
     return [sys.executable, "-m", "hpdl_mpi.bench.worker", loader, json.dumps(settings)]

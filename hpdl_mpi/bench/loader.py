@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from hpdl_mpi.base.errors import InputError, require
-from hpdl_mpi.bench.contender import Contender, worker_command
+from hpdl_mpi.bench.contender import Contender, pool_sizes, worker_command
 from hpdl_mpi.bench.machine import describe_command, describe_machine, describe_versions
 from hpdl_mpi.bench.rounds import Turns, play
 from hpdl_mpi.bench.statistics import spread
@@ -132,6 +132,5 @@ def _check(path: Path, overrides: Sequence[str]) -> tuple[tuple[str, ...], int, 
 
 
 def _contender(name: str, settings: Mapping[str, Any]) -> Contender:
-    pools = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS")
-    environ = dict.fromkeys(pools, str(settings["threads"]))
-    return Contender(name, worker_command(f"hpdl_mpi.bench.loader_hpdl:{name}", settings), environ=environ)
+    command = worker_command(f"hpdl_mpi.bench.loader_hpdl:{name}", settings)
+    return Contender(name, command, environ=pool_sizes(settings["threads"]))

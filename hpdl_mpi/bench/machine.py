@@ -33,8 +33,21 @@ def describe_versions(distributions: Sequence[str]) -> dict[str, str]:
 
 
 def describe_command() -> str:
-    """Return the command line of this process as a shell would take it."""
-    return shlex.join(sys.orig_argv)
+    """Return the command line of this process as a shell would take it, in the current folder.
+
+    Programs, and files that lie outside this folder, are named without their own: that is no one else's.
+    """
+    return shlex.join(_without_folder(argument) for argument in sys.orig_argv)
+
+
+def _without_folder(argument: str) -> str:
+    """Return an argument that is a path, or ends in one behind "=", as others may see it; any other as it is."""
+    head, equals, text = argument.rpartition("=")
+    here = Path.cwd()
+    path = Path(os.path.normpath(here / text))
+    if not (os.path.isabs(text) or text.startswith("..")) or not path.name:
+        return argument
+    return f"{head}{equals}{path.relative_to(here) if path.is_relative_to(here) else path.name}"
 
 
 def _cpu_model() -> str:

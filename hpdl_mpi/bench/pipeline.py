@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 from hpdl_mpi.base.errors import InputError, require
 from hpdl_mpi.bench import memory
-from hpdl_mpi.bench.contender import Contender, worker_command
+from hpdl_mpi.bench.contender import Contender, pool_sizes, worker_command
 from hpdl_mpi.bench.machine import describe_command, describe_machine, describe_versions
 from hpdl_mpi.bench.pipeline_hpdl import PipelineSubject
 from hpdl_mpi.bench.pipeline_torch import TORCH_SCHEDULES
@@ -255,7 +255,7 @@ class _TorchPlayer:
         plan: Schedule,
         cuts: Sequence[int],
     ) -> None:
-        settings = {
+        settings: dict[str, Any] = {
             "model": model,
             "microbatch_size": microbatch_size,
             "num_microbatches": plan.num_microbatches,
@@ -267,9 +267,8 @@ class _TorchPlayer:
             "address": agree(comm, lambda: _free_address(comm.num_nodes)),
             "threads": 1,
         }
-        pools = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
         command = worker_command("hpdl_mpi.bench.pipeline_torch:load", settings)
-        self._child = Contender(TORCH, command, environ=dict.fromkeys(pools, "1"), remedy=_REMEDY)
+        self._child = Contender(TORCH, command, environ=pool_sizes(settings["threads"]), remedy=_REMEDY)
         self.warm_seconds, self.num_parameters, self.peak_bytes = 0.0, 0, 0
 
     def __enter__(self) -> _TorchPlayer:

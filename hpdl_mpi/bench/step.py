@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
 
 from hpdl_mpi.base.errors import InputError
-from hpdl_mpi.bench.contender import Contender, worker_command
+from hpdl_mpi.bench.contender import Contender, pool_sizes, worker_command
 from hpdl_mpi.bench.machine import describe_command, describe_machine, describe_versions
 from hpdl_mpi.bench.rounds import Turns, play
 from hpdl_mpi.bench.statistics import pairwise_ratio, spread
@@ -131,9 +130,7 @@ def make_contender(name: str, settings: Mapping[str, Any]) -> Contender:
     """Return a contender that is not started yet; its thread pools are bounded before any library makes them."""
     if name == ONE_THREAD:
         settings = {**settings, "threads": 1}
-    threads = str(settings["threads"])
-    pools = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS")
-    environ = dict.fromkeys(pools, threads)
+    environ = pool_sizes(settings["threads"])
     if name in (OURS, ONE_THREAD):
         return Contender(name, worker_command("hpdl_mpi.bench.step_hpdl:load", settings), environ=environ)
     # Compile in the contender itself: a pool of compiling processes would outlive its use.
@@ -175,7 +172,9 @@ def check_settings(model: str, batch: int, threads: int, num_rounds: int) -> Non
     """Raise `InputError` unless there is such a model, and the numbers are in range."""
     if model not in WORKLOADS:
         raise InputError("unknown model", where="--model", found=repr(model), expected=" or ".join(WORKLOADS))
-    cores = len(os.sched_getaffinity(0))
+    from hpdl_mpi.kernels.threads import available_cores  # here: contenders import this module, some without Numba
+
+    cores = len(available_cores())
     for option, value, most in (
         ("--batch", batch, None),
         ("--threads", threads, cores),

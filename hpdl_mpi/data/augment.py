@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from hpdl_mpi.base.errors import InputError, require
@@ -16,6 +16,38 @@ Size = int | Sequence[int]
 
 def _pair(size: Size) -> tuple[int, int]:
     return (size, size) if isinstance(size, int) else (size[0], size[1])
+
+
+def _is_integer(value: Any, least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _is_size(value: Any) -> bool:
+    sides = value if isinstance(value, list | tuple) and len(value) == 2 else [value]
+    return all(_is_integer(side, 1) for side in sides)
+
+
+def _is_part(value: Any) -> bool:
+    return _is_number(value) and 0 < value <= 1
+
+
+_SIZE = _is_size, "an integer above 0, or two: height and width"
+_PART = _is_part, "a number above 0, at most 1"
+_KEYS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "flip": (lambda value: isinstance(value, bool), "true or false"),
+    "crop": _SIZE,
+    "pad": (lambda value: _is_integer(value, 0), "an integer of at least 0"),
+    "resized_crop": _SIZE,
+    "central_fraction": _PART,
+    "jitter": (lambda value: isinstance(value, Jitter), "a Jitter"),
+    "cutout": (lambda value: _is_integer(value, 1), "an integer above 0"),
+    "mixup": _PART,
+}
+"""What each key may be, and how it is said; those that are None by default may be that."""
 
 
 @dataclass(frozen=True)
@@ -43,8 +75,8 @@ class Jitter:
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():
             most = 0.5 if name == "hue" else math.inf
-            expected = "0 to 0.5" if name == "hue" else "a number of at least 0"
-            require(f"augment.jitter.{name}", value, 0 <= value <= most, expected)
+            expected = "a number of 0 to 0.5" if name == "hue" else "a number of at least 0"
+            require(f"augment.jitter.{name}", value, _is_number(value) and 0 <= value <= most, expected)
 
 
 @dataclass(frozen=True)
@@ -91,17 +123,14 @@ class Augment:
     mixup: float | None = None
 
     def __post_init__(self) -> None:
-        for name in ("crop", "resized_crop"):
-            if (value := getattr(self, name)) is not None:
-                possible = isinstance(value, int) or len(value) == 2
-                possible = possible and all(isinstance(side, int) and side > 0 for side in _pair(value))
-                require(f"augment.{name}", value, possible, "an integer above 0, or two: height and width")
-                object.__setattr__(self, name, _pair(value))
-        fraction, mixup = self.central_fraction, self.mixup
-        require("augment.pad", self.pad, self.pad >= 0, "an integer of at least 0")
-        require("augment.central_fraction", fraction, 0 < fraction <= 1, "above 0, at most 1")
-        require("augment.cutout", self.cutout, self.cutout is None or self.cutout > 0, "an integer above 0")
-        require("augment.mixup", mixup, mixup is None or 0 < mixup <= 1, "above 0, at most 1")
+        for key in fields(self):
+            value = getattr(self, key.name)
+            if value is None and key.default is None:
+                continue
+            possible, expected = _KEYS[key.name]
+            require(f"augment.{key.name}", value, possible(value), expected)
+            if key.name in ("crop", "resized_crop"):
+                object.__setattr__(self, key.name, _pair(value))
         if self.crop and self.resized_crop:
             raise InputError("both say how images are cropped", where="augment.crop and resized_crop")
         if self.pad and not self.crop:

@@ -2,7 +2,9 @@
 
 What is drawn for a sample depends on (key, sample id) and on which draw it is, never on its batch or rank, nor on what
 else is drawn. The kernels run in a loader's reader thread, on that thread alone, and take no memory. All round as they
-are written, so that machines that differ draw and compute the same.
+are written, so that processors that differ compute the same; but windows to be resized, and the parts of
+`kernels.mixup`, need exponentials and logarithms, which may differ in the last bit between machines whose mathematical
+libraries do.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ import math
 import numpy as np
 
 from hpdl_mpi.kernels.jit import exact_kernel, inline
-from hpdl_mpi.kernels.random import philox
+from hpdl_mpi.kernels.random import TO_UNIT, philox
 
 DRAW = np.dtype(
     [(name, np.int64) for name in ("top", "left", "height", "width", "flip")]
@@ -29,7 +31,6 @@ _TRIES = 10
 _LEAST_AREA = 0.08
 _MOST_RATIO = 4 / 3
 
-_TO_UNIT = 2.0**-32
 _31, _32 = np.uint64(31), np.uint64(32)
 
 
@@ -42,12 +43,22 @@ def _below(word, count):
 @inline
 def _between(word, low, high):
     """Return a number of [low, high) for a random 32-bit word."""
-    return low + (high - low) * (np.float64(word) * _TO_UNIT)
+    return low + (high - low) * (np.float64(word) * TO_UNIT)
 
 
 @exact_kernel
 def draw_flips(key, ids, draws):
-    """Mirror every other image, by chance; ids int64 (n,), draws DRAW (n,)."""
+    """Mirror every other image, by chance.
+
+    Parameters
+    ----------
+    key : uint64
+        Of the seed and the epoch; see `kernels.random.derive_key`.
+    ids : int64 array, shape (n,)
+        Sample ids.
+    draws : DRAW array, shape (n,)
+        Written: flip.
+    """
     for i in range(ids.size):
         words = philox(key, np.uint64(ids[i]), _FLIP)
         draws[i].flip = np.int64(words[0] >> _31)
@@ -55,7 +66,17 @@ def draw_flips(key, ids, draws):
 
 @exact_kernel
 def draw_crops(key, ids, height, width, pad, draws):
-    """Move windows to any place in an image of height x width with a border of `pad`; their sizes stand in `draws`."""
+    """Move windows to any place in an image with its border.
+
+    Parameters
+    ----------
+    key, ids
+        See `draw_flips`.
+    height, width, pad : int
+        Of the image without its border, and of that on each side.
+    draws : DRAW array, shape (n,)
+        With the windows' height and width, which fit. Written: top and left, -pad at least.
+    """
     for i in range(ids.size):
         words = philox(key, np.uint64(ids[i]), _CROP)
         draws[i].top = _below(words[0], height + 2 * pad - draws[i].height + 1) - pad
@@ -64,10 +85,19 @@ def draw_crops(key, ids, height, width, pad, draws):
 
 @exact_kernel
 def draw_resized_crops(key, ids, height, width, draws):
-    """Draw windows of any place, size and shape in an image of height x width, as Szegedy et al. (2015) do.
+    """Draw windows of any place, size and shape in an image, as Szegedy et al. (2015) do.
 
     The area is 8 to 100 % of the image's and the ratio of the sides 3/4 to 4/3, as in torchvision's RandomResizedCrop.
     If ten tries do not fit, the window is the largest in the middle whose ratio is between these.
+
+    Parameters
+    ----------
+    key, ids
+        See `draw_flips`.
+    height, width : int
+        Of the image.
+    draws : DRAW array, shape (n,)
+        Written: top, left, height and width.
     """
     for i in range(ids.size):
         draws[i].top, draws[i].left, draws[i].height, draws[i].width = _resized_window(
@@ -90,7 +120,19 @@ def _resized_window(key, stream, height, width):
 
 @exact_kernel
 def draw_jitter(key, ids, brightness, contrast, saturation, hue, draws):
-    """Draw factors of max(0, 1 - strength) to 1 + strength, and turns of -hue to hue of a circle."""
+    """Draw factors of max(0, 1 - strength) to 1 + strength, and turns of -hue to hue of a circle.
+
+    Parameters
+    ----------
+    key, ids
+        See `draw_flips`.
+    brightness, contrast, saturation : float
+        Strengths, at least 0.
+    hue : float
+        0 to 0.5.
+    draws : DRAW array, shape (n,)
+        Written: the four of these names.
+    """
     for i in range(ids.size):
         words = philox(key, np.uint64(ids[i]), _JITTER)
         draws[i].brightness = _between(words[0], max(0.0, 1.0 - brightness), 1.0 + brightness)
@@ -101,7 +143,19 @@ def draw_jitter(key, ids, brightness, contrast, saturation, hue, draws):
 
 @exact_kernel
 def draw_cutouts(key, ids, height, width, size, draws):
-    """Draw squares of `size` whose middle is any pixel of a window of height x width: they may stick out."""
+    """Draw squares whose middle is any pixel of a window: they may stick out.
+
+    Parameters
+    ----------
+    key, ids
+        See `draw_flips`.
+    height, width : int
+        Of the window.
+    size : int
+        Side of the square.
+    draws : DRAW array, shape (n,)
+        Written: hole_top and hole_left.
+    """
     for i in range(ids.size):
         words = philox(key, np.uint64(ids[i]), _CUTOUT)
         draws[i].hole_top = _below(words[0], height) - size // 2
@@ -199,7 +253,17 @@ def _taps(place, spacing, size, weights):
 
 @exact_kernel
 def cut_out(x, draws, size):
-    """Set the squares that are drawn to zero, the mean of what is normalised; x (n, h, w, channels), in place."""
+    """Set the squares that are drawn to zero, the mean of what is normalised.
+
+    Parameters
+    ----------
+    x : float array, shape (n, h, w, channels)
+        Changed in place.
+    draws : DRAW array, shape (n,)
+        Of `draw_cutouts`.
+    size : int
+        Side of the squares.
+    """
     for i in range(x.shape[0]):
         top, left = draws[i].hole_top, draws[i].hole_left
         for y in range(max(top, 0), min(top + size, x.shape[1])):

@@ -54,7 +54,23 @@ def filter_of(scheme, point):
 
 @kernel
 def input_values(scheme, x, padding, tiles, first, last, plane, values):
-    """Transform the tiles of an image from `first` to `last`."""
+    """Transform tiles of images to values at the points.
+
+    Parameters
+    ----------
+    scheme : Scheme
+    x : array, shape (n, height, width, c)
+    padding : (int, int)
+        Vertical and horizontal.
+    tiles : (int, int)
+        Of an image, downwards and across.
+    first, last : int
+        Numbers of the first tile and the last + 1, counted over all images.
+    plane : int
+        How far apart the values of two points lie.
+    values : flat array, of at least (points^2 - 1) plane + (last - first) c
+        Written: a row of c for each tile, point by point.
+    """
     height, width, channels = x.shape[1:]
     flat = x.reshape(-1)
     square = np.int64(scheme.points), np.int64(scheme.points)
@@ -70,7 +86,17 @@ def input_values(scheme, x, padding, tiles, first, last, plane, values):
 
 @kernel
 def gradient_values(scheme, dy, tiles, first, last, plane, values):
-    """Transform the tiles of an output's gradient."""
+    """Transform tiles of an output's gradient to values at the points.
+
+    Parameters
+    ----------
+    scheme : Scheme
+    dy : array, shape (n, height, width, k)
+    tiles, first, last, plane
+        See `input_values`.
+    values : flat array, of at least (points^2 - 1) plane + (last - first) k
+        Written: a row of k for each tile, point by point.
+    """
     height, width, channels = dy.shape[1:]
     flat = dy.reshape(-1)
     square = np.int64(scheme.points), np.int64(scheme.points)
@@ -86,7 +112,23 @@ def gradient_values(scheme, dy, tiles, first, last, plane, values):
 
 @kernel
 def write_outputs(scheme, products, plane, bias, tiles, first, last, columns, y):
-    """Transform products back into some columns, from a first one up to a last, of tiles of the output."""
+    """Transform products back into some columns of tiles of the output.
+
+    Parameters
+    ----------
+    scheme : Scheme
+    products : flat array, of at least (points^2 - 1) plane + (last - first) (columns[1] - columns[0])
+        A row of the columns for each tile, point by point.
+    plane : int
+        How far apart the products of two points lie.
+    bias : array, shape (k,) or (0,)
+    tiles, first, last
+        See `input_values`.
+    columns : (int, int)
+        The first channel of `y` and the last + 1.
+    y : array, shape (n, height, width, k)
+        Written there.
+    """
     height, width, channels = y.shape[1:]
     flat = y.reshape(-1)
     every = np.int64(0), np.int64(scheme.points), np.int64(0), np.int64(scheme.points)
@@ -108,6 +150,22 @@ def write_outputs(scheme, products, plane, bias, tiles, first, last, columns, y)
 
 @parallel_kernel
 def all_input_values(scheme, x, top, left, down, across, plane, values, parts):
+    """Transform all tiles of images, as `input_values`.
+
+    Parameters
+    ----------
+    scheme : Scheme
+    x : array, shape (n, height, width, c)
+    top, left : int
+        Padding.
+    down, across : int
+        Tiles of an image.
+    plane : int
+    values : flat array, of at least (points^2 - 1) plane + n down across c
+        Written.
+    parts : int
+        How many threads may share the work; values do not depend on it.
+    """
     total = len(x) * down * across
     for part in prange(parts):
         first, last = part * total // parts, (part + 1) * total // parts
@@ -117,6 +175,18 @@ def all_input_values(scheme, x, top, left, down, across, plane, values, parts):
 
 @parallel_kernel
 def all_gradient_values(scheme, dy, plane, values, parts):
+    """Transform all tiles of an output's gradient, as `gradient_values`.
+
+    Parameters
+    ----------
+    scheme : Scheme
+    dy : array, shape (n, height, width, k)
+    plane : int
+    values : flat array, of at least (points^2 - 1) plane + (number of tiles) k
+        Written.
+    parts : int
+        See `all_input_values`.
+    """
     tiles = tiles_of(scheme, dy)
     total = len(dy) * tiles[0] * tiles[1]
     for part in prange(parts):

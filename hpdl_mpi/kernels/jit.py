@@ -132,6 +132,7 @@ class ParallelKernel:
     def __init__(self, function: Callable, fastmath: set[str] | bool = FASTMATH) -> None:
         self.__doc__ = function.__doc__
         self.__name__ = function.__name__
+        self.__module__ = function.__module__
         self.serial = _compile(function, fastmath=fastmath)
         self.parallel = _compile(_renamed(function), fastmath=fastmath, parallel=True)
 

@@ -11,7 +11,7 @@ import math
 import numpy as np
 
 from hpdl_mpi.kernels.jit import exact_kernel
-from hpdl_mpi.kernels.random import philox
+from hpdl_mpi.kernels.random import TO_UNIT, philox
 
 MIXED = np.dtype([("label", np.int64), ("other", np.int64), ("part", np.float64)])
 """A target of two classes: `part` of the first, the rest of the other."""
@@ -20,21 +20,31 @@ _POSITION = np.uint64(64)
 """Of the first draw in the stream of a sample; those of `kernels.augment` lie before it."""
 
 _TRIES = 64
-_TO_UNIT = 2.0**-32
 
 
 @exact_kernel
 def draw_parts(key, ids, alpha, parts):
-    """Draw from Beta(alpha, alpha) for each id, with 0 < alpha <= 1; ids int64 (n,), parts float64 (n,).
+    """Draw from Beta(alpha, alpha) for each id.
 
     By Jöhnk (1964), with logarithms, since powers of small numbers may be zero. A try fails half the time at most.
+
+    Parameters
+    ----------
+    key : uint64
+        Of the seed and the epoch; see `kernels.random.derive_key`.
+    ids : int64 array, shape (n,)
+        Sample ids.
+    alpha : float
+        Above 0, at most 1.
+    parts : float64 array, shape (n,)
+        Written: 0 to 1.
     """
     for i in range(ids.size):
         parts[i] = 0.5
         for attempt in range(_TRIES):
             words = philox(key, np.uint64(ids[i]), _POSITION + np.uint64(attempt))
-            u = math.log((np.float64(words[0]) + 1.0) * _TO_UNIT) / alpha
-            v = math.log((np.float64(words[1]) + 1.0) * _TO_UNIT) / alpha
+            u = math.log((np.float64(words[0]) + 1.0) * TO_UNIT) / alpha
+            v = math.log((np.float64(words[1]) + 1.0) * TO_UNIT) / alpha
             if math.exp(u) + math.exp(v) <= 1.0:
                 parts[i] = 1.0 / (1.0 + math.exp(v - u))
                 break
@@ -103,7 +113,17 @@ def mix(x, partners, parts):
 
 @exact_kernel
 def mix_labels(labels, partners, parts, out):
-    """Write both classes of each sample: labels int64 (m,), out MIXED (n,), the others as for `mix`."""
+    """Write both classes of each sample.
+
+    Parameters
+    ----------
+    labels : int64 array, shape (m,)
+        Of the samples, and behind them of partners.
+    partners, parts
+        See `mix`.
+    out : MIXED array, shape (n,)
+        Written.
+    """
     for i in range(partners.size):
         out[i].label = labels[i]
         out[i].other = labels[partners[i]]

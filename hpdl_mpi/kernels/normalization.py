@@ -16,9 +16,14 @@ from hpdl_mpi.kernels.jit import exact_kernel, inline, kernel, parallel_kernel
 _BLOCK_ROWS = 256
 
 
+def num_blocks(rows: int) -> int:
+    """Return in how many blocks rows are summed up."""
+    return -(-rows // _BLOCK_ROWS)
+
+
 def partial_shape(rows: int, channels: int) -> tuple[int, int, int]:
     """Return the shape of `partial`: sums of each block."""
-    return -(-rows // _BLOCK_ROWS), 3, channels
+    return num_blocks(rows), 3, channels
 
 
 @kernel
@@ -86,9 +91,20 @@ def moments(x, partial, out) -> None:
 
 @exact_kernel
 def follow(moments, rows, momentum, mean, variance):
-    """Let the running mean and variance, both (c,), follow the moments of so many rows.
+    """Let the running mean and variance follow the moments of a batch.
 
     The running variance is that of all samples, of which the rows are a part.
+
+    Parameters
+    ----------
+    moments : float64 array, shape (2, c)
+        Of `moments`.
+    rows : int
+        Of which they are.
+    momentum : float
+        Part of the new in what becomes of the old, 0 to 1.
+    mean, variance : array, shape (c,)
+        Changed in place.
     """
     unbiased = rows / max(1, rows - 1)
     for c in range(mean.size):
@@ -98,7 +114,17 @@ def follow(moments, rows, momentum, mean, variance):
 
 @exact_kernel
 def make_factors(mean, variance, eps, weight, bias, factors):
-    """factors (4, c) = mean, 1 / deviation, and the scale and the shift that `normalize` takes."""
+    """factors = mean, 1 / deviation, and the scale and the shift that `normalize` takes.
+
+    Parameters
+    ----------
+    mean, variance : array, shape (c,)
+    eps : float
+        Added to variances.
+    weight, bias : array, shape (c,)
+    factors : array, shape (4, c)
+        Written.
+    """
     for c in range(mean.size):
         inverse = 1 / math.sqrt(variance[c] + eps)
         factors[0, c] = mean[c]
@@ -141,24 +167,40 @@ def normalize_and_add(x, scale, shift, addend, limits, y):
             target[c] = least if value < least else most if value > most else value
 
 
-@parallel_kernel
-def _block_gradients(x, dy, mean, scale, shift, limits, partial):
+@kernel
+def channel_gradients(x, dy, mean, scale, shift, limits, out):
+    """out[0], out[1] = sums over rows of dy and of dy (x - mean), of what `normalize` lets pass.
+
+    Parameters
+    ----------
+    x, dy : array, shape (rows, c)
+    mean, scale, shift : array, shape (c,)
+        Scale and shift count within finite limits alone.
+    limits : (float, float)
+    out : array, shape (at least 2, c)
+    """
     rows, channels = x.shape
     least, most, zero = x.dtype.type(limits[0]), x.dtype.type(limits[1]), x.dtype.type(0)
     bounded = _is_bounded(limits)
-    blocks = len(partial)
-    for block in prange(blocks):
-        plain, weighted = partial[block, 0], partial[block, 1]
+    plain, weighted = out[0], out[1]
+    for c in range(channels):
+        plain[c] = 0
+        weighted[c] = 0
+    for p in range(rows):
+        source, gradient = x[p], dy[p]
         for c in range(channels):
-            plain[c] = 0
-            weighted[c] = 0
-        for p in range(block * rows // blocks, (block + 1) * rows // blocks):
-            source, gradient = x[p], dy[p]
-            for c in range(channels):
-                y = source[c] * scale[c] + shift[c]
-                value = gradient[c] if not bounded or (y > least and y < most) else zero
-                plain[c] += value
-                weighted[c] += value * (source[c] - mean[c])
+            y = source[c] * scale[c] + shift[c]
+            value = gradient[c] if not bounded or (y > least and y < most) else zero
+            plain[c] += value
+            weighted[c] += value * (source[c] - mean[c])
+
+
+@parallel_kernel
+def _block_gradients(x, dy, mean, scale, shift, limits, partial):
+    rows, blocks = len(x), len(partial)
+    for block in prange(blocks):
+        first, last = block * rows // blocks, (block + 1) * rows // blocks
+        channel_gradients(x[first:last], dy[first:last], mean, scale, shift, limits, partial[block])
 
 
 @kernel

@@ -21,8 +21,10 @@ _W0 = np.uint64(0x9E3779B9)
 _W1 = np.uint64(0xBB67AE85)
 _LOW = np.uint64(0xFFFFFFFF)
 _32 = np.uint64(32)
-_TO_UNIT = 2.0**-32
 _BLOCK = 4096
+
+TO_UNIT = 2.0**-32
+"""Times a random 32-bit word it is a number of [0, 1)."""
 
 
 def derive_key(*parts: int | np.integer | str) -> np.uint64:
@@ -68,7 +70,7 @@ def fill_uniform(out, key, low, high):
         for start in range(block * _BLOCK, min(out.size, (block + 1) * _BLOCK), 4):
             words = philox(key, np.uint64(0), np.uint64(start // 4))
             for j in range(min(4, out.size - start)):
-                out[start + j] = low + (high - low) * (np.float64(words[j]) * _TO_UNIT)
+                out[start + j] = low + (high - low) * (np.float64(words[j]) * TO_UNIT)
 
 
 @parallel_kernel
@@ -78,8 +80,8 @@ def fill_normal(out, key, deviation):
         for start in range(block * _BLOCK, min(out.size, (block + 1) * _BLOCK), 4):
             words = philox(key, np.uint64(0), np.uint64(start // 4))
             for pair in range(2):
-                radius = deviation * math.sqrt(-2.0 * math.log((np.float64(words[2 * pair]) + 1.0) * _TO_UNIT))
-                angle = 2.0 * math.pi * np.float64(words[2 * pair + 1]) * _TO_UNIT
+                radius = deviation * math.sqrt(-2.0 * math.log((np.float64(words[2 * pair]) + 1.0) * TO_UNIT))
+                angle = 2.0 * math.pi * np.float64(words[2 * pair + 1]) * TO_UNIT
                 for j in range(2):
                     i = start + 2 * pair + j
                     if i < out.size:

@@ -12,14 +12,10 @@ import math
 from numba import prange
 
 from hpdl_mpi.kernels.jit import kernel, parallel_kernel
-from hpdl_mpi.kernels.normalization import channel_moments
+from hpdl_mpi.kernels.normalization import channel_gradients, channel_moments
+from hpdl_mpi.kernels.normalization import num_blocks as num_blocks
 
-_BLOCK_ROWS = 256
-
-
-def num_blocks(rows: int) -> int:
-    """Return in how many blocks rows are summed up."""
-    return -(-rows // _BLOCK_ROWS)
+_NO_LIMITS = -math.inf, math.inf
 
 
 @parallel_kernel
@@ -151,20 +147,6 @@ def normalize_groups(x, weight, bias, eps, partial, factors, moments, y):
                 target[c] = source[c] * scale[c] + shift[c]
 
 
-@kernel
-def _gradient_sums(x, dy, mean, out):
-    """out[0], out[1] = sums over rows of dy and of dy (x - mean), per channel."""
-    plain, weighted = out[0], out[1]
-    for c in range(mean.size):
-        plain[c] = 0
-        weighted[c] = 0
-    for p in range(len(x)):
-        source, gradient = x[p], dy[p]
-        for c in range(mean.size):
-            plain[c] += gradient[c]
-            weighted[c] += gradient[c] * (source[c] - mean[c])
-
-
 @parallel_kernel
 def groups_backward(x, dy, weight, moments, partial, factors, parts, dx):
     """Write dx, and in `parts` the gradients of bias and weight that samples give.
@@ -193,7 +175,8 @@ def groups_backward(x, dy, weight, moments, partial, factors, parts, dx):
             means[c] = moments[image, c // size, 0]
         for block in range(blocks):
             first, last = block * pixels // blocks, (block + 1) * pixels // blocks
-            _gradient_sums(x[image, first:last], dy[image, first:last], means, partial[image, block])
+            rows, gradients = x[image, first:last], dy[image, first:last]
+            channel_gradients(rows, gradients, means, means, means, _NO_LIMITS, partial[image, block])
         for group in range(groups):
             mean, inverse = moments[image, group, 0], moments[image, group, 1]
             total, along = 0.0, 0.0

@@ -232,9 +232,20 @@ def back_of(scheme: Scheme) -> Scheme:
 
 
 def backward_input(scheme, dy, weight, padding, scratch, dx) -> None:
-    """dx = gradient for the input of `forward`; written.
+    """dx = gradient for the input of `forward`.
 
-    `scratch` has scratch_size(back_of(scheme), k, dx.shape, dx.dtype) elements.
+    Parameters
+    ----------
+    scheme : Scheme
+        Of `forward`.
+    dy : array, shape (n, ho, wo, k)
+    weight : array, shape (k, r, r, c)
+    padding : (int, int)
+        Of `forward`.
+    scratch : flat array, of `scratch_size(back_of(scheme), k, dx.shape, dx.dtype)`
+        Aligned to vectors; its content is lost.
+    dx : array, shape (n, h, w, c)
+        Written.
     """
     back = back_of(scheme)
     if back is scheme:

@@ -167,13 +167,19 @@ def _correlate_columns(scheme, values, gradients, planes, count, workspaces, scr
 
 
 def backward_weight(scheme, x, dy, padding, scratch, dweights) -> None:
-    """dweights[t] += a part of the gradient for the weight.
+    """dweights[t] += a part of the gradient for the weight of `winograd.forward`; the sum of the parts is all of it.
 
     Parameters
     ----------
+    scheme : Scheme
+    x : array, shape (n, h, w, c)
+    dy : array, shape (n, ho, wo, k)
+    padding : (int, int)
+        Vertical and horizontal.
     scratch : flat array, of `scratch_size(scheme, c, dy.shape, dy.dtype)`
         Aligned to vectors; its content is lost.
     dweights : array, shape (num_parts(scheme, c, dy.shape, dy.dtype), k, r, r, c)
+        Added to.
     """
     threads = thread_count()
     room = _room(scheme, x.shape[3], dy.shape, dy.itemsize)

@@ -10,6 +10,9 @@ from hpdl_mpi.nn.init import HeNormal
 Block = Callable[[int, int, int], Layer]
 """Makes a block from the channels that come in, those of its convolutions, and a stride."""
 
+_EXPANSION = 4
+"""Channels that come out of a `bottleneck` for one of its convolution of 3 x 3."""
+
 
 def resnet20(outputs: int = 10) -> Layer:
     """Return the network of 20 layers for images of 32 x 32: three stages of three blocks, 16 to 64 channels."""
@@ -39,7 +42,7 @@ def resnet34(outputs: int = 1000) -> Layer:
 
 def resnet50(outputs: int = 1000) -> Layer:
     """Return ResNet-50 for ImageNet, with strides in the convolutions of 3 x 3."""
-    return _resnet(_imagenet_stem(), 64, (64, 128, 256, 512), (3, 4, 6, 3), bottleneck, outputs)
+    return _resnet(_imagenet_stem(), 64, (64, 128, 256, 512), (3, 4, 6, 3), bottleneck, outputs, _EXPANSION)
 
 
 def basic_block(in_channels: int, channels: int, stride: int) -> Layer:
@@ -60,10 +63,10 @@ def bottleneck(in_channels: int, channels: int, stride: int) -> Layer:
         bn1=BatchNorm2d(activation="relu"),
         conv2=_conv(channels, 3, stride),
         bn2=BatchNorm2d(activation="relu"),
-        conv3=_conv(4 * channels, 1),
+        conv3=_conv(_EXPANSION * channels, 1),
         bn3=BatchNorm2d(),
     )
-    return _block(body, in_channels, 4 * channels, stride)
+    return _block(body, in_channels, _EXPANSION * channels, stride)
 
 
 def _conv(channels: int, kernel_size: int, stride: int = 1) -> Layer:
@@ -97,9 +100,12 @@ def _resnet(
     blocks: Sequence[int],
     make_block: Block,
     outputs: int,
+    expansion: int = 1,
 ) -> Layer:
-    """Return stem, stages of blocks and head; the stem gives `channels`, stages but the first halve the image."""
-    expansion = 4 if make_block is bottleneck else 1
+    """Return stem, stages of blocks and head; the stem gives `channels`, stages but the first halve the image.
+
+    Of a block come `expansion` channels for each that `stages` names.
+    """
     layers = dict(stem)
     for number, (width, count) in enumerate(zip(stages, blocks, strict=True)):
         for block in range(count):

@@ -101,9 +101,21 @@ def fit(assembly: Assembly, course: Course) -> dict[str, Any]:
         Without a replica yet.
     course : Course
 
+    Returns
+    -------
+    dict
+        What ``summary.json`` holds.
+
     Raises
     ------
-    See `Trainer.fit`.
+    InputError
+        Data, model and loss do not fit together, or the run folder cannot be used.
+    TrainingError
+        The loss is not finite, or ranks have drifted apart.
+    StorageError
+        A checkpoint could not be written.
+    Stopped
+        A signal asked for an end; the state is saved if there is a run folder.
     """
     began = time.perf_counter()
     comm, grid = assembly.comm, assembly.grid

@@ -7,6 +7,7 @@ can only be read from the start; ranks then read their members from it in any or
 from __future__ import annotations
 
 import bz2
+import errno
 import gzip
 import lzma
 import re
@@ -125,12 +126,15 @@ def _refuse_size(where: str, found: int, limit: int, what: str) -> None:
 
 @contextmanager
 def _naming_damage(source: Path) -> Iterator[None]:
-    """Turn what the libraries raise on a damaged archive into an InputError."""
+    """Turn what the libraries raise on a damaged archive into an InputError, and what the system does into another."""
     try:
         yield
     except HpdlError:
         raise
     except _DAMAGE as error:
+        # A damaged offset makes the libraries seek to before the start, for which the system has EINVAL.
+        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
+            raise InputError("cannot be read", where=source, found=error.strerror) from error
         remedy = "get the archive again: it is incomplete or damaged"
         raise InputError("cannot be read as an archive", where=source, found=error, remedy=remedy) from error
 

@@ -26,7 +26,7 @@ _DAMAGE = (
     *(OSError, EOFError, SyntaxError, ValueError, TypeError, IndexError, KeyError, OverflowError, RuntimeError),
     *(struct.error, zlib.error),
 )
-"""What Pillow raises on damaged files."""
+"""What Pillow raises when it opens or loads damaged files; anywhere else these are bugs of ours."""
 
 
 class BadImage(InputError):
@@ -57,7 +57,7 @@ def measure(stream: BinaryIO, form: Form) -> tuple[int, int]:
     BadImage
         Empty, of an unknown format, of more than 8 bits per channel, or too large.
     """
-    with _naming_damage(), _open(stream, form) as image:
+    with _open(stream, form) as image:
         return (form.size, form.size) if form.size else (image.height, image.width)
 
 
@@ -73,7 +73,9 @@ def decode(stream: BinaryIO, form: Form) -> np.ndarray:
     BadImage
         What `measure` finds, or damage further on.
     """
-    with _naming_damage(), _open(stream, form) as image:
+    with _open(stream, form) as image:
+        with _naming_damage():
+            image.load()
         if image.mode == "P" and "transparency" in image.info:
             pixels = image.convert("RGBA").convert("L" if form.grayscale else "RGB")
         else:
@@ -93,17 +95,18 @@ def _resized(sides: tuple[int, int], size: int) -> tuple[int, int]:
 
 
 def _open(stream: BinaryIO, form: Form) -> Image.Image:
-    head = stream.read(16)
-    if not head:
-        raise BadImage("an empty file")
-    stream.seek(0)
-    try:
-        image = Image.open(stream, formats=FORMATS)
-    except UnidentifiedImageError as error:
-        known = ", ".join(FORMATS)
-        raise BadImage("not an image", found=f"first bytes {head.hex()}", expected=f"one of {known}") from error
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        _refuse_pixels(error)
+    with _naming_damage():
+        head = stream.read(16)
+        if not head:
+            raise BadImage("an empty file")
+        stream.seek(0)
+        try:
+            image = Image.open(stream, formats=FORMATS)
+        except UnidentifiedImageError as error:
+            known = ", ".join(FORMATS)
+            raise BadImage("not an image", found=f"first bytes {head.hex()}", expected=f"one of {known}") from error
+        except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+            _refuse_pixels(error)
     if image.mode not in MODES:
         raise BadImage(
             "pixels of a kind that does not fit into 8 bits",

@@ -220,7 +220,21 @@ def test_a_steady_epoch_that_augments_allocates_no_array_per_batch(write_shards,
         ({"central_fraction": 0.0}, r"augment\.central_fraction: out of range"),
         ({"central_fraction": 1.1}, r"augment\.central_fraction: out of range"),
         ({"cutout": 0}, r"augment\.cutout: out of range"),
-        ({"mixup": 0.0}, r"augment\.mixup: out of range\. Found 0\.0; expected above 0, at most 1"),
+        ({"crop": 4, "pad": 1.5}, r"augment\.pad: out of range\. Found 1\.5; expected an integer of at least 0"),
+        ({"crop": 4, "pad": None}, r"augment\.pad: out of range\. Found None"),
+        ({"crop": 4, "pad": True}, r"augment\.pad: out of range"),
+        ({"crop": True}, r"augment\.crop: out of range\. Found True"),
+        ({"crop": (4, True)}, r"augment\.crop: out of range"),
+        ({"crop": 4.0}, r"augment\.crop: out of range"),
+        ({"resized_crop": "8"}, r"augment\.resized_crop: out of range"),
+        ({"cutout": 2.5}, r"augment\.cutout: out of range\. Found 2\.5; expected an integer above 0"),
+        ({"cutout": True}, r"augment\.cutout: out of range"),
+        ({"flip": 1}, r"augment\.flip: out of range\. Found 1; expected true or false"),
+        ({"jitter": 0.4}, r"augment\.jitter: out of range\. Found 0\.4; expected a Jitter"),
+        ({"mixup": True}, r"augment\.mixup: out of range"),
+        ({"mixup": "0.2"}, r"augment\.mixup: out of range"),
+        ({"central_fraction": None}, r"augment\.central_fraction: out of range"),
+        ({"mixup": 0.0}, r"augment\.mixup: out of range\. Found 0\.0; expected a number above 0, at most 1"),
         ({"mixup": 1.5}, r"augment\.mixup: out of range"),
         ({"mixup": float("nan")}, r"augment\.mixup: out of range"),
     ],
@@ -230,7 +244,9 @@ def test_impossible_settings_are_refused(settings, message):
         Augment(**settings)
 
 
-@pytest.mark.parametrize("settings", [{"hue": 0.6}, {"brightness": -0.1}, {"contrast": float("inf")}])
+@pytest.mark.parametrize(
+    "settings", [{"hue": 0.6}, {"hue": "0.1"}, {"brightness": -0.1}, {"contrast": float("inf")}, {"saturation": True}]
+)
 def test_impossible_colours_are_refused(settings):
     with pytest.raises(InputError, match=rf"augment\.jitter\.{next(iter(settings))}: out of range"):
         Jitter(**settings)

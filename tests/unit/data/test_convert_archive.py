@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import bz2
+import errno
 import gzip
 import io
 import lzma
@@ -11,6 +12,7 @@ import tarfile
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
@@ -211,6 +213,30 @@ except StorageError as error:
     assert done.returncode == 7, done.stderr
     assert "could not be written" in done.stdout
     assert nothing_left(tmp_path / "out")
+
+
+@pytest.mark.parametrize("ending", [".tar.gz", ".zip"])
+def test_an_archive_that_may_not_be_read_is_not_called_damaged(tmp_path, monkeypatch, ending) -> None:
+    def refuse(source: Path) -> NoReturn:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    (tmp_path / f"a{ending}").write_bytes(b"never read")
+    for name in ("_tar_members", "_zip_members"):
+        monkeypatch.setattr(archive_module, name, refuse)
+    with pytest.raises(InputError, match=rf"a\{ending}: cannot be read\. Found Permission denied\.$"):
+        convert(tmp_path / f"a{ending}", tmp_path / "out")
+    assert nothing_left(tmp_path / "out")
+
+
+def test_an_offset_before_the_start_of_a_zip_is_damage(tmp_path) -> None:
+    data = bytearray(zip_of(("cat/1.png", IMAGE)))
+    place = data.index(b"PK\x05\x06") + 16  # where the end says that the directory begins, and so the members
+    data[place : place + 4] = (int.from_bytes(data[place : place + 4], "little") + 1).to_bytes(4, "little")
+    (tmp_path / "a.zip").write_bytes(data)
+    with pytest.raises(
+        InputError, match=r"cannot be read as an archive\. Found .*Invalid argument\. Get the archive again"
+    ):
+        convert(tmp_path / "a.zip", tmp_path / "out")
 
 
 def test_an_encrypted_member_is_refused(tmp_path) -> None:

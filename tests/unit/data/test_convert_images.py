@@ -17,6 +17,7 @@ from PIL import Image
 from hpdl_mpi.base.errors import InputError
 from hpdl_mpi.comm import run_threads
 from hpdl_mpi.data.convert import Options, convert
+from hpdl_mpi.data.convert import decode as decode_module
 from hpdl_mpi.data.convert import images as images_module
 from hpdl_mpi.data.convert.decode import MAX_PIXELS, Form, decode
 from hpdl_mpi.data.convert.files import Files
@@ -249,6 +250,15 @@ def test_a_disk_that_fails_is_no_bad_image(source, tmp_path, monkeypatch) -> Non
     monkeypatch.setattr(Files, "open", fail)
     with pytest.raises(InputError, match=r"ant/0000\.png: cannot be read. Found Input/output error\.$"):
         convert(source, tmp_path / "out", Options(skip_bad=True))
+
+
+def test_a_bug_of_ours_is_no_bad_image(source, tmp_path, monkeypatch) -> None:
+    def fail(sides, size):
+        raise TypeError("a bug")
+
+    monkeypatch.setattr(decode_module, "_resized", fail)
+    with pytest.raises(TypeError, match="a bug"):
+        convert(source, tmp_path / "out", Options(size=4, skip_bad=True))
 
 
 def test_an_image_that_changes_meanwhile_is_noticed(source, tmp_path, monkeypatch) -> None:
