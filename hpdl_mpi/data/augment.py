@@ -18,8 +18,12 @@ def _pair(size: Size) -> tuple[int, int]:
     return (size, size) if isinstance(size, int) else (size[0], size[1])
 
 
+_MOST_PIXELS = 2**15
+"""Of a side: beyond any photograph, and far from what numbers of an image overflow at."""
+
+
 def _is_integer(value: Any, least: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+    return isinstance(value, int) and not isinstance(value, bool) and least <= value <= _MOST_PIXELS
 
 
 def _is_number(value: Any) -> bool:
@@ -35,16 +39,16 @@ def _is_part(value: Any) -> bool:
     return _is_number(value) and 0 < value <= 1
 
 
-_SIZE = _is_size, "an integer above 0, or two: height and width"
+_SIZE = _is_size, f"an integer of 1 to {_MOST_PIXELS}, or two: height and width"
 _PART = _is_part, "a number above 0, at most 1"
 _KEYS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "flip": (lambda value: isinstance(value, bool), "true or false"),
     "crop": _SIZE,
-    "pad": (lambda value: _is_integer(value, 0), "an integer of at least 0"),
+    "pad": (lambda value: _is_integer(value, 0), f"an integer of 0 to {_MOST_PIXELS}"),
     "resized_crop": _SIZE,
     "central_fraction": _PART,
     "jitter": (lambda value: isinstance(value, Jitter), "a Jitter"),
-    "cutout": (lambda value: _is_integer(value, 1), "an integer above 0"),
+    "cutout": (lambda value: _is_integer(value, 1), f"an integer of 1 to {_MOST_PIXELS}"),
     "mixup": _PART,
 }
 """What each key may be, and how it is said; those that are None by default may be that."""
@@ -135,6 +139,11 @@ class Augment:
             raise InputError("both say how images are cropped", where="augment.crop and resized_crop")
         if self.pad and not self.crop:
             raise InputError("a border is for what is cropped", where="augment.pad", remedy="give augment.crop")
+        if self.crop and self.pad >= min(_pair(self.crop)):
+            expected = f"less than the crop, {min(_pair(self.crop))}"
+            raise InputError(
+                "a window could lie in the border alone", where="augment.pad", found=self.pad, expected=expected
+            )
 
     @property
     def size(self) -> tuple[int, int] | None:

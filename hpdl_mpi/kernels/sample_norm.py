@@ -13,7 +13,6 @@ from numba import prange
 
 from hpdl_mpi.kernels.jit import kernel, parallel_kernel
 from hpdl_mpi.kernels.normalization import channel_gradients, channel_moments
-from hpdl_mpi.kernels.normalization import num_blocks as num_blocks
 
 _NO_LIMITS = -math.inf, math.inf
 
@@ -61,7 +60,7 @@ def rows_backward(x, dy, weight, moments, parts, dx):
     weight : array, shape (c,)
     moments : array, shape (rows, 2)
         Of `normalize_rows`.
-    parts : array, shape (`num_blocks` (rows), 2, c)
+    parts : array, shape (normalization.num_blocks(rows), 2, c)
     dx : array, shape (rows, c)
     """
     rows, channels = x.shape
@@ -118,7 +117,7 @@ def normalize_groups(x, weight, bias, eps, partial, factors, moments, y):
     weight, bias : array, shape (c,)
     eps : float
         Added to variances.
-    partial : array, shape (n, `num_blocks` (pixels), 3, c)
+    partial : array, shape (n, normalization.num_blocks(pixels), 3, c)
         Scratch.
     factors : array, shape (n, 3, c)
         Scratch.
@@ -157,7 +156,7 @@ def groups_backward(x, dy, weight, moments, partial, factors, parts, dx):
     weight : array, shape (c,)
     moments : array, shape (n, groups, 2)
         Of `normalize_groups`.
-    partial : array, shape (n, `num_blocks` (pixels), 3, c)
+    partial : array, shape (n, normalization.num_blocks(pixels), 3, c)
         Scratch.
     factors : array, shape (n, 3, c)
         Scratch.

@@ -176,7 +176,7 @@ class LayerNorm(_SampleNorm):
         self, x: np.ndarray, dy: np.ndarray, moments: np.ndarray, dx: np.ndarray, ctx: Context
     ) -> np.ndarray:
         rows, gradients, results = (array.reshape(-1, x.shape[-1]) for array in (x, dy, dx))
-        parts = ctx.take((sample_norm.num_blocks(len(rows)), 2, x.shape[-1]), x.dtype)
+        parts = ctx.take((kernel.num_blocks(len(rows)), 2, x.shape[-1]), x.dtype)
         sample_norm.rows_backward(rows, gradients, self.params["weight"], moments, parts, results)
         return parts
 
@@ -228,7 +228,7 @@ class GroupNorm(_SampleNorm):
     def _scratch(self, x: np.ndarray, ctx: Context) -> tuple[np.ndarray, np.ndarray]:
         """Return the arrays that `kernels.sample_norm` wants for its own use."""
         images, size, channels = _pixels(x).shape
-        partial = ctx.take((images, sample_norm.num_blocks(size), 3, channels), x.dtype)
+        partial = ctx.take((images, kernel.num_blocks(size), 3, channels), x.dtype)
         return partial, ctx.take((images, 3, channels), x.dtype)
 
 
