@@ -124,6 +124,7 @@ def bench_conv(
         convolutions.append(
             asdict(workload)
             | {
+                "padding": shape.padding[0],
                 "operations": workload.operations,
                 "seconds": seconds,
                 "chosen": choose(shape).name,

@@ -73,9 +73,9 @@ def conv_table(result: dict[str, Any]) -> Table:
     """
     title = f"Convolutions, float32, {result['threads']} thread{'s' if result['threads'] > 1 else ''}"
     caption = (
-        f"{result['machine']['cpu']}; ms, median of {result['rounds']} rounds; * is chosen; ratio: to the fastest, with "
-        f"! where the chosen one takes over {_CONV_SPREAD:.0%} longer; GFLOP/s count the operations of the definition; "
-        "both of all three passes"
+        f"{result['machine']['cpu']}; ms, median of {result['rounds']} rounds; * is chosen; GFLOP/s count the "
+        "operations of the definition, in all three passes; ratio: their time to that of the fastest, with ! where the "
+        f"chosen one takes over {_CONV_SPREAD:.0%} longer"
     )
     table = Table(box=box.SIMPLE, title=title, caption=caption)
     table.add_column("convolution")
