@@ -17,7 +17,7 @@ from hpdl_mpi.bench.rounds import turn_order
 from hpdl_mpi.kernels.conv2d import output_size
 from hpdl_mpi.kernels.threads import set_threads
 from hpdl_mpi.nn import Context, MicroBatch, Pool
-from hpdl_mpi.nn.conv_methods import METHODS, ConvShape, choose
+from hpdl_mpi.nn.conv_methods import RULES, ConvShape, choose
 
 PASSES = ("forward", "backward_input", "backward_weight")
 
@@ -35,7 +35,8 @@ class ConvWorkload:
     batch, size, in_channels, out_channels : int
         Images, their height and width, and channels.
     kernel_size, stride, groups : int
-        The padding is half the kernel size.
+    padding : int, optional
+        Half the kernel size, unless given.
     """
 
     name: str
@@ -46,13 +47,14 @@ class ConvWorkload:
     kernel_size: int = 3
     stride: int = 1
     groups: int = 1
+    padding: int | None = None
 
     @property
     def shape(self) -> ConvShape:
         """What a method is chosen by."""
-        side = output_size(self.size, self.kernel_size, self.stride, self.kernel_size // 2)
+        padding = self.kernel_size // 2 if self.padding is None else self.padding
+        side = output_size(self.size, self.kernel_size, self.stride, padding)
         weight = self.out_channels, self.kernel_size, self.kernel_size, self.in_channels // self.groups
-        padding = self.kernel_size // 2
         return ConvShape(weight, (side, side), (self.stride, self.stride), (padding, padding), self.groups)
 
     @property
@@ -73,10 +75,14 @@ CONVOLUTIONS = (
     ConvWorkload("resnet18_cifar, 3rd stage", 64, 8, 256, 256),
     ConvWorkload("resnet18_cifar, 4th stage", 64, 4, 512, 512),
     ConvWorkload("resnet18_cifar, between", 64, 32, 64, 128, stride=2),
+    ConvWorkload("resnet18_cifar, shortcut", 64, 32, 64, 128, 1, stride=2),
     ConvWorkload("resnet50, first", 8, 224, 3, 64, 7, stride=2),
     ConvWorkload("resnet50, 1 x 1", 8, 56, 64, 256, 1),
     ConvWorkload("resnet50, 1 x 1, last", 8, 7, 2048, 512, 1),
     ConvWorkload("resnet50, 3 x 3, last", 8, 7, 512, 512),
+    ConvWorkload("resnext50, 32 groups", 8, 56, 128, 128, groups=32),
+    ConvWorkload("grey, 5 x 5, first", 128, 28, 1, 32, 5),
+    ConvWorkload("alexnet, first", 32, 224, 3, 64, 11, stride=4, padding=2),
     ConvWorkload("alexnet, second", 32, 27, 64, 192, 5),
     ConvWorkload("alexnet, third", 32, 13, 192, 384),
     ConvWorkload("mobilenet_v2, depthwise", 16, 56, 144, 144, groups=144),
@@ -106,7 +112,7 @@ def bench_conv(
     -------
     dict
         Ready for JSON. Under "convolutions", each has the seconds of its methods by pass, medians over rounds, which
-        method is chosen and which is fastest.
+        method is chosen and which is fastest. Under "rules", when a method is chosen: the first that holds decides.
     """
     require("--rounds", num_rounds, num_rounds >= 1, "at least 1")
     set_threads(threads)
@@ -118,6 +124,7 @@ def bench_conv(
         convolutions.append(
             asdict(workload)
             | {
+                "padding": shape.padding[0],
                 "operations": workload.operations,
                 "seconds": seconds,
                 "chosen": choose(shape).name,
@@ -126,6 +133,7 @@ def bench_conv(
         )
     return {
         "convolutions": convolutions,
+        "rules": [{"method": rule.method.name, "condition": rule.condition} for rule in RULES],
         "threads": threads,
         "rounds": num_rounds,
         "machine": describe_machine(),
@@ -146,7 +154,7 @@ def _time_methods(workload: ConvWorkload, num_rounds: int) -> dict[str, dict[str
     x, weight, dy = (rng.standard_normal(size, dtype=np.float32) for size in sizes.values())
     y, dx, dweight = np.empty_like(dy), np.empty_like(x), np.zeros_like(weight)
     ctx = Context(MicroBatch(Pool()))
-    methods = {name: method(shape) for name, method in METHODS.items() if method.can(shape)}
+    methods = {rule.method.name: rule.method(shape) for rule in RULES if rule.method.can(shape)}
     taken: dict[str, dict[str, list[float]]] = {name: {key: [] for key in PASSES} for name in methods}
     for number in range(-1, num_rounds):  # the first one compiles, and fills the pool
         for name in turn_order(list(methods), number):

@@ -10,6 +10,9 @@ from rich.table import Table
 from hpdl_mpi.bench.conv import PASSES
 from hpdl_mpi.bench.step import OURS
 
+_CONV_SPREAD = 0.05
+"""Of the time of a convolution: what medians of two runs may differ by."""
+
 
 def step_table(result: dict[str, Any]) -> Table:
     """Return the result of `bench_step` as a table, a row for each contender; ratios are its step over ours."""
@@ -64,24 +67,41 @@ def pipeline_table(result: dict[str, Any]) -> Table:
 
 
 def conv_table(result: dict[str, Any]) -> Table:
-    """Return the result of `bench_conv` as a table, a row for each method of each convolution; * marks the chosen."""
+    """Return the result of `bench_conv` as a table, a row for each method of each convolution.
+
+    A star marks the method that is chosen, and an exclamation mark one that is chosen though it is slower.
+    """
     title = f"Convolutions, float32, {result['threads']} thread{'s' if result['threads'] > 1 else ''}"
     caption = (
         f"{result['machine']['cpu']}; ms, median of {result['rounds']} rounds; * is chosen; GFLOP/s count the "
-        "operations of the definition, in all three passes"
+        "operations of the definition, in all three passes; ratio: their time to that of the fastest, with ! where the "
+        f"chosen one takes over {_CONV_SPREAD:.0%} longer"
     )
     table = Table(box=box.SIMPLE, title=title, caption=caption)
     table.add_column("convolution")
     table.add_column("method", no_wrap=True)
-    for heading in ("forward", "dgrad", "wgrad", "GFLOP/s"):
+    for heading in ("forward", "dgrad", "wgrad", "GFLOP/s", "ratio"):
         table.add_column(heading, justify="right", no_wrap=True)
     for convolution in result["convolutions"]:
-        label = convolution["name"]
+        label, totals = convolution["name"], {name: sum(of.values()) for name, of in convolution["seconds"].items()}
         for name, seconds in convolution["seconds"].items():
-            rate = 3 * convolution["operations"] / sum(seconds.values()) / 1e9
-            chosen = "*" if name == convolution["chosen"] else ""
-            table.add_row(label, name + chosen, *map(_milliseconds, seconds.values()), f"{rate:.0f}")
+            rate = 3 * convolution["operations"] / totals[name] / 1e9
+            ratio = totals[name] / totals[convolution["fastest"]]
+            chosen = name == convolution["chosen"]
+            mark = "!" if chosen and ratio > 1 + _CONV_SPREAD else ""
+            times = map(_milliseconds, seconds.values())
+            table.add_row(label, name + "*" * chosen, *times, f"{rate:.0f}", f"{mark}{ratio:.2f}")
             label = ""
+    return table
+
+
+def conv_rules_table(result: dict[str, Any]) -> Table:
+    """Return the rules in the result of `bench_conv` as a table, a row for each."""
+    table = Table(box=box.SIMPLE, title="The method of a convolution: the first of these that holds")
+    table.add_column("method", no_wrap=True)
+    table.add_column("is taken when")
+    for rule in result["rules"]:
+        table.add_row(rule["method"], rule["condition"])
     return table
 
 

@@ -67,18 +67,18 @@ def conv(
     rounds: Annotated[int, typer.Option(min=10, help="Every method takes a turn in each.")] = 10,
     json_file: JsonFile = None,
 ) -> None:
-    """Time the methods of convolution on shapes of well-known networks, and show which one a layer takes."""
+    """Time the methods of convolution on shapes of well-known networks, and show which one a layer takes, and why."""
     require_one_rank("hpdl bench conv")
     from rich.console import Console
 
     from hpdl_mpi.base.files import check_destination, write_json
     from hpdl_mpi.bench.conv import bench_conv
-    from hpdl_mpi.bench.table import conv_table
+    from hpdl_mpi.bench.table import conv_rules_table, conv_table
 
     if json_file:
         check_destination(json_file)
     result = bench_conv(threads=threads, num_rounds=rounds, say=partial(typer.echo, err=True))
-    Console().print(conv_table(result))
+    Console().print(conv_table(result), conv_rules_table(result))
     if json_file:
         write_json(json_file, result)
 

@@ -76,7 +76,7 @@ class Conv2d(Layer):
 
     @property
     def method(self) -> str:
-        """How the built layer computes: a name in `conv_methods.METHODS`."""
+        """How the built layer computes: the name of a method in `conv_methods.RULES`."""
         return self._method.name
 
     def output_shape(self, input_shape: Shape) -> Shape:

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import abc
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 
@@ -15,6 +17,7 @@ from hpdl_mpi.kernels import conv2d, depthwise, winograd, winograd_gradient
 from hpdl_mpi.kernels.elementwise import add_row_sums, copy_columns, fill_rows
 from hpdl_mpi.kernels.gemm import matmul
 from hpdl_mpi.kernels.jit import thread_count
+from hpdl_mpi.kernels.pixels import gather_pixels, spread_pixels
 from hpdl_mpi.kernels.schemes import Scheme
 from hpdl_mpi.nn.context import Context
 from hpdl_mpi.nn.window import Pair
@@ -55,23 +58,15 @@ class ConvShape:
 class Method(abc.ABC):
     """A way to compute convolutions of a shape; scratch comes from the context's pool."""
 
+    name: ClassVar[str]
+
     def __init__(self, shape: ConvShape) -> None:
         self.shape = shape
-
-    @property
-    def name(self) -> str:
-        """Its key in `METHODS`."""
-        return next(name for name, kind in METHODS.items() if type(self) is kind)
 
     @classmethod
     @abc.abstractmethod
     def can(cls, shape: ConvShape) -> bool:
         """Return whether the method is for this shape."""
-
-    @classmethod
-    def suits(cls, shape: ConvShape) -> bool:
-        """Return whether it is faster than those that come later in `METHODS`."""
-        return True
 
     @abc.abstractmethod
     def forward(self, x: np.ndarray, weight: np.ndarray, bias: np.ndarray, y: np.ndarray, ctx: Context) -> None:
@@ -87,27 +82,53 @@ class Method(abc.ABC):
 
 
 class Pointwise(Method):
-    """Kernels of one pixel: a product of matrices."""
+    """Kernels of one pixel: a product of matrices, of which one is the pixels that the stride meets."""
+
+    name = "pointwise"
 
     @classmethod
     def can(cls, shape: ConvShape) -> bool:
-        plain = shape.weight[1:3] == shape.stride == (1, 1) and shape.padding == (0, 0)
-        return plain and shape.groups == 1
+        return shape.weight[1:3] == (1, 1) and shape.padding == (0, 0) and shape.groups == 1
 
     def forward(self, x: np.ndarray, weight: np.ndarray, bias: np.ndarray, y: np.ndarray, ctx: Context) -> None:
+        met = self._met(x, ctx)
         if bias.size:
             fill_rows(bias, _pixels(y))
-        matmul(_pixels(x), _pixels(weight), _pixels(y), trans_b=True, accumulate=bool(bias.size))
+        matmul(_pixels(met), _pixels(weight), _pixels(y), trans_b=True, accumulate=bool(bias.size))
+        ctx.release(met)
 
     def backward_input(self, dy: np.ndarray, weight: np.ndarray, dx: np.ndarray, ctx: Context) -> None:
-        matmul(_pixels(dy), _pixels(weight), _pixels(dx))
+        if self._meets_all:
+            matmul(_pixels(dy), _pixels(weight), _pixels(dx))
+            return
+        met = ctx.take((*dy.shape[:3], dx.shape[3]), dx.dtype)
+        matmul(_pixels(dy), _pixels(weight), _pixels(met))
+        spread_pixels(met, self.shape.stride, dx)
+        ctx.release(met)
 
     def backward_weight(self, x: np.ndarray, dy: np.ndarray, dweight: np.ndarray, ctx: Context) -> None:
-        matmul(_pixels(dy), _pixels(x), _pixels(dweight), trans_a=True, accumulate=True)
+        met = self._met(x, ctx)
+        matmul(_pixels(dy), _pixels(met), _pixels(dweight), trans_a=True, accumulate=True)
+        ctx.release(met)
+
+    @property
+    def _meets_all(self) -> bool:
+        return self.shape.stride == (1, 1)
+
+    def _met(self, x: np.ndarray, ctx: Context) -> np.ndarray:
+        """Return x itself if its pixels are all met, else a copy of those that are; the caller releases it."""
+        if self._meets_all:
+            ctx.retain(x)
+            return x
+        met = ctx.take((len(x), *self.shape.output, x.shape[3]), x.dtype)
+        gather_pixels(x, self.shape.stride, met)
+        return met
 
 
 class Depthwise(Method):
     """Each channel has a kernel of its own, see `kernels.depthwise`."""
+
+    name = "depthwise"
 
     @classmethod
     def can(cls, shape: ConvShape) -> bool:
@@ -140,6 +161,8 @@ class Depthwise(Method):
 
 class Grouped(Method):
     """Groups of channels one after another, each by the method for its shape."""
+
+    name = "grouped"
 
     def __init__(self, shape: ConvShape) -> None:
         super().__init__(shape)
@@ -198,6 +221,8 @@ class Grouped(Method):
 class Winograd(Method):
     """See `kernels.winograd`: kernels of 3 x 3 or 5 x 5."""
 
+    name = "winograd"
+
     def __init__(self, shape: ConvShape) -> None:
         super().__init__(shape)
         scheme = self._best(shape)
@@ -213,9 +238,10 @@ class Winograd(Method):
         return shape.groups == 1 and not shape.exact and cls._best(shape) is not None
 
     @classmethod
-    def suits(cls, shape: ConvShape) -> bool:
+    def pays(cls, shape: ConvShape) -> bool:
+        """Return whether the method can, and saves enough products to be worth its transforms."""
         scheme = cls._best(shape)
-        if scheme is None:
+        if scheme is None or not cls.can(shape):
             return False
         products = math.prod(shape.output) * math.prod(shape.weight[1:3])
         channels = min(shape.weight[0], shape.weight[3])
@@ -243,6 +269,8 @@ class Winograd(Method):
 
 class Unfolded(Method):
     """Blocks of the image are unfolded into matrices, and these multiplied: any shape, sums in order."""
+
+    name = "unfolded"
 
     @classmethod
     def can(cls, shape: ConvShape) -> bool:
@@ -292,19 +320,41 @@ class _Parts:
             self._ctx.release(self.arrays)
 
 
-METHODS: dict[str, type[Method]] = {
-    "pointwise": Pointwise,
-    "depthwise": Depthwise,
-    "winograd": Winograd,
-    "unfolded": Unfolded,
-    "grouped": Grouped,
-}
-"""By name; a layer takes the first that suits its shape."""
+class Rule(NamedTuple):
+    """When a layer takes a method.
+
+    Attributes
+    ----------
+    method : type of Method
+    condition : str
+        In words what `holds` tells of a shape.
+    holds : callable
+    """
+
+    method: type[Method]
+    condition: str
+    holds: Callable[[ConvShape], bool]
+
+
+RULES = (
+    Rule(Pointwise, "the kernel is 1 x 1, without padding, in one group", Pointwise.can),
+    Rule(Depthwise, "every channel is a group, with one kernel", Depthwise.can),
+    Rule(
+        Winograd,
+        "the kernel is 3 x 3 or 5 x 5 with stride 1, or 3 x 3 with stride 2 and padding 1, in one group; there are "
+        f"{_LEAST_CHANNELS} channels or more on both sides; tiles save {1 - _WORTHWHILE:.0%} of the products or more; "
+        "sums need not be exact",
+        Winograd.pays,
+    ),
+    Rule(Unfolded, "there is one group", Unfolded.can),
+    Rule(Grouped, "there are several groups: each by the rule for its shape", Grouped.can),
+)
+"""The first that holds decides; `hpdl bench conv` shows whether it is right."""
 
 
 def choose(shape: ConvShape) -> Method:
-    """Return the first method that suits a shape."""
-    return next(method(shape) for method in METHODS.values() if method.can(shape) and method.suits(shape))
+    """Return the method that a layer of a shape takes."""
+    return next(rule.method(shape) for rule in RULES if rule.holds(shape))
 
 
 def _pixels(array: np.ndarray) -> np.ndarray:

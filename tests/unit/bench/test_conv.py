@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import io
 import json
+import re
 
 import pytest
 from rich.console import Console
 
 from hpdl_mpi.bench.conv import CONVOLUTIONS, PASSES, ConvWorkload, bench_conv
-from hpdl_mpi.bench.table import conv_table
-from hpdl_mpi.nn.conv_methods import METHODS, choose
+from hpdl_mpi.bench.table import conv_rules_table, conv_table
+from hpdl_mpi.nn.conv_methods import RULES, choose
 
 SMALL = (ConvWorkload("plain", 2, 8, 16, 16), ConvWorkload("strided depthwise", 2, 7, 6, 6, stride=2, groups=6))
 
@@ -35,14 +36,36 @@ def test_the_result_is_json_with_the_seconds_of_every_method_that_can(result):
 
 
 def test_the_table_marks_the_method_that_is_chosen(result):
+    text = shown(conv_table(result))
+    assert "winograd*" in text
+    assert "unfolded" in text
+    assert "unfolded*" not in text
+
+
+@pytest.mark.parametrize(("seconds", "mark"), [(1.04, ""), (1.06, "!")])
+def test_the_table_marks_a_choice_that_is_slower_beyond_the_spread(result, seconds, mark):
+    plain = result["convolutions"][0]
+    times = {"winograd": dict.fromkeys(PASSES, seconds), "unfolded": dict.fromkeys(PASSES, 1.0)}
+    text = shown(conv_table(result | {"convolutions": [plain | {"seconds": times, "fastest": "unfolded"}]}))
+    assert re.search(rf"winograd\* .* {mark}{seconds} ", text)
+    assert re.search(r"unfolded .* 1\.00 ", text)
+
+
+def test_the_rules_are_shown_in_their_order(result):
+    assert [rule["method"] for rule in result["rules"]] == [rule.method.name for rule in RULES]
+    text = shown(conv_rules_table(result))
+    places = [text.index(f"\n  {rule.method.name} ") for rule in RULES]
+    assert places == sorted(places)
+    assert "8 channels or more" in text
+
+
+def test_every_rule_decides_for_one_of_the_standard_shapes():
+    chosen = [type(choose(workload.shape)) for workload in CONVOLUTIONS]
+    assert set(chosen) == {rule.method for rule in RULES}
+    assert all(method.can(workload.shape) for method, workload in zip(chosen, CONVOLUTIONS, strict=True))
+
+
+def shown(table):
     text = io.StringIO()
-    Console(file=text, width=120).print(conv_table(result))
-    assert "winograd*" in text.getvalue()
-    assert "unfolded" in text.getvalue()
-    assert "unfolded*" not in text.getvalue()
-
-
-def test_every_method_stands_in_the_standard_shapes():
-    capable = {name for workload in CONVOLUTIONS for name, method in METHODS.items() if method.can(workload.shape)}
-    assert capable == set(METHODS)
-    assert {type(choose(workload.shape)) for workload in CONVOLUTIONS} == set(METHODS.values()) - {METHODS["grouped"]}
+    Console(file=text, width=120).print(table)
+    return text.getvalue()

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from hpdl_mpi.base.memory import aligned
 from hpdl_mpi.kernels import winograd, winograd_gradient
 from hpdl_mpi.kernels.schemes import SCHEMES, Scheme, StridedBack, interpolation
+from hpdl_mpi.kernels.threads import max_threads, set_threads
 from tests import reference as ref
 
 EVERY = [scheme for found in SCHEMES.values() for scheme in found]
@@ -215,6 +216,39 @@ F43, F23, F25, STRIDED = EVERY
 )
 def test_several_blocks_and_panels_are_within_the_bound(scheme: Scheme, n: int, size: int, c: int, k: int) -> None:
     check(Rig(scheme, n, (size, size), c, k, (1, 1), "float32"))
+
+
+@pytest.mark.skipif(max_threads() < 2, reason="Numba has one thread; NUMBA_NUM_THREADS=2 sets two")
+@pytest.mark.parametrize("by_columns", [False, True], ids=["by blocks", "by columns"])
+@pytest.mark.parametrize(
+    ("scheme", "n", "output", "c", "k"),
+    [
+        (F43, 5, (9, 7), 20, 150),
+        (F43, 1, (3, 4), 9, 8),
+        (F23, 3, (2, 5), 17, 40),
+        (F25, 3, (5, 6), 8, 33),
+        (STRIDED, 5, (9, 7), 20, 150),
+        (STRIDED, 1, (2, 1), 9, 8),
+    ],
+)
+def test_two_threads_are_within_the_bound_and_give_the_bits_of_one(
+    scheme: Scheme,
+    n: int,
+    output: tuple[int, int],
+    c: int,
+    k: int,
+    by_columns: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Tiles that cannot be shared evenly, and a single one, which leaves a thread without any."""
+    for module in (winograd, winograd_gradient):
+        monkeypatch.setattr(module, "worth_columns", lambda weights, values: by_columns)
+    rig = Rig(scheme, n, output, c, k, (1, 1), "float32")
+    alone = rig.forward(rig.bias), rig.backward_input()
+    set_threads(2)
+    check(rig)
+    for one, other in zip((rig.forward(rig.bias), rig.backward_input()), alone, strict=True):
+        np.testing.assert_array_equal(one, other)
 
 
 @pytest.mark.parametrize("scheme", EVERY, ids=lambda scheme: type(scheme).__name__)

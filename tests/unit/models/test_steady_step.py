@@ -104,7 +104,8 @@ def every_layer() -> Layer:
 def every_convolution() -> Layer:
     """Return a network with each method of convolution, and with statistics."""
     plain = Conv2d(16, 3, stride=2), BatchNorm2d(activation="relu"), Conv2d(16, 3, padding=1), BatchNorm2d()
-    return Sequential(*plain, Conv2d(16, 3, groups=16), Conv2d(6, 1, groups=2), GlobalAvgPool2d(), Linear(10))
+    others = Conv2d(16, 3, groups=16), Conv2d(6, 1, groups=2), Conv2d(6, 1, stride=2)
+    return Sequential(*plain, *others, GlobalAvgPool2d(), Linear(10))
 
 
 OPTIMIZERS = {
