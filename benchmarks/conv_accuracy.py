@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from hpdl_mpi.nn import Context, MicroBatch, Pool
-from hpdl_mpi.nn.conv_methods import METHODS, ConvShape
+from hpdl_mpi.nn.conv_methods import ConvShape, Method, Unfolded, Winograd
 
 BATCH = 4
 
@@ -24,7 +24,7 @@ SHAPES = (
 
 
 def errors(size: int, channels: int, kernels: int, kernel_size: int, stride: int) -> dict[str, list[float]]:
-    """Return the errors of the output, and of the gradients for input and weight, by method."""
+    """Return the errors of the output, and of the gradients for input and weight, by name of the method."""
     rng = np.random.default_rng(0)
     padding = kernel_size // 2
     side = (size + 2 * padding - kernel_size) // stride + 1
@@ -34,8 +34,8 @@ def errors(size: int, channels: int, kernels: int, kernel_size: int, stride: int
     dy = rng.normal(size=(BATCH, side, side, kernels))
     shape = ConvShape(weight.shape, (side, side), (stride, stride), (padding, padding))
 
-    def results(method: str, dtype: type) -> list[np.ndarray]:
-        convolution, ctx = METHODS[method](shape), Context(MicroBatch(Pool()))
+    def results(method: type[Method], dtype: type) -> list[np.ndarray]:
+        convolution, ctx = method(shape), Context(MicroBatch(Pool()))
         inputs, kernel, gradient = (array.astype(dtype) for array in (x, weight, dy))
         y, dx, dweight = (np.zeros_like(array) for array in (gradient, inputs, kernel))
         convolution.forward(inputs, kernel, kernel.reshape(-1)[:0], y, ctx)
@@ -43,10 +43,10 @@ def errors(size: int, channels: int, kernels: int, kernel_size: int, stride: int
         convolution.backward_weight(inputs, gradient, dweight, ctx)
         return [y, dx, dweight]
 
-    truth = results("unfolded", np.float64)
+    truth = results(Unfolded, np.float64)
     return {
-        method: [relative(*pair) for pair in zip(results(method, np.float32), truth, strict=True)]
-        for method in ("winograd", "unfolded")
+        method.name: [relative(*pair) for pair in zip(results(method, np.float32), truth, strict=True)]
+        for method in (Winograd, Unfolded)
     }
 
 
