@@ -70,5 +70,6 @@ def window_output(layer: Window, input_shape: Shape) -> Pair:
             "the window does not fit the image",
             found=f"an image of {input_shape[0]} x {input_shape[1]} with padding {layer.padding}",
             expected=f"at least {layer.kernel_size[0]} x {layer.kernel_size[1]}",
+            remedy="take larger images (data.augment.resized_crop enlarges them), or a model for small ones",
         )
     return height, width

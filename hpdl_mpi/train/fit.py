@@ -141,6 +141,8 @@ def fit(assembly: Assembly, course: Course) -> dict[str, Any]:
         stack.callback(reporter.close)
         log = _begin_log(stack, assembly, course, folder, progress) if folder and comm.rank == 0 else None
         reporter.say(headline(grid, assembly.threads, replica, loader, num_steps))
+        if course.lr_schedule.warmup_steps >= num_steps:
+            reporter.say(f"the run ends within its warm-up of {course.lr_schedule.warmup_steps} steps")
         if course.init is not None and replica.step == 0:
             reporter.say(f"begins with the weights of {course.init}")
         step = TrainingStep(replica, assembly.loss, grid, clip_norm=course.clip_norm, num_flags=len(signals.numbers))

@@ -67,6 +67,8 @@ class TensorFile:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
+        if self.path.is_dir():
+            raise InputError("is a folder", where=path, expected="a .safetensors file")
         try:
             with safe_open(self.path, framework="numpy"):  # compares all that the header says with the file's length
                 self.entries = _read_header(self.path)

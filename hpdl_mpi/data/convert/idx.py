@@ -51,7 +51,8 @@ def read_splits(source: Path) -> dict[str, Split]:
         raise InputError(
             "no file of training images",
             where=source,
-            expected="names such as train-images-idx3-ubyte.gz and train-labels-idx1-ubyte.gz",
+            expected="names such as train-images-idx3-ubyte.gz and train-labels-idx1-ubyte.gz, or a folder of images "
+            "for each class",
         )
     return {split: _read_pair(images) for split, images in found.items() if images is not None}
 

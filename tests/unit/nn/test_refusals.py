@@ -50,13 +50,15 @@ BUILDS: dict[str, tuple[Callable[[], Layer], Shape, str]] = {
         lambda: Conv2d(4, (3, 6)),
         IMAGE,
         "layer net.1 (Conv2d): the window does not fit the image. Found an image of 4 x 5 with padding (0, 0); "
-        "expected at least 3 x 6.",
+        "expected at least 3 x 6. "
+        "Take larger images (data.augment.resized_crop enlarges them), or a model for small ones.",
     ),
     "window above the image": (
         lambda: AvgPool2d(8, padding=1),
         IMAGE,
         "layer net.1 (AvgPool2d): the window does not fit the image. Found an image of 4 x 5 with padding (1, 1); "
-        "expected at least 8 x 8.",
+        "expected at least 8 x 8. "
+        "Take larger images (data.augment.resized_crop enlarges them), or a model for small ones.",
     ),
     "no kernel": (
         lambda: Conv2d(4, 0),
