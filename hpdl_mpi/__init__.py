@@ -13,13 +13,25 @@ from hpdl_mpi.base.start import watch_start
 if TYPE_CHECKING:
     from hpdl_mpi import models, nn, optim
     from hpdl_mpi.data import Augment, Jitter, Transform
-    from hpdl_mpi.train import Parallel, Trainer
+    from hpdl_mpi.train import Checkpoint, EarlyStopping, Parallel, Trainer
 
 __version__ = "0.1.0"
-__all__ = ["Augment", "Jitter", "Parallel", "Trainer", "Transform", "__version__", "models", "nn", "optim"]
+__all__ = [
+    "Augment",
+    "Checkpoint",
+    "EarlyStopping",
+    "Jitter",
+    "Parallel",
+    "Trainer",
+    "Transform",
+    "__version__",
+    "models",
+    "nn",
+    "optim",
+]
 
 _MODULES = {"models", "nn", "optim"}
-_NAMES = dict.fromkeys(("Parallel", "Trainer"), "hpdl_mpi.train")
+_NAMES = dict.fromkeys(("Checkpoint", "EarlyStopping", "Parallel", "Trainer"), "hpdl_mpi.train")
 _NAMES |= dict.fromkeys(("Augment", "Jitter", "Transform"), "hpdl_mpi.data")
 
 

@@ -29,10 +29,6 @@ def _as_tuple(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
-Size = Annotated[int | tuple[int, int], pydantic.BeforeValidator(_as_tuple)]
-"""Of a square, or height and width."""
-
-
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
@@ -90,12 +86,12 @@ class Jitter(_Section):
 
 
 class Augment(_Section):
-    """How training images are varied, and the size in which all are seen; see `data.Augment`."""
+    """How training images are varied, and the size in which all are seen; see `data.Augment`, which checks sizes."""
 
     flip: bool = False
-    crop: Size | None = None
+    crop: Any = None
     pad: int = 0
-    resized_crop: Size | None = None
+    resized_crop: Any = None
     central_fraction: float = 0.875
     jitter: Jitter = Jitter()
     cutout: int | None = None
