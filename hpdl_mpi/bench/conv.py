@@ -17,7 +17,8 @@ from hpdl_mpi.bench.rounds import turn_order
 from hpdl_mpi.kernels.conv2d import output_size
 from hpdl_mpi.kernels.threads import set_threads
 from hpdl_mpi.nn import Context, MicroBatch, Pool
-from hpdl_mpi.nn.conv_methods import RULES, ConvShape, choose
+from hpdl_mpi.nn.conv_methods import ConvShape
+from hpdl_mpi.nn.conv_rules import RULES, choose
 
 PASSES = ("forward", "backward_input", "backward_weight")
 

@@ -8,7 +8,8 @@ import numpy as np
 
 from hpdl_mpi.kernels.elementwise import add_row_sums
 from hpdl_mpi.nn.context import Context
-from hpdl_mpi.nn.conv_methods import ConvShape, Method, choose
+from hpdl_mpi.nn.conv_methods import ConvShape, Method
+from hpdl_mpi.nn.conv_rules import choose
 from hpdl_mpi.nn.init import Constant, HeUniform, Initializer
 from hpdl_mpi.nn.layer import Layer, Shape
 from hpdl_mpi.nn.window import Pair, pair, window_output
@@ -76,7 +77,7 @@ class Conv2d(Layer):
 
     @property
     def method(self) -> str:
-        """How the built layer computes: the name of a method in `conv_methods.RULES`."""
+        """How the built layer computes: the name of a method in `conv_rules.RULES`."""
         return self._method.name
 
     def output_shape(self, input_shape: Shape) -> Shape:

@@ -1,4 +1,4 @@
-"""The ways to compute a convolution, and which one suits a layer.
+"""The ways to compute a convolution; `conv_rules` says which one a layer takes.
 
 Arrays are x (n, h, w, c), weight (k, kh, kw, c / groups) and y (n, ho, wo, k).
 """
@@ -7,26 +7,19 @@ from __future__ import annotations
 
 import abc
 import math
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import ClassVar, NamedTuple
+from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
 from hpdl_mpi.kernels import conv2d, depthwise, winograd, winograd_gradient
-from hpdl_mpi.kernels.elementwise import add_row_sums, copy_columns, fill_rows
+from hpdl_mpi.kernels.elementwise import add_row_sums, fill_rows
 from hpdl_mpi.kernels.gemm import matmul
 from hpdl_mpi.kernels.jit import thread_count
 from hpdl_mpi.kernels.pixels import gather_pixels, spread_pixels
 from hpdl_mpi.kernels.schemes import Scheme
 from hpdl_mpi.nn.context import Context
 from hpdl_mpi.nn.window import Pair
-
-_LEAST_CHANNELS = 8
-"""On both sides, for Winograd's method: its transforms work on vectors of channels."""
-
-_WORTHWHILE = 0.6
-"""Products that Winograd's method may take, of those of the definition, to be worth its transforms."""
 
 
 @dataclass(frozen=True)
@@ -93,22 +86,22 @@ class Pointwise(Method):
     def forward(self, x: np.ndarray, weight: np.ndarray, bias: np.ndarray, y: np.ndarray, ctx: Context) -> None:
         met = self._met(x, ctx)
         if bias.size:
-            fill_rows(bias, _pixels(y))
-        matmul(_pixels(met), _pixels(weight), _pixels(y), trans_b=True, accumulate=bool(bias.size))
+            fill_rows(bias, as_matrix(y))
+        matmul(as_matrix(met), as_matrix(weight), as_matrix(y), trans_b=True, accumulate=bool(bias.size))
         ctx.release(met)
 
     def backward_input(self, dy: np.ndarray, weight: np.ndarray, dx: np.ndarray, ctx: Context) -> None:
         if self._meets_all:
-            matmul(_pixels(dy), _pixels(weight), _pixels(dx))
+            matmul(as_matrix(dy), as_matrix(weight), as_matrix(dx))
             return
         met = ctx.take((*dy.shape[:3], dx.shape[3]), dx.dtype)
-        matmul(_pixels(dy), _pixels(weight), _pixels(met))
+        matmul(as_matrix(dy), as_matrix(weight), as_matrix(met))
         spread_pixels(met, self.shape.stride, dx)
         ctx.release(met)
 
     def backward_weight(self, x: np.ndarray, dy: np.ndarray, dweight: np.ndarray, ctx: Context) -> None:
         met = self._met(x, ctx)
-        matmul(_pixels(dy), _pixels(met), _pixels(dweight), trans_a=True, accumulate=True)
+        matmul(as_matrix(dy), as_matrix(met), as_matrix(dweight), trans_a=True, accumulate=True)
         ctx.release(met)
 
     @property
@@ -159,65 +152,6 @@ class Depthwise(Method):
         return taps
 
 
-class Grouped(Method):
-    """Groups of channels one after another, each by the method for its shape."""
-
-    name = "grouped"
-
-    def __init__(self, shape: ConvShape) -> None:
-        super().__init__(shape)
-        k, height, width, channels = shape.weight
-        one = replace(shape, weight=(k // shape.groups, height, width, channels), groups=1)
-        self._method = choose(one)
-
-    @classmethod
-    def can(cls, shape: ConvShape) -> bool:
-        return shape.groups > 1
-
-    def forward(self, x: np.ndarray, weight: np.ndarray, bias: np.ndarray, y: np.ndarray, ctx: Context) -> None:
-        for group in range(self.shape.groups):
-            part_x, part_y = self._copy(x, group, ctx), self._room(y, ctx)
-            part_bias = bias[self._channels(bias, group)] if bias.size else bias
-            self._method.forward(part_x, self._kernels(weight, group), part_bias, part_y, ctx)
-            self._put(part_y, y, group, ctx)
-            ctx.release(part_x)
-
-    def backward_input(self, dy: np.ndarray, weight: np.ndarray, dx: np.ndarray, ctx: Context) -> None:
-        for group in range(self.shape.groups):
-            part_dy, part_dx = self._copy(dy, group, ctx), self._room(dx, ctx)
-            self._method.backward_input(part_dy, self._kernels(weight, group), part_dx, ctx)
-            self._put(part_dx, dx, group, ctx)
-            ctx.release(part_dy)
-
-    def backward_weight(self, x: np.ndarray, dy: np.ndarray, dweight: np.ndarray, ctx: Context) -> None:
-        for group in range(self.shape.groups):
-            part_x, part_dy = self._copy(x, group, ctx), self._copy(dy, group, ctx)
-            self._method.backward_weight(part_x, part_dy, self._kernels(dweight, group), ctx)
-            ctx.release(part_x)
-            ctx.release(part_dy)
-
-    def _channels(self, array: np.ndarray, group: int) -> slice:
-        """Return a group's part of the last dimension."""
-        size = array.shape[-1] // self.shape.groups
-        return slice(group * size, (group + 1) * size)
-
-    def _kernels(self, weight: np.ndarray, group: int) -> np.ndarray:
-        size = len(weight) // self.shape.groups
-        return weight[group * size : (group + 1) * size]
-
-    def _room(self, image: np.ndarray, ctx: Context) -> np.ndarray:
-        return ctx.take((*image.shape[:-1], image.shape[-1] // self.shape.groups), image.dtype)
-
-    def _copy(self, image: np.ndarray, group: int, ctx: Context) -> np.ndarray:
-        part = self._room(image, ctx)
-        copy_columns(_pixels(image)[:, self._channels(image, group)], _pixels(part))
-        return part
-
-    def _put(self, part: np.ndarray, image: np.ndarray, group: int, ctx: Context) -> None:
-        copy_columns(_pixels(part), _pixels(image)[:, self._channels(image, group)])
-        ctx.release(part)
-
-
 class Winograd(Method):
     """See `kernels.winograd`: kernels of 3 x 3 or 5 x 5."""
 
@@ -237,15 +171,11 @@ class Winograd(Method):
     def can(cls, shape: ConvShape) -> bool:
         return shape.groups == 1 and not shape.exact and cls._best(shape) is not None
 
-    @classmethod
-    def pays(cls, shape: ConvShape) -> bool:
-        """Return whether the method can, and saves enough products to be worth its transforms."""
-        scheme = cls._best(shape)
-        if scheme is None or not cls.can(shape):
-            return False
-        products = math.prod(shape.output) * math.prod(shape.weight[1:3])
-        channels = min(shape.weight[0], shape.weight[3])
-        return channels >= _LEAST_CHANNELS and scheme.products(*shape.output) <= _WORTHWHILE * products
+    @property
+    def effort(self) -> float:
+        """Products that it takes, over those of the definition."""
+        by_definition = math.prod(self.shape.output) * math.prod(self.shape.weight[1:3])
+        return self._scheme.products(*self.shape.output) / by_definition
 
     def forward(self, x: np.ndarray, weight: np.ndarray, bias: np.ndarray, y: np.ndarray, ctx: Context) -> None:
         scratch = ctx.take((winograd.scratch_size(self._scheme, x.shape[3], y.shape, y.dtype),), y.dtype)
@@ -320,43 +250,6 @@ class _Parts:
             self._ctx.release(self.arrays)
 
 
-class Rule(NamedTuple):
-    """When a layer takes a method.
-
-    Attributes
-    ----------
-    method : type of Method
-    condition : str
-        In words what `holds` tells of a shape.
-    holds : callable
-    """
-
-    method: type[Method]
-    condition: str
-    holds: Callable[[ConvShape], bool]
-
-
-RULES = (
-    Rule(Pointwise, "the kernel is 1 x 1, without padding, in one group", Pointwise.can),
-    Rule(Depthwise, "every channel is a group, with one kernel", Depthwise.can),
-    Rule(
-        Winograd,
-        "the kernel is 3 x 3 or 5 x 5 with stride 1, or 3 x 3 with stride 2 and padding 1, in one group; there are "
-        f"{_LEAST_CHANNELS} channels or more on both sides; tiles save {1 - _WORTHWHILE:.0%} of the products or more; "
-        "sums need not be exact",
-        Winograd.pays,
-    ),
-    Rule(Unfolded, "there is one group", Unfolded.can),
-    Rule(Grouped, "there are several groups: each by the rule for its shape", Grouped.can),
-)
-"""The first that holds decides; `hpdl bench conv` shows whether it is right."""
-
-
-def choose(shape: ConvShape) -> Method:
-    """Return the method that a layer of a shape takes."""
-    return next(rule.method(shape) for rule in RULES if rule.holds(shape))
-
-
-def _pixels(array: np.ndarray) -> np.ndarray:
-    """Return an array as a matrix: a row for each pixel, or for each kernel of one pixel."""
+def as_matrix(array: np.ndarray) -> np.ndarray:
+    """Return a view of an array as a matrix: a row for each pixel, or for each kernel of one pixel."""
     return array.reshape(-1, array.shape[-1])

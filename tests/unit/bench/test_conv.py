@@ -11,7 +11,7 @@ from rich.console import Console
 
 from hpdl_mpi.bench.conv import CONVOLUTIONS, PASSES, ConvWorkload, bench_conv
 from hpdl_mpi.bench.table import conv_rules_table, conv_table
-from hpdl_mpi.nn.conv_methods import RULES, choose
+from hpdl_mpi.nn.conv_rules import RULES, choose
 
 SMALL = (ConvWorkload("plain", 2, 8, 16, 16), ConvWorkload("strided depthwise", 2, 7, 6, 6, stride=2, groups=6))
 

@@ -7,7 +7,8 @@ import pytest
 
 from hpdl_mpi.kernels.threads import max_threads, set_threads
 from hpdl_mpi.nn import Context, MicroBatch, Pool
-from hpdl_mpi.nn.conv_methods import ConvShape, Pointwise, choose
+from hpdl_mpi.nn.conv_methods import ConvShape, Pointwise
+from hpdl_mpi.nn.conv_rules import choose
 from tests import reference as ref
 
 KERNELS = 5
