@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import count
 
 import numpy as np
 import pytest
@@ -20,19 +21,18 @@ from tests.parity.convert import load, to_torch
 
 pytestmark = pytest.mark.parity
 
-BATCH = 128
 MOMENTUM, DECAY = 0.9, 5e-4
 RATES = 0.1 * np.arange(1, 201) / 390
 """The warm-up of jobs/resnet20_cifar10.toml. At a full rate from the start any rounding doubles with each step."""
 
 
-def batches(dtype: type, num_steps: int) -> Iterator[Batch]:
+def batches(dtype: type, size: int) -> Iterator[Batch]:
     """Yield photographs, flipped and cropped, and their classes; over and over."""
     augment = Augment(flip=True, crop=32, pad=4)
     transform = Transform(scale=1 / 255, mean=[0.491, 0.482, 0.447], std=[0.247, 0.243, 0.262])
     with Dataset.open("data/cifar10/train") as dataset:
-        loader = Loader(dataset, global_batch_size=BATCH, transform=transform, augment=augment, dtype=dtype)
-        for epoch in range(num_steps):
+        loader = Loader(dataset, global_batch_size=size, transform=transform, augment=augment, dtype=dtype)
+        for epoch in count():
             yield from loader.epoch(epoch)
 
 
@@ -46,7 +46,7 @@ def groups(replica: Replica, module: torch.nn.Module) -> list[dict]:
     ]
 
 
-def losses(dtype: type, num_steps: int) -> np.ndarray:
+def losses(dtype: type, num_steps: int, size: int) -> np.ndarray:
     """Return the loss of each step of residual networks of 20 layers, (num_steps, 2): ours, and PyTorch's."""
     optimizer = SGD(RATES[0], momentum=MOMENTUM, nesterov=True, weight_decay=DECAY)
     replica = Replica(resnet20(), (32, 32, 3), optimizer, dtype=dtype, seed=0)
@@ -55,7 +55,7 @@ def losses(dtype: type, num_steps: int) -> np.ndarray:
     load(module, replica.arrays())
     theirs = torch.optim.SGD(groups(replica, module), lr=RATES[0], momentum=MOMENTUM, nesterov=True)
     found = np.empty((num_steps, 2))
-    for step, batch in zip(range(num_steps), batches(dtype, num_steps), strict=False):
+    for step, batch in zip(range(num_steps), batches(dtype, size), strict=False):
         assert batch.inputs is not None
         sums = learn(batch, epoch=0, lr=RATES[step]).sums
         theirs.zero_grad()
@@ -69,11 +69,11 @@ def losses(dtype: type, num_steps: int) -> np.ndarray:
 
 
 def test_fifty_steps_in_double_precision() -> None:
-    ours, theirs = losses(np.float64, 50).T
+    ours, theirs = losses(np.float64, 50, 32).T
     np.testing.assert_allclose(ours, theirs, rtol=1e-6)
     assert theirs[-10:].mean() < theirs[:10].mean()
 
 
 def test_loss_after_many_steps_in_single_precision() -> None:
-    ours, theirs = losses(np.float32, 200)[150:].mean(axis=0)
+    ours, theirs = losses(np.float32, 200, 128)[150:].mean(axis=0)
     assert ours == pytest.approx(theirs, rel=0.02)

@@ -225,8 +225,6 @@ def test_several_blocks_and_panels_are_within_the_bound(scheme: Scheme, n: int, 
     [
         (F43, 5, (9, 7), 20, 150),
         (F43, 1, (3, 4), 9, 8),
-        (F23, 3, (2, 5), 17, 40),
-        (F25, 3, (5, 6), 8, 33),
         (STRIDED, 5, (9, 7), 20, 150),
         (STRIDED, 1, (2, 1), 9, 8),
     ],
