@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib.util
 import io
 import json
+import subprocess
+import sys
 
 import pytest
 from rich.console import Console
@@ -13,7 +15,7 @@ from hpdl_mpi.base.errors import InputError
 from hpdl_mpi.bench.pipeline import TORCH, bench_pipeline
 from hpdl_mpi.bench.pipeline_torch import TORCH_SCHEDULES
 from hpdl_mpi.bench.table import pipeline_table
-from hpdl_mpi.comm import Communicator, SingleCommunicator, run_threads
+from hpdl_mpi.comm import Communicator, SingleCommunicator
 from hpdl_mpi.parallel.pipeline import FAMILIES
 
 KEYS = {
@@ -27,15 +29,29 @@ def bench(comm: Communicator, **settings: object) -> dict:
     return bench_pipeline(comm, microbatch_size=4, num_rounds=2, turn_seconds=0.0, **settings)
 
 
+PROGRAM = """
+import json
+from hpdl_mpi.comm import run_threads
+from tests.unit.bench.test_pipeline import bench
+results = run_threads(2, lambda comm: bench(comm, vs="zb-h1"))
+assert json.loads(json.dumps(results)) == results
+print(json.dumps(results))
+"""
+
+
 @pytest.fixture(scope="module")
 def results():
-    """A real run on two ranks, as short as can be."""
-    return run_threads(2, lambda comm: bench(comm, vs="zb-h1"))
+    """A real run on two ranks, as short as can be.
+
+    It has a process of its own: where others have freed memory, the peak may not rise.
+    """
+    done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, timeout=240, check=False)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
 
 
-def test_the_result_is_json_with_the_keys_promised(results):
+def test_the_result_has_the_keys_promised(results):
     result = results[0]
-    assert json.loads(json.dumps(result)) == result
     assert set(result) >= KEYS
     assert (result["num_stages"], result["num_ranks"], result["rounds"]) == (2, 2, 2)
     assert len(result["cuts"]) == 1
