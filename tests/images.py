@@ -12,6 +12,21 @@ from PIL import Image
 from hpdl_mpi.data import Dataset
 
 
+def signalled(number: int, shard: str, call: str) -> str:
+    """Return a program that makes a call, and sends itself a signal when it is about to write a shard."""
+    return f"""
+import os
+from hpdl_mpi.data import writer
+original = writer.write_whole
+def write_whole(path, data):
+    if {shard!r} in path.name:
+        os.kill(os.getpid(), {int(number)})
+    original(path, data)
+writer.write_whole = write_whole
+{call}
+"""
+
+
 def encoded(pixels: np.ndarray, form: str = "PNG", **options: object) -> bytes:
     """Return pixels, uint8 (height, width) or (height, width, 3), as the bytes of a file."""
     buffer = io.BytesIO()

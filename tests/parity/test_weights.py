@@ -64,7 +64,7 @@ def replica_of(model: Layer, shape: Shape, seed: int = 0) -> Replica:
     return Replica(model, shape, SGD(0.1), dtype=np.float32, seed=seed)
 
 
-def compare(replica: Replica, module: tnn.Module) -> None:
+def assert_same_outputs(replica: Replica, module: tnn.Module) -> None:
     x = np.random.default_rng(0).normal(size=(3, *replica.input_shape)).astype(np.float32)
     module.eval()
     with torch.no_grad():
@@ -80,7 +80,7 @@ def test_weights_of_pytorch_give_its_outputs(
     disturb(module)
     save_file(module.state_dict(), tmp_path / "w.safetensors")
     fill(TensorFile(tmp_path / "w.safetensors"), replica.model, replica.arrays())
-    compare(replica, module)
+    assert_same_outputs(replica, module)
 
 
 @every_model
@@ -99,7 +99,7 @@ def test_our_weights_give_pytorch_our_outputs(
     }
     module.load_state_dict(found, strict=True)
     assert all(value == 7 for name, value in found.items() if name.endswith("num_batches_tracked"))
-    compare(replica, module)
+    assert_same_outputs(replica, module)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
@@ -107,7 +107,7 @@ def test_other_types_are_converted_as_pytorch_does(dtype: torch.dtype, tmp_path:
     module, replica = torch_small().to(dtype), replica_of(small(), (8, 10, 3))
     save_file(module.state_dict(), tmp_path / "w.safetensors")
     fill(TensorFile(tmp_path / "w.safetensors"), replica.model, replica.arrays())
-    compare(replica, module.float())
+    assert_same_outputs(replica, module.float())
 
 
 def test_moving_average_is_that_of_pytorch() -> None:

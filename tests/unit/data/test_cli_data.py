@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from hpdl_mpi.base.errors import InputError
 from hpdl_mpi.cli.data import app
 from hpdl_mpi.data.convert import Options, convert
-from tests.images import contents, write_images
+from tests.images import contents, signalled, write_images
 from tests.mpirun import needs_mpirun, run_python
 
 
@@ -101,21 +101,13 @@ def test_ranks_of_a_launcher_convert_together_and_one_speaks(tmp_path) -> None:
 @needs_mpirun
 def test_a_killed_rank_ends_all_and_leaves_nothing_that_opens_as_a_dataset(tmp_path) -> None:
     write_images(tmp_path / "source", {"cat": 4, "ant": 3})
-    program = f"""
-import os, signal
+    call = f"""
 from hpdl_mpi.comm import world
-from hpdl_mpi.data import writer
 from hpdl_mpi.data.convert import Options, convert
-original = writer.write_whole
-def killing(path, data):
-    if "00003-of" in path.name:
-        os.kill(os.getpid(), signal.SIGKILL)
-    original(path, data)
-writer.write_whole = killing
 convert({str(tmp_path / "source")!r}, {str(tmp_path / "out")!r}, Options(shards=4), world())
 print("done")
 """
-    done = run_python(2, "-c", program)
+    done = run_python(2, "-c", signalled(signal.SIGKILL, "00003-of", call))
     assert done.returncode != 0
     assert "done" not in done.stdout
     assert not (tmp_path / "out").exists()
@@ -125,19 +117,13 @@ print("done")
 
 def test_conversion_that_is_told_to_end_leaves_nothing(tmp_path) -> None:
     write_images(tmp_path / "source", {"cat": 4, "ant": 3})
-    program = f"""
-import os, signal, sys
+    call = f"""
+import sys
 from hpdl_mpi.cli.main import main
-from hpdl_mpi.data import writer
-original = writer.write_whole
-def ending(path, data):
-    if "00003-of" in path.name:
-        os.kill(os.getpid(), signal.SIGTERM)
-    original(path, data)
-writer.write_whole = ending
 sys.argv[1:] = ["data", "convert", {str(tmp_path / "source")!r}, {str(tmp_path / "out")!r}, "--shards", "4"]
 main()
 """
+    program = signalled(signal.SIGTERM, "00003-of", call)
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 128 + signal.SIGTERM
     assert done.stderr == "Error: stopped by SIGTERM; nothing was written.\n"

@@ -4,6 +4,7 @@ import csv
 import io
 import math
 import os
+import signal
 import subprocess
 import sys
 import zlib
@@ -23,7 +24,7 @@ from hpdl_mpi.data.convert.decode import MAX_PIXELS, Form, decode
 from hpdl_mpi.data.convert.files import Files
 from hpdl_mpi.data.hdf5 import text_attribute
 from hpdl_mpi.data.verify import verify
-from tests.images import contents, encoded, stored, write_images
+from tests.images import contents, encoded, signalled, stored, write_images
 
 NOISE = np.random.default_rng(0).integers(0, 256, (6, 5, 3)).astype(np.uint8)
 
@@ -388,18 +389,11 @@ def test_formats_that_are_read_whole_want_one_rank(tmp_path) -> None:
 
 
 def test_a_kill_in_the_middle_leaves_nothing_that_opens_as_a_dataset(source, tmp_path) -> None:
-    program = f"""
-import os, signal
-from hpdl_mpi.data import writer
+    call = f"""
 from hpdl_mpi.data.convert import Options, convert
-original = writer.write_whole
-def killing(path, data):
-    if "00002-of" in path.name:
-        os.kill(os.getpid(), signal.SIGKILL)
-    original(path, data)
-writer.write_whole = killing
 convert({str(source)!r}, {str(tmp_path / "out")!r}, Options(shards=4))
 """
+    program = signalled(signal.SIGKILL, "00002-of", call)
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, timeout=120, check=False)
     assert done.returncode == -9, done.stderr
     assert not (tmp_path / "out").exists()
