@@ -27,6 +27,8 @@ endif
 
 BIN := $(CURDIR)/$(VENV)/bin
 PYTEST := $(BIN)/python -m pytest
+# One worker for each core, each with what it has compiled: more than a few cost more memory than they save time.
+WORKERS := -n auto --maxprocesses 8 --dist worksteal
 # The last resort: a test that hangs ends by itself long before (see [tool:pytest] in setup.cfg).
 LIMIT := timeout --kill-after=30
 
@@ -49,7 +51,7 @@ test: lint types walls docstrings test-unit test-mpi ## everything that needs ne
 
 .PHONY: test-unit
 test-unit: $(VENV)/installed-test ## the suite of one process
-	$(PYTEST) tests/unit
+	$(PYTEST) $(WORKERS) tests/unit
 
 .PHONY: test-mpi
 test-mpi: test-mpi-2 test-mpi-3 test-mpi-4 ## the suite of several ranks on 2, 3 and 4 of them
@@ -65,7 +67,7 @@ test-one: $(VENV)/installed-test ## one test: make test-one TEST=tests/mpi/test_
 
 .PHONY: test-parity
 test-parity: $(VENV)/installed-parity ## against PyTorch, which it installs
-	$(PYTEST) tests/parity
+	$(PYTEST) $(WORKERS) tests/parity
 
 .PHONY: test-slurm
 test-slurm: $(VENV)/installed-test ## on a two-node Slurm cluster that it starts on this machine, where Slurm is installed

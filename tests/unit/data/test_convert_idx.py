@@ -104,26 +104,32 @@ def test_every_type_of_idx_is_read_in_native_order(tmp_path, dtype, suffix) -> N
 GOOD = to_idx(np.zeros((10, 4, 4), np.uint8))
 
 
-@pytest.mark.parametrize(
-    ("data", "message"),
-    [
-        (b"", "not an IDX file"),
-        (b"\x00\x00\x08", "not an IDX file"),
-        (b"P5\n10 10 255 ....", "not an IDX file. Found first bytes 50350a31"),
-        (b"\x00\x00\x07\x01\x00\x00\x00\x01\x00", "not an IDX file"),
-        (b"\x00\x00\x08\x00", "not an IDX file"),
-        (b"\x00\x00\x08\xff" + bytes(1020), "not an IDX file"),
-        (b"\x00\x00\x08\x03\x00\x00", "shorter than its header"),
-        (GOOD[:-1], r"length does not fit its header. Found 159 bytes; expected 160 for shape \(10, 4, 4\) of uint8"),
-        (GOOD + b"\x00", "length does not fit its header. Found 161 bytes"),
-        (struct.pack(">HBB3I", 0, 8, 3, 2**32 - 1, 2**32 - 1, 2**32 - 1) + bytes(9), "length does not fit its header"),
-        (gzip.compress(GOOD[:-1]), "holds less than its header says. Expected 160 bytes"),
-        (gzip.compress(GOOD + b"\x00"), "holds more than its header says. Expected 160 bytes"),
-        (gzip.compress(GOOD)[:-9], "damaged gzip data"),
-        (gzip.compress(GOOD)[:-6] + b"\x00" * 6, "damaged gzip data"),
-        (b"\x1f\x8b" + b"garbage" * 5, "damaged gzip data"),
-    ],
-)
+LIES = {
+    "empty": (b"", "not an IDX file"),
+    "half a magic number": (b"\x00\x00\x08", "not an IDX file"),
+    "another format": (b"P5\n10 10 255 ....", "not an IDX file. Found first bytes 50350a31"),
+    "no such type": (b"\x00\x00\x07\x01\x00\x00\x00\x01\x00", "not an IDX file"),
+    "no dimension": (b"\x00\x00\x08\x00", "not an IDX file"),
+    "255 dimensions": (b"\x00\x00\x08\xff" + bytes(1020), "not an IDX file"),
+    "half a header": (b"\x00\x00\x08\x03\x00\x00", "shorter than its header"),
+    "short": (
+        GOOD[:-1],
+        r"length does not fit its header. Found 159 bytes; expected 160 for shape \(10, 4, 4\) of uint8",
+    ),
+    "long": (GOOD + b"\x00", "length does not fit its header. Found 161 bytes"),
+    "huge": (
+        struct.pack(">HBB3I", 0, 8, 3, 2**32 - 1, 2**32 - 1, 2**32 - 1) + bytes(9),
+        "length does not fit its header",
+    ),
+    "gzipped, short": (gzip.compress(GOOD[:-1]), "holds less than its header says. Expected 160 bytes"),
+    "gzipped, long": (gzip.compress(GOOD + b"\x00"), "holds more than its header says. Expected 160 bytes"),
+    "gzip cut off": (gzip.compress(GOOD)[:-9], "damaged gzip data"),
+    "gzip with a wrong checksum": (gzip.compress(GOOD)[:-6] + b"\x00" * 6, "damaged gzip data"),
+    "not gzip": (b"\x1f\x8b" + b"garbage" * 5, "damaged gzip data"),
+}
+
+
+@pytest.mark.parametrize(("data", "message"), LIES.values(), ids=LIES)
 def test_a_lying_or_damaged_file_is_refused_with_its_name(tmp_path, data, message) -> None:
     path = tmp_path / "images"
     path.write_bytes(data)
