@@ -6,7 +6,7 @@ from hpdl_mpi.kernels.jit import inline
 from hpdl_mpi.kernels.tiles import prefetch_range
 from hpdl_mpi.kernels.vector import ROWS
 
-_TILES, MOST_TILES = 8 * ROWS, 16 * ROWS
+_TILES, _MOST_TILES = 8 * ROWS, 16 * ROWS
 """Of a block."""
 
 _BLOCK_BYTES = 2 * 1024 * 1024
@@ -30,8 +30,13 @@ def plane(elements: int, itemsize: int) -> int:
 def block_tiles(weight_bytes: int, tile_bytes: int) -> int:
     """Return the tiles of a block, each with so many bytes of values and products."""
     if weight_bytes > 2 * _LARGE_BYTES:
-        return MOST_TILES  # weights come from memory once for each block
+        return _MOST_TILES  # weights come from memory once for each block
     return _TILES if _TILES * tile_bytes <= _BLOCK_BYTES else _TILES // 2
+
+
+def summed_tiles(sum_bytes: int) -> int:
+    """Return the tiles of a block whose products are added to so many bytes of sums, which come and go with each."""
+    return _TILES if sum_bytes <= _LARGE_BYTES else _MOST_TILES
 
 
 def worth_columns(weight_bytes: int, value_bytes: int) -> bool:
@@ -39,12 +44,29 @@ def worth_columns(weight_bytes: int, value_bytes: int) -> bool:
     return value_bytes <= 2 * _LARGE_BYTES < weight_bytes
 
 
+def worth_sums_of_columns(sum_bytes: int, value_bytes: int) -> bool:
+    """Return whether sums go by groups of columns, for so many bytes of them and of what is multiplied.
+
+    They go so where sums of all columns would leave the cache with each block, and what is multiplied mostly does not.
+    """
+    return value_bytes <= 5 * _LARGE_BYTES // 2 and sum_bytes > _LARGE_BYTES
+
+
+def num_blocks(tiles: int, most: int, threads: int) -> int:
+    """Return in how many blocks of at most so many tiles threads go through all of them, each as often."""
+    blocks = -(-tiles // max(1, most))
+    return -(-blocks // threads) * threads
+
+
 @inline
 def block_of(number, blocks, start, stop):
-    """Return the first tile of a block of tiles, the last + 1, and the last + 1 of the block after it."""
-    size = stop - start
-    following = min(number + 2, blocks)
-    return start + number * size // blocks, start + (number + 1) * size // blocks, start + following * size // blocks
+    """Return the first of a block's tiles and the last + 1; the block after the last one is empty.
+
+    Each block but the last has whole tiles of a product.
+    """
+    rows = -(-(stop - start) // ROWS)
+    first, last = min(number, blocks) * rows // blocks, min(number + 1, blocks) * rows // blocks
+    return min(stop, start + first * ROWS), min(stop, start + last * ROWS)
 
 
 @inline

@@ -7,9 +7,8 @@ and a column per channel.
 from __future__ import annotations
 
 import numpy as np
-from numba import prange
 
-from hpdl_mpi.kernels.jit import inline, kernel, parallel_kernel
+from hpdl_mpi.kernels.jit import inline, kernel
 from hpdl_mpi.kernels.schemes import transposed
 from hpdl_mpi.kernels.tiles import tile_transform
 
@@ -146,49 +145,3 @@ def write_outputs(scheme, products, plane, bias, tiles, first, last, columns, y)
         else:
             _transform_products(scheme, products, source, every, flat, target, within, count, flat)
         tile = _next_tile(tile, tiles)
-
-
-@parallel_kernel
-def all_input_values(scheme, x, top, left, down, across, plane, values, parts):
-    """Transform all tiles of images, as `input_values`.
-
-    Parameters
-    ----------
-    scheme : Scheme
-    x : array, shape (n, height, width, c)
-    top, left : int
-        Padding.
-    down, across : int
-        Tiles of an image.
-    plane : int
-    values : flat array, of at least (points^2 - 1) plane + n down across c
-        Written.
-    parts : int
-        How many threads may share the work; values do not depend on it.
-    """
-    total = len(x) * down * across
-    for part in prange(parts):
-        first, last = part * total // parts, (part + 1) * total // parts
-        mine = values[first * x.shape[3] :]
-        input_values(scheme, x, (top, left), (down, across), first, last, plane, mine)
-
-
-@parallel_kernel
-def all_gradient_values(scheme, dy, plane, values, parts):
-    """Transform all tiles of an output's gradient, as `gradient_values`.
-
-    Parameters
-    ----------
-    scheme : Scheme
-    dy : array, shape (n, height, width, k)
-    plane : int
-    values : flat array, of at least (points^2 - 1) plane + (number of tiles) k
-        Written.
-    parts : int
-        See `all_input_values`.
-    """
-    tiles = tiles_of(scheme, dy)
-    total = len(dy) * tiles[0] * tiles[1]
-    for part in prange(parts):
-        first, last = part * total // parts, (part + 1) * total // parts
-        gradient_values(scheme, dy, tiles, first, last, plane, values[first * dy.shape[3] :])

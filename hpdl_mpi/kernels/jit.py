@@ -134,7 +134,8 @@ class ParallelKernel:
         self.__name__ = function.__name__
         self.__module__ = function.__module__
         self.serial = _compile(function, fastmath=fastmath)
-        self.parallel = _compile(_renamed(function), fastmath=fastmath, parallel=True)
+        # Fused loops would be one loop: each is meant to end before the next begins.
+        self.parallel = _compile(_renamed(function), fastmath=fastmath, parallel={"fusion": False})
 
     def __call__(self, *args: Any) -> Any:
         return self.serial(*args) if _threads == 1 else self.parallel(*args)

@@ -10,15 +10,23 @@ from __future__ import annotations
 import math
 
 from numba import prange
+from numba.extending import register_jitable
 
 from hpdl_mpi.kernels.jit import exact_kernel, inline, kernel, parallel_kernel
 
 _BLOCK_ROWS = 256
 
 
+@register_jitable
 def num_blocks(rows: int) -> int:
     """Return in how many blocks rows are summed up."""
     return -(-rows // _BLOCK_ROWS)
+
+
+@inline
+def _share(rows, block, blocks):
+    """Return a block's first row and the last + 1."""
+    return block * rows // blocks, (block + 1) * rows // blocks
 
 
 def partial_shape(rows: int, channels: int) -> tuple[int, int, int]:
@@ -49,13 +57,6 @@ def channel_moments(x, out):
             rest[c] += difference
 
 
-@parallel_kernel
-def _block_moments(x, partial):
-    blocks = len(partial)
-    for block in prange(blocks):
-        channel_moments(x[block * len(x) // blocks : (block + 1) * len(x) // blocks], partial[block])
-
-
 @kernel
 def _combine_moments(partial, rows, out):
     """out = mean and variance of all rows (Chan, Golub and LeVeque, 1979)."""
@@ -63,7 +64,8 @@ def _combine_moments(partial, rows, out):
     for c in range(channels):
         mean, squares, seen = 0.0, 0.0, 0
         for block in range(blocks):
-            count = (block + 1) * rows // blocks - block * rows // blocks
+            first, last = _share(rows, block, blocks)
+            count = last - first
             rest = partial[block, 2, c] / count
             difference = partial[block, 0, c] + rest - mean
             mean += difference * count / (seen + count)
@@ -74,37 +76,11 @@ def _combine_moments(partial, rows, out):
         out[1, c] = squares / rows
 
 
-def moments(x, partial, out) -> None:
-    """out = mean and variance of each channel.
-
-    Parameters
-    ----------
-    x : array, shape (rows, c)
-        At least one row.
-    partial : array, of `partial_shape`
-        Scratch.
-    out : float64 array, shape (2, c)
-    """
-    _block_moments(x, partial)
-    _combine_moments(partial, len(x), out)
-
-
 @exact_kernel
-def follow(moments, rows, momentum, mean, variance):
+def _follow(moments, rows, momentum, mean, variance):
     """Let the running mean and variance follow the moments of a batch.
 
     The running variance is that of all samples, of which the rows are a part.
-
-    Parameters
-    ----------
-    moments : float64 array, shape (2, c)
-        Of `moments`.
-    rows : int
-        Of which they are.
-    momentum : float
-        Part of the new in what becomes of the old, 0 to 1.
-    mean, variance : array, shape (c,)
-        Changed in place.
     """
     unbiased = rows / max(1, rows - 1)
     for c in range(mean.size):
@@ -138,15 +114,19 @@ def _is_bounded(limits):
     return limits[0] > -math.inf or limits[1] < math.inf
 
 
-@parallel_kernel
-def normalize(x, scale, shift, limits, y):
-    """y = x scale + shift, per channel, within the limits."""
+@kernel
+def _normalize_rows(x, scale, shift, addend, limits, y):
     rows, channels = x.shape
     least, most = x.dtype.type(limits[0]), x.dtype.type(limits[1])
-    bounded = _is_bounded(limits)
-    for p in prange(rows):
+    adds, bounded = len(addend) > 0, _is_bounded(limits)
+    for p in range(rows):
         source, target = x[p], y[p]
-        if bounded:
+        if adds:
+            other = addend[p]
+            for c in range(channels):
+                value = source[c] * scale[c] + shift[c] + other[c]
+                target[c] = least if value < least else most if value > most else value
+        elif bounded:
             for c in range(channels):
                 value = source[c] * scale[c] + shift[c]
                 target[c] = least if value < least else most if value > most else value
@@ -156,15 +136,61 @@ def normalize(x, scale, shift, limits, y):
 
 
 @parallel_kernel
-def normalize_and_add(x, scale, shift, addend, limits, y):
-    """y = x scale + shift + addend, scale and shift per channel, within the limits."""
-    rows, channels = x.shape
-    least, most = x.dtype.type(limits[0]), x.dtype.type(limits[1])
-    for p in prange(rows):
-        source, other, target = x[p], addend[p], y[p]
-        for c in range(channels):
-            value = source[c] * scale[c] + shift[c] + other[c]
-            target[c] = least if value < least else most if value > most else value
+def normalize(x, factors, addend, limits, y):
+    """y = x scale + shift, per channel, plus `addend`, within the limits.
+
+    Parameters
+    ----------
+    x : array, shape (rows, c)
+    factors : array, shape (4, c)
+        Of `make_factors`.
+    addend : array, shape (rows, c) or (0, c)
+    limits : (float, float)
+    y : array, shape (rows, c)
+        Written.
+    """
+    rows, blocks = len(x), num_blocks(len(x))
+    for block in prange(blocks):
+        first, last = _share(rows, block, blocks)
+        _normalize_rows(x[first:last], factors[2], factors[3], addend[first:last], limits, y[first:last])
+
+
+@parallel_kernel
+def normalize_by_moments(x, mean, variance, momentum, eps, weight, bias, addend, limits, partial, moments, factors, y):
+    """Take the moments of a batch, let the running ones follow, and do as `make_factors` and `normalize`.
+
+    Parameters
+    ----------
+    x : array, shape (rows, c)
+        At least one row.
+    mean, variance : array, shape (c,)
+        The running ones, changed in place.
+    momentum : float
+        Part of the new in what becomes of the running ones, 0 to 1; with 0 they stay.
+    eps, weight, bias
+        See `make_factors`.
+    addend, limits
+        See `normalize`.
+    partial : array, of `partial_shape`
+        Scratch.
+    moments : float64 array, shape (2, c)
+        Written: mean and variance of each channel.
+    factors : array, shape (4, c)
+        Written.
+    y : array, shape (rows, c)
+        Written.
+    """
+    rows, blocks = len(x), len(partial)
+    for block in prange(blocks):
+        first, last = _share(rows, block, blocks)
+        channel_moments(x[first:last], partial[block])
+    _combine_moments(partial, rows, moments)
+    if momentum > 0:
+        _follow(moments, rows, momentum, mean, variance)
+    make_factors(moments[0], moments[1], eps, weight, bias, factors)
+    for block in prange(blocks):
+        first, last = _share(rows, block, blocks)
+        _normalize_rows(x[first:last], factors[2], factors[3], addend[first:last], limits, y[first:last])
 
 
 @kernel
@@ -195,14 +221,6 @@ def channel_gradients(x, dy, mean, scale, shift, limits, out):
             weighted[c] += value * (source[c] - mean[c])
 
 
-@parallel_kernel
-def _block_gradients(x, dy, mean, scale, shift, limits, partial):
-    rows, blocks = len(x), len(partial)
-    for block in prange(blocks):
-        first, last = block * rows // blocks, (block + 1) * rows // blocks
-        channel_gradients(x[first:last], dy[first:last], mean, scale, shift, limits, partial[block])
-
-
 @kernel
 def _combine_gradients(partial, inverse, out):
     blocks, _, channels = partial.shape
@@ -215,10 +233,34 @@ def _combine_gradients(partial, inverse, out):
         out[1, c] = weighted * inverse[c]
 
 
-def gradient_sums(x, dy, factors, limits, partial, out) -> None:
-    """out = gradients of bias and weight: sums of dy and of dy (x - mean) / deviation per channel.
+@exact_kernel
+def _make_gradient_factors(factors, sums, rows, out):
+    """out (3, c) = what dy, x and 1 count in the gradient of so many rows."""
+    for c in range(out.shape[1]):
+        mean, inverse, scale = factors[0, c], factors[1, c], factors[2, c]
+        of_x = -scale * inverse * sums[1, c] / max(1, rows)
+        out[0, c] = scale
+        out[1, c] = of_x
+        out[2, c] = -scale * sums[0, c] / max(1, rows) - of_x * mean
 
-    Of dy only what `normalize` lets pass counts.
+
+@kernel
+def _backward_rows(x, dy, scale, shift, limits, factors, dx):
+    rows, channels = x.shape
+    of_dy, of_x, plus = factors[0], factors[1], factors[2]
+    least, most, zero = x.dtype.type(limits[0]), x.dtype.type(limits[1]), x.dtype.type(0)
+    bounded = _is_bounded(limits)
+    for p in range(rows):
+        source, gradient, target = x[p], dy[p], dx[p]
+        for c in range(channels):
+            y = source[c] * scale[c] + shift[c]
+            value = gradient[c] if not bounded or (y > least and y < most) else zero
+            target[c] = of_dy[c] * value + (of_x[c] * source[c] + plus[c])
+
+
+@parallel_kernel
+def backward(x, dy, factors, limits, partial, sums, dx):
+    """Compute the gradients of what `normalize_by_moments` does, but for the addend's, which is dy as it passes.
 
     Parameters
     ----------
@@ -226,13 +268,26 @@ def gradient_sums(x, dy, factors, limits, partial, out) -> None:
     factors : array, shape (4, c)
         Of `make_factors`.
     limits : (float, float)
+        Of dy only what they let pass counts.
     partial : array, of `partial_shape`
         Scratch.
-    out : float64 array, shape (2, c)
+    sums : float64 array, shape (2, c)
+        Written: gradients of bias and weight, sums of dy and of dy (x - mean) / deviation per channel.
+    dx : array, shape (rows, c) or (0, c)
+        Written.
     """
-    mean, inverse, scale, shift = factors
-    _block_gradients(x, dy, mean, scale, shift, limits, partial)
-    _combine_gradients(partial, inverse, out)
+    mean, inverse, scale, shift = factors[0], factors[1], factors[2], factors[3]
+    rows, blocks = len(x), len(partial)
+    for block in prange(blocks):
+        first, last = _share(rows, block, blocks)
+        channel_gradients(x[first:last], dy[first:last], mean, scale, shift, limits, partial[block])
+    _combine_gradients(partial, inverse, sums)
+    if len(dx) > 0:
+        means = partial[0]
+        _make_gradient_factors(factors, sums, rows, means)
+        for block in prange(blocks):
+            first, last = _share(rows, block, blocks)
+            _backward_rows(x[first:last], dy[first:last], scale, shift, limits, means, dx[first:last])
 
 
 @exact_kernel
@@ -245,29 +300,3 @@ def add_gradients(parts, dbias, dweight):
             weighted += parts[k, 1, c]
         dbias[c] += plain
         dweight[c] += weighted
-
-
-@exact_kernel
-def make_gradient_factors(factors, sums, rows, out):
-    """out (3, c) = what `backward_input` takes, for a gradient of so many rows."""
-    for c in range(out.shape[1]):
-        mean, inverse, scale = factors[0, c], factors[1, c], factors[2, c]
-        of_x = -scale * inverse * sums[1, c] / max(1, rows)
-        out[0, c] = scale
-        out[1, c] = of_x
-        out[2, c] = -scale * sums[0, c] / max(1, rows) - of_x * mean
-
-
-@parallel_kernel
-def backward_input(x, dy, scale, shift, limits, factors, dx):
-    """dx = factors[0] dy + factors[1] x + factors[2], per channel, for dy as it passes; factors (3, c)."""
-    rows, channels = x.shape
-    of_dy, of_x, plus = factors[0], factors[1], factors[2]
-    least, most, zero = x.dtype.type(limits[0]), x.dtype.type(limits[1]), x.dtype.type(0)
-    bounded = _is_bounded(limits)
-    for p in prange(rows):
-        source, gradient, target = x[p], dy[p], dx[p]
-        for c in range(channels):
-            y = source[c] * scale[c] + shift[c]
-            value = gradient[c] if not bounded or (y > least and y < most) else zero
-            target[c] = of_dy[c] * value + (of_x[c] * source[c] + plus[c])

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
-from numba import prange
 
 from hpdl_mpi.kernels.emit import VECTOR_BYTES
 from hpdl_mpi.kernels.gemm import panel_vectors
-from hpdl_mpi.kernels.jit import kernel, parallel_kernel
+from hpdl_mpi.kernels.jit import kernel
 from hpdl_mpi.kernels.tiles import tile_transform
 from hpdl_mpi.kernels.vector import VECTORS, transpose_square
 
@@ -80,15 +79,13 @@ def make_panels(scheme, weight, turned, first, count, transposed, panels, start,
             j += size
 
 
-@parallel_kernel
-def make_all_panels(scheme, weight, turned, columns, transposed, panels, plane):
-    """Write the panels of all columns; `transposed` has a row for each thread."""
+@kernel
+def make_share_of_panels(scheme, weight, turned, columns, part, parts, transposed, panels, plane):
+    """Write one of `parts` shares of the panels of all columns; see `make_panels`."""
     depth = weight.shape[0] if turned else weight.shape[3]
     width = GROUP_BYTES // weight.itemsize
     groups = -(-columns // width)
-    parts = len(transposed)
-    for part in prange(parts):
-        for group in range(part * groups // parts, (part + 1) * groups // parts):
-            first = group * width
-            count = min(width, columns - first)
-            make_panels(scheme, weight, turned, first, count, transposed[part], panels, first * depth, plane)
+    for group in range(part * groups // parts, (part + 1) * groups // parts):
+        first = group * width
+        count = min(width, columns - first)
+        make_panels(scheme, weight, turned, first, count, transposed, panels, first * depth, plane)

@@ -9,7 +9,8 @@ with the kernels turned round; the gradient of the weight has the three transfor
 Tiles go by blocks whose values stay in the cache. While a block is multiplied, which is all arithmetic, the processor
 fetches what the block's output will be written to and what the next block reads. Where the weights at the points are
 much more than a cache holds, and the tiles are not, it is the other way round: the values of all tiles are kept, and
-columns of the weights go by groups, whose panels never reach memory.
+columns of the weights go by groups, whose panels never reach memory. Threads take blocks or groups in turn: none waits
+long for one that is held up, and no result depends on who computed it.
 
 The price is accuracy: transforms add and subtract multiples of numbers that are near one another. In float32 the error
 is about ten times that of a sum in order; `tests/unit/kernels/test_winograd.py` derives its bound.
@@ -25,6 +26,7 @@ from numba import prange
 from hpdl_mpi.kernels.blocks import (
     block_of,
     block_tiles,
+    num_blocks,
     plane,
     prefetch_to_read,
     prefetch_to_write,
@@ -33,10 +35,11 @@ from hpdl_mpi.kernels.blocks import (
 )
 from hpdl_mpi.kernels.emit import VECTOR_BYTES, memory_of
 from hpdl_mpi.kernels.gemm import multiply, panel_vectors
-from hpdl_mpi.kernels.image_tiles import all_input_values, filter_of, input_values, tiles_of, write_outputs
+from hpdl_mpi.kernels.image_tiles import filter_of, input_values, tiles_of, write_outputs
 from hpdl_mpi.kernels.jit import kernel, parallel_kernel, thread_count
-from hpdl_mpi.kernels.panels import GROUP_BYTES, make_all_panels, make_panels, transposed_size
+from hpdl_mpi.kernels.panels import GROUP_BYTES, make_panels, make_share_of_panels, transposed_size
 from hpdl_mpi.kernels.schemes import SCHEMES, Scheme, StridedBack
+from hpdl_mpi.kernels.tickets import take_ticket, tickets
 
 
 def best_scheme(
@@ -127,20 +130,24 @@ def _multiply_points(
 
 
 @parallel_kernel
-def _convolve_blocks(scheme, x, panels, bias, top, left, block, planes, scratch, y):
+def _convolve_blocks(scheme, x, weight, turned, bias, padding, blocks, tickets, planes, transposed, panels, scratch, y):
     depth, columns = x.shape[3], y.shape[3]
     tiles = tiles_of(scheme, y)
     total = len(y) * tiles[0] * tiles[1]
     parts = len(scratch)
     for part in prange(parts):
-        start, stop = part * total // parts, (part + 1) * total // parts
-        blocks = -(-(stop - start) // block)
+        make_share_of_panels(scheme, weight, turned, columns, part, parts, transposed[part], panels, planes[2])
+    for part in prange(parts):
         size = scheme.points * scheme.points * planes[0]
         values, products = scratch[part, :size], scratch[part, size:]
         x_memory, y_memory = memory_of(x), memory_of(y)
-        for number in range(blocks):
-            first, last, following = block_of(number, blocks, start, stop)
-            input_values(scheme, x, (top, left), tiles, first, last, planes[0], values)
+        number = take_ticket(tickets)
+        while number < blocks:
+            first, last = block_of(number, blocks, np.int64(0), total)
+            later, end = block_of(
+                number + parts, blocks, np.int64(0), total
+            )  # what this thread will probably take next
+            input_values(scheme, x, padding, tiles, first, last, planes[0], values)
             _multiply_points(
                 scheme,
                 values,
@@ -153,25 +160,29 @@ def _convolve_blocks(scheme, x, panels, bias, top, left, block, planes, scratch,
                 planes[1],
                 columns,
                 (y_memory, first * y.size // total, last * y.size // total),
-                (x_memory, last * x.size // total, following * x.size // total),
+                (x_memory, later * x.size // total, end * x.size // total),
             )
             write_outputs(scheme, products, planes[1], bias, tiles, first, last, (np.int64(0), columns), y)
+            number = take_ticket(tickets)
 
 
 @parallel_kernel
-def _convolve_columns(scheme, values, weight, turned, bias, planes, transposed, scratch, y):
-    depth = weight.shape[0] if turned else weight.shape[3]
-    columns = y.shape[3]
+def _convolve_columns(scheme, x, weight, turned, bias, padding, tickets, planes, transposed, values, scratch, y):
+    depth, columns = x.shape[3], y.shape[3]
     tiles = tiles_of(scheme, y)
     total = len(y) * tiles[0] * tiles[1]
     width = GROUP_BYTES // y.itemsize
     groups = -(-columns // width)
     parts = len(scratch)
     for part in prange(parts):
+        first, last = part * total // parts, (part + 1) * total // parts
+        input_values(scheme, x, padding, tiles, first, last, planes[0], values[first * depth :])
+    for part in prange(parts):
         size = scheme.filters * scheme.filters * planes[2]
         panels, products = scratch[part, :size], scratch[part, size:]
         nothing = memory_of(y), np.int64(0), np.int64(0)
-        for group in range(part * groups // parts, (part + 1) * groups // parts):
+        group = take_ticket(tickets)
+        while group < groups:
             first = group * width
             last = min(first + width, columns)
             make_panels(scheme, weight, turned, first, last - first, transposed[part], panels, np.int64(0), planes[2])
@@ -190,6 +201,7 @@ def _convolve_columns(scheme, values, weight, turned, bias, planes, transposed, 
                 nothing,
             )
             write_outputs(scheme, products, planes[1], bias, tiles, np.int64(0), total, (first, last), y)
+            group = take_ticket(tickets)
 
 
 def _convolve(scheme, x, weight, turned, bias, padding, scratch, y) -> None:
@@ -200,11 +212,10 @@ def _convolve(scheme, x, weight, turned, bias, padding, scratch, y) -> None:
     rows, own = own[:, : room.transposed], own[:, room.transposed :]
     planes = room.values, room.products, room.filters
     if room.by_columns:
-        all_input_values(scheme, x, *padding, *scheme.tiles(*y.shape[1:3]), room.values, shared, threads)
-        _convolve_columns(scheme, shared, weight, turned, bias, planes, rows, own, y)
+        _convolve_columns(scheme, x, weight, turned, bias, padding, tickets(), planes, rows, shared, own, y)
     else:
-        make_all_panels(scheme, weight, turned, y.shape[3], rows, shared, room.filters)
-        _convolve_blocks(scheme, x, shared, bias, *padding, room.block, planes, own, y)
+        blocks = num_blocks(scheme.count(y.shape), room.block, threads)
+        _convolve_blocks(scheme, x, weight, turned, bias, padding, blocks, tickets(), planes, rows, shared, own, y)
 
 
 def forward(scheme, x, weight, bias, padding, scratch, y) -> None:

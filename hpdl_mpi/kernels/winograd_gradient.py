@@ -1,4 +1,7 @@
-"""The gradient of the weight by Winograd's method; see `kernels.winograd`."""
+"""The gradient of the weight by Winograd's method; see `kernels.winograd`.
+
+Each thread adds up its own part of the tiles, always the same ones: so a rerun gives the same bits.
+"""
 
 from __future__ import annotations
 
@@ -7,24 +10,15 @@ from typing import NamedTuple
 import numpy as np
 from numba import prange
 
-from hpdl_mpi.kernels.blocks import MOST_TILES, block_of, plane, prefetch_to_read, share_of, worth_columns
+from hpdl_mpi.kernels.blocks import block_of, plane, prefetch_to_read, share_of, summed_tiles, worth_sums_of_columns
 from hpdl_mpi.kernels.emit import memory_of
 from hpdl_mpi.kernels.gemm import gemm, workspace
-from hpdl_mpi.kernels.image_tiles import (
-    all_gradient_values,
-    all_input_values,
-    filter_of,
-    gradient_values,
-    input_values,
-    tiles_of,
-)
+from hpdl_mpi.kernels.image_tiles import filter_of, gradient_values, input_values, tiles_of
 from hpdl_mpi.kernels.jit import kernel, parallel_kernel, thread_count
 from hpdl_mpi.kernels.panels import GROUP_BYTES
 from hpdl_mpi.kernels.schemes import Scheme, transposed
+from hpdl_mpi.kernels.tickets import take_ticket, tickets
 from hpdl_mpi.kernels.tiles import tile_transform
-
-_COLUMN_BYTES = 2 * GROUP_BYTES
-"""Of a row of the columns that go together: more need more scratch, fewer pack the values more often."""
 
 _transform_back = tile_transform("back", lambda scheme: transposed(scheme.FILTER), adds=True)
 
@@ -34,6 +28,7 @@ class _Room(NamedTuple):
 
     by_columns: bool
     block: int
+    columns: int
     values: int
     gradients: int
     sums: int
@@ -44,17 +39,21 @@ class _Room(NamedTuple):
 def _room(scheme: Scheme, channels: int, dy_shape: tuple[int, ...], itemsize: int) -> _Room:
     columns, tiles = dy_shape[3], scheme.count(dy_shape)
     points, filters = scheme.points**2, scheme.filters**2
-    by_columns = worth_columns(
-        filters * channels * columns * itemsize, points * tiles * (channels + columns) * itemsize
-    )
-    # A block's products are added up over its tiles: the more these are, the less often sums come and go.
-    block = tiles if by_columns else min(tiles, MOST_TILES)
-    width = min(columns, _COLUMN_BYTES // itemsize) if by_columns else columns
+    sum_bytes, tile_bytes = filters * channels * columns * itemsize, points * (channels + columns) * itemsize
+    by_columns = worth_sums_of_columns(sum_bytes, tiles * tile_bytes)
+    block = tiles if by_columns else min(tiles, summed_tiles(sum_bytes))
+    width = _columns_at_once(columns, itemsize) if by_columns else columns
     values, gradients = plane(block * channels, itemsize), plane(block * columns, itemsize)
     sums = filters * width * channels
     of_tiles = points * (values + gradients)
     own, shared = (sums, of_tiles) if by_columns else (sums + of_tiles, 0)
-    return _Room(by_columns, block, values, gradients, sums, own, shared)
+    return _Room(by_columns, block, width, values, gradients, sums, own, shared)
+
+
+def _columns_at_once(columns: int, itemsize: int) -> int:
+    """Return how many columns go together: more need more scratch, fewer pack the values more often."""
+    one = GROUP_BYTES // itemsize
+    return min(columns, 2 * one if columns >= 2 * one * thread_count() else one)
 
 
 def scratch_size(scheme: Scheme, channels: int, dy_shape: tuple[int, ...], dtype: np.dtype) -> int:
@@ -103,7 +102,7 @@ def _correlate(scheme, values, values_plane, gradients, gradients_plane, sizes, 
 
 
 @parallel_kernel
-def _correlate_blocks(scheme, x, dy, top, left, block, planes, workspaces, scratch, num_sums, dweights):
+def _correlate_blocks(scheme, x, dy, padding, block, planes, workspaces, scratch, num_sums, dweights):
     tiles = tiles_of(scheme, dy)
     total = len(dy) * tiles[0] * tiles[1]
     parts = len(scratch)
@@ -114,12 +113,13 @@ def _correlate_blocks(scheme, x, dy, top, left, block, planes, workspaces, scrat
         sums, values, gradients = scratch[part, :num_sums], scratch[part, num_sums:size], scratch[part, size:]
         x_memory, dy_memory = memory_of(x), memory_of(dy)
         for number in range(blocks):
-            first, last, following = block_of(number, blocks, start, stop)
+            first, last = block_of(number, blocks, start, stop)
+            _, following = block_of(number + 1, blocks, start, stop)
             later = (
                 (x_memory, last * x.size // total, following * x.size // total),
                 (dy_memory, last * dy.size // total, following * dy.size // total),
             )
-            input_values(scheme, x, (top, left), tiles, first, last, planes[0], values)
+            input_values(scheme, x, padding, tiles, first, last, planes[0], values)
             gradient_values(scheme, dy, tiles, first, last, planes[1], gradients)
             sizes, columns = (last - first, dy.shape[3], x.shape[3]), (np.int64(0), dy.shape[3])
             _correlate(
@@ -140,14 +140,20 @@ def _correlate_blocks(scheme, x, dy, top, left, block, planes, workspaces, scrat
 
 
 @parallel_kernel
-def _correlate_columns(scheme, values, gradients, planes, count, workspaces, scratch, dweight):
-    columns, _, _, channels = dweight.shape
-    width = _COLUMN_BYTES // dweight.itemsize
+def _correlate_columns(scheme, x, dy, padding, width, planes, tickets, workspaces, values, gradients, scratch, dweight):
+    columns, channels = dy.shape[3], x.shape[3]
+    tiles = tiles_of(scheme, dy)
+    total = len(dy) * tiles[0] * tiles[1]
     groups = -(-columns // width)
     parts = len(scratch)
     for part in prange(parts):
+        first, last = part * total // parts, (part + 1) * total // parts
+        input_values(scheme, x, padding, tiles, first, last, planes[0], values[first * channels :])
+        gradient_values(scheme, dy, tiles, first, last, planes[1], gradients[first * columns :])
+    for part in prange(parts):
         nothing = memory_of(dweight), np.int64(0), np.int64(0)
-        for group in range(part * groups // parts, (part + 1) * groups // parts):
+        group = take_ticket(tickets)
+        while group < groups:
             first = group * width
             last = min(first + width, columns)
             _correlate(
@@ -156,7 +162,7 @@ def _correlate_columns(scheme, values, gradients, planes, count, workspaces, scr
                 planes[0],
                 gradients,
                 planes[1],
-                (count, columns, channels),
+                (total, columns, channels),
                 (first, last),
                 False,
                 workspaces[part],
@@ -164,6 +170,7 @@ def _correlate_columns(scheme, values, gradients, planes, count, workspaces, scr
                 (nothing, nothing),
             )
             _add_back(scheme, scratch[part], dweight, first, last)
+            group = take_ticket(tickets)
 
 
 def backward_weight(scheme, x, dy, padding, scratch, dweights) -> None:
@@ -185,11 +192,11 @@ def backward_weight(scheme, x, dy, padding, scratch, dweights) -> None:
     room = _room(scheme, x.shape[3], dy.shape, dy.itemsize)
     shared, own = scratch[: room.shared], scratch[room.shared :].reshape(threads, room.own)
     planes = room.values, room.gradients
+    workspaces = workspace(dy.dtype)
     if room.by_columns:
         split = scheme.points**2 * room.values
-        values, gradients = shared[:split], shared[split:]
-        all_input_values(scheme, x, *padding, *scheme.tiles(*dy.shape[1:3]), room.values, values, threads)
-        all_gradient_values(scheme, dy, room.gradients, gradients, threads)
-        _correlate_columns(scheme, values, gradients, planes, room.block, workspace(dy.dtype), own, dweights[0])
+        of_tiles = shared[:split], shared[split:]
+        places = tickets(), workspaces, *of_tiles, own, dweights[0]
+        _correlate_columns(scheme, x, dy, padding, room.columns, planes, *places)
     else:
-        _correlate_blocks(scheme, x, dy, *padding, room.block, planes, workspace(dy.dtype), own, room.sums, dweights)
+        _correlate_blocks(scheme, x, dy, padding, room.block, planes, workspaces, own, room.sums, dweights)

@@ -78,26 +78,25 @@ class BatchNorm2d(_Norm):
 
     def forward(self, x: np.ndarray, ctx: Context) -> np.ndarray:
         rows = x.reshape(-1, x.shape[-1])
+        running = self.statistics["running_mean"], self.statistics["running_var"]
+        affine = self.eps, self.params["weight"], self.params["bias"]
+        addend, limits = ctx.addend or (x[:0], self._limits)
+        to = addend.reshape(-1, x.shape[-1]), limits
         factors = ctx.take((4, rows.shape[1]), x.dtype)
-        mean, variance = self.statistics["running_mean"], self.statistics["running_var"]
-        moments = ctx.take((2, rows.shape[1]), np.float64)
-        if ctx.training and len(rows):
-            partial = ctx.take(kernel.partial_shape(*rows.shape), rows.dtype)
-            kernel.moments(rows, partial, moments)
-            ctx.release(partial)
-            if not ctx.batch.recomputing and len(rows) > 1:  # one value has no variance
-                kernel.follow(moments, len(rows), self.momentum, mean, variance)
-            mean, variance = moments
-        kernel.make_factors(mean, variance, self.eps, self.params["weight"], self.params["bias"], factors)
-        ctx.release(moments)
         y = ctx.take(x.shape, x.dtype)
-        if ctx.addend:
-            term, limits = ctx.addend
-            kernel.normalize_and_add(
-                rows, factors[2], factors[3], term.reshape(rows.shape), limits, y.reshape(rows.shape)
+        if ctx.training and len(rows):
+            counts = not ctx.batch.recomputing and len(rows) > 1  # one value has no variance
+            partial = ctx.take(kernel.partial_shape(*rows.shape), rows.dtype)
+            moments = ctx.take((2, rows.shape[1]), np.float64)
+            momentum = self.momentum if counts else 0.0
+            kernel.normalize_by_moments(
+                rows, *running, momentum, *affine, *to, partial, moments, factors, y.reshape(rows.shape)
             )
+            ctx.release(moments)
+            ctx.release(partial)
         else:
-            kernel.normalize(rows, factors[2], factors[3], self._limits, y.reshape(rows.shape))
+            kernel.make_factors(*running, *affine, factors)
+            kernel.normalize(rows, factors, *to, y.reshape(rows.shape))
         ctx.save(x=x, factors=factors)
         ctx.release(factors)
         return y
@@ -107,15 +106,10 @@ class BatchNorm2d(_Norm):
         rows, gradients = (array.reshape(-1, array.shape[-1]) for array in (x, dy))
         sums = ctx.take((1, 2, rows.shape[1]), np.float64)
         partial = ctx.take(kernel.partial_shape(*rows.shape), rows.dtype)
-        kernel.gradient_sums(rows, gradients, factors, self._limits, partial, sums[0])
+        dx = ctx.take(x.shape, x.dtype) if ctx.needs_dx else None
+        wanted = rows[:0] if dx is None else dx.reshape(rows.shape)
+        kernel.backward(rows, gradients, factors, self._limits, partial, sums[0], wanted)
         ctx.release(partial)
-        dx = None
-        if ctx.needs_dx:
-            dx = ctx.take(x.shape, x.dtype)
-            means = ctx.take((3, rows.shape[1]), rows.dtype)
-            kernel.make_gradient_factors(factors, sums[0], len(rows), means)
-            kernel.backward_input(rows, gradients, factors[2], factors[3], self._limits, means, dx.reshape(rows.shape))
-            ctx.release(means)
         ctx.save(parts=sums)
         ctx.release(sums)
         ctx.drop("x", "factors")

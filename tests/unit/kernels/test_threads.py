@@ -38,17 +38,13 @@ from hpdl_mpi.nn import (
 from hpdl_mpi.optim import SGD
 from hpdl_mpi.parallel.pipeline import Feed
 from hpdl_mpi.parallel.replica import Replica
+from tests.threads import needs_two_threads
 from tests.unit.nn.cases import LAYERS, Rig
 
 RNG = np.random.default_rng(0)
 BATCH = 5
 X = RNG.normal(size=(BATCH, 9, 8, 2))
 TARGETS = RNG.integers(10, size=BATCH)
-
-
-TWO_THREADS = pytest.mark.skipif(
-    numba.config.NUMBA_NUM_THREADS < 2, reason="Numba has one thread; NUMBA_NUM_THREADS=2 sets two"
-)
 
 
 def every_layer() -> Layer:
@@ -84,7 +80,7 @@ def train(one: Replica, *, batch: int = BATCH) -> np.ndarray:
     return one.params.copy()
 
 
-@TWO_THREADS
+@needs_two_threads
 @pytest.mark.parametrize("make", [every_layer, every_convolution])
 @pytest.mark.parametrize("batch", [1, BATCH])
 def test_two_threads_train_as_one_does(batch: int, make: Callable[[], Layer]) -> None:
@@ -102,7 +98,7 @@ def test_two_threads_train_as_one_does(batch: int, make: Callable[[], Layer]) ->
     np.testing.assert_array_equal(again, together)
 
 
-@TWO_THREADS
+@needs_two_threads
 @pytest.mark.parametrize(
     "name",
     [

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from hpdl_mpi.base.memory import aligned
 from hpdl_mpi.kernels import winograd, winograd_gradient
 from hpdl_mpi.kernels.schemes import SCHEMES, Scheme, StridedBack, interpolation
-from hpdl_mpi.kernels.threads import max_threads, set_threads
+from hpdl_mpi.kernels.threads import set_threads
 from tests import reference as ref
+from tests.threads import needs_two_threads
 
 EVERY = [scheme for found in SCHEMES.values() for scheme in found]
 STRIDE = {scheme: stride for (_, stride), found in SCHEMES.items() for scheme in found}
@@ -218,13 +219,22 @@ def test_several_blocks_and_panels_are_within_the_bound(scheme: Scheme, n: int, 
     check(Rig(scheme, n, (size, size), c, k, (1, 1), "float32"))
 
 
-@pytest.mark.skipif(max_threads() < 2, reason="Numba has one thread; NUMBA_NUM_THREADS=2 sets two")
+def choose_columns(monkeypatch: pytest.MonkeyPatch, by_columns: bool) -> None:
+    """Let groups of columns go through all tiles, or blocks of tiles through all columns."""
+    monkeypatch.setattr(winograd, "worth_columns", lambda weights, values: by_columns)
+    monkeypatch.setattr(winograd_gradient, "worth_sums_of_columns", lambda sums, values: by_columns)
+
+
+@needs_two_threads
 @pytest.mark.parametrize("by_columns", [False, True], ids=["by blocks", "by columns"])
 @pytest.mark.parametrize(
     ("scheme", "n", "output", "c", "k"),
     [
         (F43, 5, (9, 7), 20, 150),
+        (F43, 60, (9, 7), 20, 24),
         (F43, 1, (3, 4), 9, 8),
+        (F23, 3, (2, 5), 17, 40),
+        (F25, 3, (5, 6), 8, 33),
         (STRIDED, 5, (9, 7), 20, 150),
         (STRIDED, 1, (2, 1), 9, 8),
     ],
@@ -238,9 +248,8 @@ def test_two_threads_are_within_the_bound_and_give_the_bits_of_one(
     by_columns: bool,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Tiles that cannot be shared evenly, and a single one, which leaves a thread without any."""
-    for module in (winograd, winograd_gradient):
-        monkeypatch.setattr(module, "worth_columns", lambda weights, values: by_columns)
+    """Tiles that cannot be shared evenly, many blocks, and a single tile, which leaves a thread without any."""
+    choose_columns(monkeypatch, by_columns)
     rig = Rig(scheme, n, output, c, k, (1, 1), "float32")
     alone = rig.forward(rig.bias), rig.backward_input()
     set_threads(2)
@@ -251,12 +260,17 @@ def test_two_threads_are_within_the_bound_and_give_the_bits_of_one(
 
 @pytest.mark.parametrize("scheme", EVERY, ids=lambda scheme: type(scheme).__name__)
 def test_columns_by_groups_give_the_bits_of_tiles_by_blocks(scheme: Scheme, monkeypatch: pytest.MonkeyPatch) -> None:
-    rig = Rig(scheme, 7, (5, 6), 20, 150, (1, 1), "float32")
-    by_blocks = rig.forward(rig.bias), rig.backward_input(), rig.backward_weight()
-    monkeypatch.setattr(winograd, "worth_columns", lambda weights, values: True)
-    monkeypatch.setattr(winograd_gradient, "worth_columns", lambda weights, values: True)
-    for one, other in zip((rig.forward(rig.bias), rig.backward_input(), rig.backward_weight()), by_blocks, strict=True):
+    """But for the gradient of the weight, which adds up block by block: there of one block."""
+    rig, small = (Rig(scheme, n, (5, 6), 20, 150, (1, 1), "float32") for n in (7, 5))
+
+    def results() -> tuple[np.ndarray, ...]:
+        return rig.forward(rig.bias), rig.backward_input(), small.backward_weight()
+
+    by_blocks = results()
+    choose_columns(monkeypatch, True)
+    for one, other in zip(results(), by_blocks, strict=True):
         np.testing.assert_array_equal(one, other)
+    check(rig)
 
 
 @pytest.mark.parametrize("scheme", EVERY, ids=lambda scheme: type(scheme).__name__)

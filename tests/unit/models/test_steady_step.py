@@ -24,7 +24,7 @@ from hpdl_mpi.comm import SingleCommunicator
 from hpdl_mpi.data import Batch
 from hpdl_mpi.kernels.jit import ParallelKernel, counted_allocations
 from hpdl_mpi.kernels.mixup import MIXED
-from hpdl_mpi.kernels.threads import max_threads, set_threads
+from hpdl_mpi.kernels.threads import set_threads
 from hpdl_mpi.models import MODELS
 from hpdl_mpi.nn import (
     GELU,
@@ -61,6 +61,7 @@ from hpdl_mpi.nn import (
 from hpdl_mpi.optim import SGD, Adam, AdamW, Optimizer
 from hpdl_mpi.parallel import ProcessGrid, Replica, TrainingStep
 from hpdl_mpi.parallel.pipeline import Pipeline, make_schedule
+from tests.threads import needs_two_threads
 
 MICRO_BATCH = 32
 INPUTS = (28, 28, 1)
@@ -84,7 +85,7 @@ SETTINGS = [
     pytest.param(
         *(accumulate, threads),
         id=f"accumulate {accumulate}, threads {threads}",
-        marks=pytest.mark.skipif(max_threads() < threads, reason="Numba has one thread; NUMBA_NUM_THREADS=2 sets two"),
+        marks=needs_two_threads if threads == 2 else (),
     )
     for accumulate, threads in product((1, 3), (1, 2))
 ]

@@ -71,7 +71,10 @@ def test_variances_of_large_numbers_are_accurate(rows: int) -> None:
     """
     x = (1e4 + np.random.default_rng(0).normal(size=(rows, 3))).astype(np.float32)
     out = np.empty((2, 3))
-    kernel.moments(x, np.empty(kernel.partial_shape(rows, 3), np.float32), out)
+    partial, factors, one = (np.ones(shape, np.float32) for shape in (kernel.partial_shape(rows, 3), (4, 3), 3))
+    kernel.normalize_by_moments(
+        x, one, one, 0.0, 1e-5, one, one, x[:0], (-np.inf, np.inf), partial, out, factors, np.empty_like(x)
+    )
     np.testing.assert_allclose(out[0], x.astype(float).mean(0), rtol=1e-9)
     np.testing.assert_allclose(out[1], x.astype(float).var(0), rtol=3e-5)
 

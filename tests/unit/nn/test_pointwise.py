@@ -5,20 +5,16 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from hpdl_mpi.kernels.threads import max_threads, set_threads
+from hpdl_mpi.kernels.threads import set_threads
 from hpdl_mpi.nn import Context, MicroBatch, Pool
 from hpdl_mpi.nn.conv_methods import ConvShape, Pointwise
 from hpdl_mpi.nn.conv_rules import choose
 from tests import reference as ref
+from tests.threads import needs_two_threads
 
 KERNELS = 5
 
-THREADS = [
-    1,
-    pytest.param(
-        2, marks=pytest.mark.skipif(max_threads() < 2, reason="Numba has one thread; NUMBA_NUM_THREADS=2 sets two")
-    ),
-]
+THREADS = [1, pytest.param(2, marks=needs_two_threads)]
 
 
 def bound(terms: int, dtype: str, absolute: np.ndarray) -> np.ndarray:
