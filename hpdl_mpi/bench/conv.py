@@ -22,8 +22,6 @@ from hpdl_mpi.nn.conv_rules import RULES, choose
 
 PASSES = ("forward", "backward_input", "backward_weight")
 
-_DISTRIBUTIONS = ("numpy", "numba", "llvmlite")
-
 
 @dataclass(frozen=True)
 class ConvWorkload:
@@ -138,7 +136,7 @@ def bench_conv(
         "threads": threads,
         "rounds": num_rounds,
         "machine": describe_machine(),
-        "versions": describe_versions(_DISTRIBUTIONS),
+        "versions": describe_versions(),
         "command": describe_command(),
     }
 

@@ -19,7 +19,6 @@ from hpdl_mpi.train.run import make_source
 
 LOADER, STEP, TOGETHER = "loader", "step", "together"
 
-_DISTRIBUTIONS = ("numpy", "numba", "llvmlite", "h5py")
 _DATA_BATCH = 128
 """Samples of a batch of a dataset without a job."""
 
@@ -91,7 +90,7 @@ def bench_loader(
         **report(turns, settings["batch"]),
         "rounds": num_rounds,
         "machine": describe_machine(),
-        "versions": describe_versions(_DISTRIBUTIONS),
+        "versions": describe_versions("h5py"),
         "command": describe_command(),
     }
 

@@ -66,7 +66,7 @@ def _training(
     assembly = _assemble(job, threads)
     reader = assembly.loader(assembly.source.path, batch, job.data.shuffle, training=True)
     assembly.plan(reader.input_shape, batch)
-    assembly.build(reader.input_shape)
+    assembly.build(reader.input_shape, reader)
     learn = TrainingStep(assembly.replica, assembly.loss, assembly.grid, clip_norm=job.training.clip_norm)
     return learn, assembly, _endless(reader)
 
@@ -81,6 +81,7 @@ def _assemble(job: Job, threads: int) -> Assembly:
         parallel=parallel.model_copy(update={"dp": 1, "threads": threads}).accumulating(job.training.accumulate),
         dtype=job.training.dtype,
         seed=job.seed,
+        ema=job.training.ema,
         comm=SingleCommunicator(),
     )
     assembly.source = make_source(job).measured()

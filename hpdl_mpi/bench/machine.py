@@ -6,7 +6,6 @@ import os
 import platform
 import shlex
 import sys
-from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -26,10 +25,10 @@ def describe_machine() -> dict[str, Any]:
     }
 
 
-def describe_versions(distributions: Sequence[str]) -> dict[str, str]:
-    """Return the versions of Python, of this package and of installed distributions."""
+def describe_versions(*further: str) -> dict[str, str]:
+    """Return the versions of Python, of this package, of what all kernels stand on, and of further distributions."""
     ours = {"python": platform.python_version(), "hpdl_mpi": __version__}
-    return ours | {name: metadata.version(name) for name in distributions}
+    return ours | {name: metadata.version(name) for name in ("numpy", "numba", "llvmlite", *further)}
 
 
 def describe_command() -> str:

@@ -32,7 +32,6 @@ TORCH = "torch-pipelining"
 _PAUSE_SECONDS = 0.05
 _LEAST_STEPS = 3
 _REMEDY = "Install PyTorch with pip install 'hpdl_mpi[bench]'"
-_DISTRIBUTIONS = ("numpy", "numba", "llvmlite", "mpi4py")
 
 
 class Player(Protocol):
@@ -116,7 +115,6 @@ def bench_pipeline(
         seconds = _play(comm, players, num_rounds, turn_seconds, say)
     figures = {name: _figures(comm, player, name, seconds[name]) for name, player in players.items()}
     result = figures.pop(schedule)
-    distributions = (*_DISTRIBUTIONS, *(["torch"] if vs == TORCH else []))
     return {
         "model": model,
         "schedule": schedule,
@@ -132,7 +130,7 @@ def bench_pipeline(
         "ratio_by_round": pairwise_ratio(seconds[vs], seconds[schedule]) if vs is not None else None,
         "rounds": num_rounds,
         "machine": describe_machine(),
-        "versions": describe_versions(distributions),
+        "versions": describe_versions("mpi4py", *(["torch"] if vs == TORCH else [])),
         "command": describe_command(),
     }
 

@@ -20,8 +20,6 @@ from hpdl_mpi.nn.conv import Conv2d
 _METHODS = {name: name for name in PASSES} | {"backward": "backward_input"}
 """Methods of a layer that are timed, and the pass that each counts with; a fused backward is mostly dgrad."""
 
-_DISTRIBUTIONS = ("numpy", "numba", "llvmlite")
-
 
 @dataclass
 class LayerProfile:
@@ -34,6 +32,8 @@ class LayerProfile:
         Of a sample.
     operations : int
         Floating-point operations of the products of a forward pass over the batch, by definition.
+    makes_dx : bool
+        Whether it was asked for the gradient of its input: what lies at the front of a model is not.
     seconds : dict of str to list of float
         By pass, of each step.
     """
@@ -42,6 +42,7 @@ class LayerProfile:
     kind: str
     input_shape: tuple[int, ...] = ()
     operations: int = 0
+    makes_dx: bool = False
     seconds: dict[str, list[float]] = field(default_factory=lambda: {name: [] for name in PASSES})
 
 
@@ -72,6 +73,7 @@ class Stopwatch:
         result = call(*arguments)
         taken = time.perf_counter() - began
         profile.seconds[_METHODS[method]][-1] += taken - self._inside.pop()
+        profile.makes_dx |= _METHODS[method] == "backward_input" and result is not None
         if self._inside:
             self._inside[-1] += taken
         return result
@@ -125,7 +127,7 @@ def profile_step(model: str, batch: int, threads: int, *, num_steps: int = 10) -
         # Not the difference of medians, which would count every interruption of a layer in half of the steps.
         "other_seconds": median(whole - part for whole, part in zip(steps, inside, strict=True)),
         "machine": describe_machine(),
-        "versions": describe_versions(_DISTRIBUTIONS),
+        "versions": describe_versions(),
         "command": describe_command(),
     }
 

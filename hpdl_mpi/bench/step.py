@@ -33,7 +33,6 @@ ONE_THREAD = "one-thread"
 """Our own step on one thread: its ratio is what the others bring."""
 
 _REMEDY = "Install PyTorch with pip install 'hpdl_mpi[bench]'; torch-compile needs a C++ compiler (g++) too"
-_DISTRIBUTIONS = ("numpy", "numba", "llvmlite")
 
 
 def bench_step(
@@ -101,7 +100,7 @@ def bench_step(
         "rounds": num_rounds,
         "notes": notes,
         "machine": machine,
-        "versions": describe_versions((*_DISTRIBUTIONS, *(["torch"] if needs_torch else []))),
+        "versions": describe_versions(*(["torch"] if needs_torch else [])),
         "command": describe_command(),
     }
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import os
 import signal
+import warnings
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -78,6 +79,8 @@ def convert(
         grayscale=grayscale,
         skip_bad=skip_bad,
     )
+    # Pillow's own words about an image that we refuse, or leave out.
+    warnings.filterwarnings("ignore", message="Image size .* exceeds limit")
     ranks = _ranks()
     before = signal.signal(signal.SIGTERM, _stop)
     try:

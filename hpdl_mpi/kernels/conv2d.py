@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from numba import prange
 
-from hpdl_mpi.kernels.gemm import gemm, workspace
+from hpdl_mpi.kernels.gemm import as_matrix, gemm, workspace
 from hpdl_mpi.kernels.jit import inline, kernel, parallel_kernel, thread_count
 
 _BLOCK_BYTES = 256 * 1024
@@ -125,11 +125,6 @@ def _backward_weight(x, dy, geometry, columns, workspaces, dweights):
             gemm(dy[first:last], columns[part, : last - first], dweights[part], True, False, True, workspaces[part])
 
 
-def _matrix(images):
-    """Return (n, h, w, c) or (k, kh, kw, c) as a matrix: a row per pixel, or per output channel."""
-    return images.reshape(-1, images.shape[-1])
-
-
 def forward(x, weight, bias, stride, padding, columns, y) -> None:
     """y = convolution of x with weight, plus bias; see the module for shapes.
 
@@ -144,17 +139,17 @@ def forward(x, weight, bias, stride, padding, columns, y) -> None:
         Written.
     """
     geometry = (*weight.shape[1:3], *stride, *padding, *y.shape[1:3])
-    _forward(x, weight.reshape(len(weight), -1), bias, geometry, columns, workspace(y.dtype), _matrix(y))
+    _forward(x, weight.reshape(len(weight), -1), bias, geometry, columns, workspace(y.dtype), as_matrix(y))
 
 
 def backward_input(dy, weight, stride, padding, columns, dx) -> None:
     """dx = gradient for the input of `forward`; written."""
     geometry = (*weight.shape[1:3], *stride, *padding, *dy.shape[1:3])
-    _backward_input(_matrix(dy), weight.reshape(len(weight), -1), geometry, columns, workspace(dx.dtype), dx)
+    _backward_input(as_matrix(dy), weight.reshape(len(weight), -1), geometry, columns, workspace(dx.dtype), dx)
 
 
 def backward_weight(x, dy, stride, padding, columns, dweights) -> None:
     """dweights[t] += thread t's part of the gradient for the weight; dweights (threads, k, kh, kw, c)."""
     parts, k, kh, kw, c = dweights.shape
     geometry = (kh, kw, *stride, *padding, *dy.shape[1:3])
-    _backward_weight(x, _matrix(dy), geometry, columns, workspace(dy.dtype), dweights.reshape(parts, k, kh * kw * c))
+    _backward_weight(x, as_matrix(dy), geometry, columns, workspace(dy.dtype), dweights.reshape(parts, k, kh * kw * c))

@@ -190,6 +190,11 @@ def _matmul(a, b, c, trans_a, trans_b, add, workspaces, parts):
         gemm_part(a, b, c, trans_a, trans_b, add, workspaces[part], part, parts)
 
 
+def as_matrix(array: np.ndarray) -> np.ndarray:
+    """Return a view of a contiguous array as a matrix, with the array's last dimension in each row."""
+    return array.reshape(-1, array.shape[-1])
+
+
 def matmul(a, b, c, *, trans_a: bool = False, trans_b: bool = False, accumulate: bool = False) -> None:
     """c = op(a) @ op(b), or c += with `accumulate`, on this process's threads.
 

@@ -1,4 +1,6 @@
-"""Losses of real-valued outputs: squared error and Huber's, with their gradients in the same pass."""
+"""Losses of real-valued outputs: squared error and Huber's, with their gradients.
+
+Sums have loops of their own: their bits do not depend on whether there is a gradient to write."""
 
 from __future__ import annotations
 
@@ -11,13 +13,12 @@ def squared_error(outputs, targets, scale, doutputs):
 
     All arrays are flat. The sum is kept in float64.
     """
-    wants_gradient = doutputs.size > 0
     total = 0.0
     for i in range(outputs.size):
         error = outputs[i] - targets[i]
         total += error * error
-        if wants_gradient:
-            doutputs[i] = 2.0 * scale * error
+    for i in range(doutputs.size):
+        doutputs[i] = 2.0 * scale * (outputs[i] - targets[i])
     return total
 
 
@@ -27,7 +28,6 @@ def huber(outputs, targets, delta, scale, doutputs):
 
     e^2 / 2 within `delta`, delta (|e| - delta / 2) beyond it (Huber, 1964).
     """
-    wants_gradient = doutputs.size > 0
     total = 0.0
     squares = 0.0
     for i in range(outputs.size):
@@ -35,6 +35,6 @@ def huber(outputs, targets, delta, scale, doutputs):
         size = abs(error)
         squares += error * error
         total += 0.5 * error * error if size <= delta else delta * (size - 0.5 * delta)
-        if wants_gradient:
-            doutputs[i] = scale * min(max(error, -delta), delta)
+    for i in range(doutputs.size):
+        doutputs[i] = scale * min(max(outputs[i] - targets[i], -delta), delta)
     return total, squares

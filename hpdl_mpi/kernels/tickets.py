@@ -12,7 +12,7 @@ from hpdl_mpi.kernels.emit import INDEX, element_pointer, index
 
 
 def tickets() -> np.ndarray:
-    """Return what `take_ticket` takes from: the next number, 0 at first, shape (1,)."""
+    """Return what `take_ticket` takes from: the next number, 0 at first, shape (1,). Each pass makes its own."""
     return np.zeros(1, np.int64)
 
 

@@ -1,4 +1,4 @@
-"""Convolution with kernels of 3 x 3 or 5 x 5 by Winograd's method (Lavin and Gray, 2016), for strides 1 and 2.
+"""Convolution with kernels of 3 x 3, of stride 1 or 2, or 5 x 5 by Winograd's method (Lavin and Gray, 2016).
 
 The output is cut into tiles. The tile of the image that such a tile depends on and the kernel are transformed to their
 values at some points, see `kernels.schemes`; there they are multiplied, and the products transformed back: for tiles of
@@ -144,9 +144,7 @@ def _convolve_blocks(scheme, x, weight, turned, bias, padding, blocks, tickets, 
         number = take_ticket(tickets)
         while number < blocks:
             first, last = block_of(number, blocks, np.int64(0), total)
-            later, end = block_of(
-                number + parts, blocks, np.int64(0), total
-            )  # what this thread will probably take next
+            later, end = block_of(number + parts, blocks, np.int64(0), total)  # probably this thread's next
             input_values(scheme, x, padding, tiles, first, last, planes[0], values)
             _multiply_points(
                 scheme,

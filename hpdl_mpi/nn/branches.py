@@ -9,7 +9,7 @@ import numpy as np
 from hpdl_mpi.kernels.activation import clip_backward
 from hpdl_mpi.kernels.elementwise import add, add_clipped, copy_columns
 from hpdl_mpi.nn.activations import Clipping, clipping_limits
-from hpdl_mpi.nn.containers import Container
+from hpdl_mpi.nn.containers import Container, numbered
 from hpdl_mpi.nn.context import Addend, Context
 from hpdl_mpi.nn.flat import images_in, joined
 from hpdl_mpi.nn.layer import Layer, Shape
@@ -36,7 +36,7 @@ class Residual(Container):
         activation: Clipping | None = None,
         names: tuple[str, str] = ("body", "shortcut"),
     ) -> None:
-        super().__init__({names[0]: body} | ({names[1]: shortcut} if shortcut else {}))
+        super().__init__(zip(names, [body] if shortcut is None else [body, shortcut], strict=False))
         self._clips = activation is not None
         self._limits = clipping_limits(self, activation)
 
@@ -102,7 +102,7 @@ class Parallel(Container):
     """
 
     def __init__(self, *branches: Layer, **named: Layer) -> None:
-        super().__init__({str(i): layer for i, layer in enumerate(branches)} | named)
+        super().__init__([*numbered(branches), *named.items()])
         self._widths: list[int] = []
 
     def build(self, input_shape: Shape) -> None:

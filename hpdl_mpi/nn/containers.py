@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import Self
 
@@ -17,12 +18,20 @@ class Container(Layer):
 
     Parameters
     ----------
-    layers : dict of str to Layer
+    layers : iterable of (str, Layer)
         In the order in which they run.
+
+    Raises
+    ------
+    InputError
+        Two layers have one name.
     """
 
-    def __init__(self, layers: dict[str, Layer]) -> None:
-        self._layers = layers
+    def __init__(self, layers: Iterable[tuple[str, Layer]]) -> None:
+        pairs = list(layers)
+        self._layers = dict(pairs)
+        if len(self._layers) < len(pairs):
+            raise self.refuse("two layers have one name", found=[name for name, _ in pairs], expected="unique names")
         self._learns: dict[str, bool] = {}
 
     @property
@@ -60,6 +69,11 @@ class Container(Layer):
                 layer.backward_weight(child)
 
 
+def numbered(layers: Iterable[Layer]) -> Iterator[tuple[str, Layer]]:
+    """Pair layers with their names: "0", "1", ... in their order."""
+    return ((str(i), layer) for i, layer in enumerate(layers))
+
+
 class Sequential(Container):
     """Layers one after the other.
 
@@ -72,7 +86,7 @@ class Sequential(Container):
     """
 
     def __init__(self, *layers: Layer, **named: Layer) -> None:
-        super().__init__({str(i): layer for i, layer in enumerate(layers)} | named)
+        super().__init__([*numbered(layers), *named.items()])
         self._ties: dict[str, str] = {}
 
     def build(self, input_shape: Shape) -> None:
@@ -180,7 +194,7 @@ class Recompute(Container):
     """
 
     def __init__(self, layer: Layer) -> None:
-        super().__init__({"": layer})
+        super().__init__([("", layer)])
 
     @property
     def inner(self) -> Layer:

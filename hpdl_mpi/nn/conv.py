@@ -29,9 +29,9 @@ class Conv2d(Layer):
         Channels of a group see each other alone; as many groups as channels make a depthwise convolution.
     bias : bool
     exact : bool
-        Compute sums in order, as by definition. Otherwise most kernels of 3 x 3 and 5 x 5 go by Winograd's method,
-        which is two to four times as fast, has about ten times the rounding error, and spreads a NaN to all
-        outputs whose tiles read it; see `kernels.winograd`.
+        Do without Winograd's method, by which most kernels of 3 x 3 and 5 x 5 go otherwise. It multiplies less, has
+        about ten times the rounding error, and spreads a NaN to all outputs of its tiles; see `kernels.winograd`.
+        Narrow groups go together otherwise, see `conv_rules.Grouped`.
     init, bias_init : Initializer
     """
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from hpdl_mpi.kernels import conv2d, depthwise, winograd, winograd_gradient
 from hpdl_mpi.kernels.elementwise import add_row_sums, fill_rows
-from hpdl_mpi.kernels.gemm import matmul
+from hpdl_mpi.kernels.gemm import as_matrix, matmul
 from hpdl_mpi.kernels.jit import thread_count
 from hpdl_mpi.kernels.pixels import gather_pixels, spread_pixels
 from hpdl_mpi.kernels.schemes import Scheme
@@ -248,8 +248,3 @@ class _Parts:
         if len(self.arrays) > 1:
             add_row_sums(self.arrays.reshape(len(self.arrays), -1), self._gradient.reshape(-1))
             self._ctx.release(self.arrays)
-
-
-def as_matrix(array: np.ndarray) -> np.ndarray:
-    """Return a view of an array as a matrix: a row for each pixel, or for each kernel of one pixel."""
-    return array.reshape(-1, array.shape[-1])

@@ -8,12 +8,17 @@ from typing import NamedTuple
 
 import numpy as np
 
+from hpdl_mpi.kernels import grouped
 from hpdl_mpi.kernels.elementwise import copy_columns
+from hpdl_mpi.kernels.gemm import as_matrix
 from hpdl_mpi.nn.context import Context
-from hpdl_mpi.nn.conv_methods import ConvShape, Depthwise, Method, Pointwise, Unfolded, Winograd, as_matrix
+from hpdl_mpi.nn.conv_methods import ConvShape, Depthwise, Method, Pointwise, Unfolded, Winograd
 
 _LEAST_CHANNELS = 8
 """On both sides, for Winograd's method: its transforms work on vectors of channels."""
+
+_WIDE_CHANNELS = 16
+"""On both sides of groups that go together, if there are as many."""
 
 _WORTHWHILE = 0.6
 """Products that Winograd's method may take, of those of the definition, to be worth its transforms."""
@@ -25,62 +30,112 @@ def choose(shape: ConvShape) -> Method:
 
 
 class Grouped(Method):
-    """Groups of channels one after another, each by the method for its shape."""
+    """Some groups of channels after others, each set of groups by the method for its shape.
+
+    Groups of few channels go together, with kernels that are zero where the others' channels are: products of wide
+    matrices are so much faster that they may well multiply zeros. The price is that a NaN in one of these groups
+    reaches all of them; `exact` convolutions take one group at a time.
+    """
 
     name = "grouped"
 
     def __init__(self, shape: ConvShape) -> None:
         super().__init__(shape)
         k, height, width, channels = shape.weight
-        one = replace(shape, weight=(k // shape.groups, height, width, channels), groups=1)
+        size = min(k // shape.groups, channels)
+        self._together = 1 if shape.exact else _least_divisor(shape.groups, _WIDE_CHANNELS / size)
+        self._sets = shape.groups // self._together
+        one = replace(shape, weight=(k // self._sets, height, width, channels * self._together), groups=1)
         self._method = choose(one)
+        # Products of matrices take rows that lie apart.
+        self._copies = self._sets > 1 and not (isinstance(self._method, Pointwise) and shape.stride == (1, 1))
 
     @classmethod
     def can(cls, shape: ConvShape) -> bool:
         return shape.groups > 1
 
     def forward(self, x: np.ndarray, weight: np.ndarray, bias: np.ndarray, y: np.ndarray, ctx: Context) -> None:
-        for group in range(self.shape.groups):
-            part_x, part_y = self._copy(x, group, ctx), self._room(y, ctx)
-            part_bias = bias[self._channels(bias, group)] if bias.size else bias
-            self._method.forward(part_x, self._kernels(weight, group), part_bias, part_y, ctx)
-            self._put(part_y, y, group, ctx)
+        kernels = self._joined(weight, ctx)
+        for number in range(self._sets):
+            part_x, part_y = self._part_of(x, number, ctx), self._room(y, number, ctx)
+            part_bias = bias[self._channels(bias, number)] if bias.size else bias
+            self._method.forward(part_x, self._kernels(kernels, number), part_bias, part_y, ctx)
+            self._put(part_y, y, number, ctx)
             ctx.release(part_x)
+        ctx.release(kernels)
 
     def backward_input(self, dy: np.ndarray, weight: np.ndarray, dx: np.ndarray, ctx: Context) -> None:
-        for group in range(self.shape.groups):
-            part_dy, part_dx = self._copy(dy, group, ctx), self._room(dx, ctx)
-            self._method.backward_input(part_dy, self._kernels(weight, group), part_dx, ctx)
-            self._put(part_dx, dx, group, ctx)
+        kernels = self._joined(weight, ctx)
+        for number in range(self._sets):
+            part_dy, part_dx = self._part_of(dy, number, ctx), self._room(dx, number, ctx)
+            self._method.backward_input(part_dy, self._kernels(kernels, number), part_dx, ctx)
+            self._put(part_dx, dx, number, ctx)
             ctx.release(part_dy)
+        ctx.release(kernels)
 
     def backward_weight(self, x: np.ndarray, dy: np.ndarray, dweight: np.ndarray, ctx: Context) -> None:
-        for group in range(self.shape.groups):
-            part_x, part_dy = self._copy(x, group, ctx), self._copy(dy, group, ctx)
-            self._method.backward_weight(part_x, part_dy, self._kernels(dweight, group), ctx)
+        if self._together > 1:
+            kernels = ctx.take(self._joined_shape, dweight.dtype)
+            kernels.fill(0)
+        else:
+            kernels = dweight
+            ctx.retain(kernels)
+        for number in range(self._sets):
+            part_x, part_dy = self._part_of(x, number, ctx), self._part_of(dy, number, ctx)
+            self._method.backward_weight(part_x, part_dy, self._kernels(kernels, number), ctx)
             ctx.release(part_x)
             ctx.release(part_dy)
+        if self._together > 1:
+            grouped.add_own(kernels, self.shape.groups, self._together, dweight)
+        ctx.release(kernels)
 
-    def _channels(self, array: np.ndarray, group: int) -> slice:
-        """Return a group's part of the last dimension."""
-        size = array.shape[-1] // self.shape.groups
-        return slice(group * size, (group + 1) * size)
+    @property
+    def _joined_shape(self) -> tuple[int, ...]:
+        *kernels, channels = self.shape.weight
+        return *kernels, channels * self._together
 
-    def _kernels(self, weight: np.ndarray, group: int) -> np.ndarray:
-        size = len(weight) // self.shape.groups
-        return weight[group * size : (group + 1) * size]
+    def _joined(self, weight: np.ndarray, ctx: Context) -> np.ndarray:
+        """Return kernels over all channels of groups that go together; the caller releases them."""
+        if self._together == 1:
+            ctx.retain(weight)
+            return weight
+        kernels = ctx.take(self._joined_shape, weight.dtype)
+        grouped.join(weight, self.shape.groups, self._together, kernels)
+        return kernels
 
-    def _room(self, image: np.ndarray, ctx: Context) -> np.ndarray:
-        return ctx.take((*image.shape[:-1], image.shape[-1] // self.shape.groups), image.dtype)
+    def _channels(self, array: np.ndarray, number: int) -> slice:
+        """Return a set's part of the last dimension."""
+        size = array.shape[-1] // self._sets
+        return slice(number * size, (number + 1) * size)
 
-    def _copy(self, image: np.ndarray, group: int, ctx: Context) -> np.ndarray:
-        part = self._room(image, ctx)
-        copy_columns(as_matrix(image)[:, self._channels(image, group)], as_matrix(part))
+    def _kernels(self, weight: np.ndarray, number: int) -> np.ndarray:
+        size = len(weight) // self._sets
+        return weight[number * size : (number + 1) * size]
+
+    def _part_of(self, image: np.ndarray, number: int, ctx: Context) -> np.ndarray:
+        """Return a set's channels, as a copy where the method wants one; the caller releases it."""
+        part = self._room(image, number, ctx)
+        if self._copies:
+            copy_columns(as_matrix(image)[:, self._channels(image, number)], as_matrix(part))
         return part
 
-    def _put(self, part: np.ndarray, image: np.ndarray, group: int, ctx: Context) -> None:
-        copy_columns(as_matrix(part), as_matrix(image)[:, self._channels(image, group)])
+    def _room(self, image: np.ndarray, number: int, ctx: Context) -> np.ndarray:
+        """Return where a set's channels stand while they are computed."""
+        if self._copies:
+            return ctx.take((*image.shape[:-1], image.shape[-1] // self._sets), image.dtype)
+        ctx.retain(image)
+        return image[..., self._channels(image, number)]
+
+    def _put(self, part: np.ndarray, image: np.ndarray, number: int, ctx: Context) -> None:
+        """Let channels be in their place in the image, and let go of the part."""
+        if self._copies:
+            copy_columns(as_matrix(part), as_matrix(image)[:, self._channels(image, number)])
         ctx.release(part)
+
+
+def _least_divisor(number: int, least: float) -> int:
+    """Return the smallest divisor that is not less than this, or the number itself."""
+    return next((divisor for divisor in range(1, number) if number % divisor == 0 and divisor >= least), number)
 
 
 class Rule(NamedTuple):
@@ -115,6 +170,11 @@ RULES = (
         _winograd_pays,
     ),
     Rule(Unfolded, "there is one group", Unfolded.can),
-    Rule(Grouped, "there are several groups: each by the rule for its shape", Grouped.can),
+    Rule(
+        Grouped,
+        f"there are several groups: each by the rule for its shape, those of less than {_WIDE_CHANNELS} channels "
+        "several at once",
+        Grouped.can,
+    ),
 )
 """The first that holds decides; `hpdl bench conv` shows whether it is right."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from hpdl_mpi.kernels.elementwise import add_row_sums, fill_rows
-from hpdl_mpi.kernels.gemm import matmul
+from hpdl_mpi.kernels.gemm import as_matrix, matmul
 from hpdl_mpi.nn.context import Context
 from hpdl_mpi.nn.flat import images_in
 from hpdl_mpi.nn.init import Constant, HeUniform, Initializer
@@ -57,8 +57,8 @@ class Linear(Layer):
     def forward(self, x: np.ndarray, ctx: Context) -> np.ndarray:
         y = ctx.take((*x.shape[:-1], self.out_features), x.dtype)
         if self.bias:
-            fill_rows(self.params["bias"], _matrix(y))
-        matmul(_matrix(x), self.params["weight"], _matrix(y), trans_b=True, accumulate=self.bias)
+            fill_rows(self.params["bias"], as_matrix(y))
+        matmul(as_matrix(x), self.params["weight"], as_matrix(y), trans_b=True, accumulate=self.bias)
         ctx.save(x=x)
         return y
 
@@ -68,16 +68,12 @@ class Linear(Layer):
             return None
         weight = self.params["weight"]
         dx = ctx.take((*dy.shape[:-1], weight.shape[1]), dy.dtype)
-        matmul(_matrix(dy), weight, _matrix(dx))
+        matmul(as_matrix(dy), weight, as_matrix(dx))
         return dx
 
     def backward_weight(self, ctx: Context) -> None:
-        x, dy = _matrix(ctx.saved["x"]), _matrix(ctx.saved["dy"])
+        x, dy = as_matrix(ctx.saved["x"]), as_matrix(ctx.saved["dy"])
         matmul(dy, x, self.grads["weight"], trans_a=True, accumulate=True)
         if self.bias:
             add_row_sums(dy, self.grads["bias"])
         ctx.drop("x", "dy")
-
-
-def _matrix(array: np.ndarray) -> np.ndarray:
-    return array.reshape(-1, array.shape[-1])

@@ -200,6 +200,8 @@ class GroupNorm(_SampleNorm):
                 found=f"{input_shape[-1]} channels in {self.num_groups} groups",
                 expected="a number of groups that divides them",
             )
+        # The features of flattened images stand in another order there, and so in other groups.
+        self.portable = self.num_groups == 1 or not images_in(input_shape)
 
     def _normalize(self, x: np.ndarray, y: np.ndarray, ctx: Context) -> np.ndarray:
         moments = ctx.take((len(x), self.num_groups, 2), x.dtype)

@@ -77,7 +77,9 @@ def rehearse_evaluation(replica: Replica, batch: Batch, loss: Loss) -> None:
 def rehearse(replica: Replica, batch: Batch, loss: Loss) -> None:
     """Run every kernel of a training and of an evaluation step once, and go back to the start.
 
-    It compiles what the cache lacks, so that no step of the run waits for the compiler. Collective on the pipeline.
+    It compiles what the cache lacks, so that no step of the run waits for the compiler; but where large batches go by
+    other kernels than small ones (AlexNet's weight gradients do) the first step compiles those. Collective on the
+    pipeline.
     """
     replica.learn(Feed.of(batch), loss)
     replica.squared_gradient()

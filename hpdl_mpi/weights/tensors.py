@@ -95,7 +95,7 @@ def _require(portable: bool, layer: Layer) -> None:
         raise InputError(
             "has no twin in PyTorch, where the features of flattened images stand in another order",
             where=f"layer {layer.path} ({type(layer).__name__})",
-            remedy="let no sum, and no tied parameter, join flattened images with other features",
+            remedy="normalise, add and tie images before they are flattened",
         )
 
 

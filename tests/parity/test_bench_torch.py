@@ -26,8 +26,9 @@ def test_eager_runs(model):
     assert result["versions"]["torch"].startswith("2.")
 
 
-def test_channels_last_runs():
-    assert set(run("lenet", "torch-channels-last")["vs"]) == {"torch-channels-last"}
+@pytest.mark.parametrize("vs", ["torch-channels-last", "torch-bf16"])
+def test_other_layouts_and_types_run(vs):
+    assert set(run("lenet", vs)["vs"]) == {vs}
 
 
 @pytest.mark.skipif(shutil.which(os.environ.get("CXX", "g++")) is None, reason="torch.compile needs a C++ compiler")

@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from hpdl_mpi.base.errors import InputError
-from hpdl_mpi.data.convert.files import Files
+from hpdl_mpi.data.convert.files import Files, reading
 from hpdl_mpi.data.shards import natural_key
 from hpdl_mpi.data.writer import Rows, Split
 
@@ -65,8 +65,9 @@ PICKLED = ({"data_batch_1"}, {"test_batch"}, {"batches.meta"}, {"train", "test",
 
 @dataclass(frozen=True)
 class _Records:
-    """The records of one file, from its byte `start` on."""
+    """The records of one file, from its byte `start` on; `place` is where it stands, for people."""
 
+    place: str
     path: Path
     start: int
     count: int
@@ -74,7 +75,8 @@ class _Records:
 
     def map(self) -> np.ndarray:
         """Return them, uint8 (count, record_bytes), read where they are looked at."""
-        return np.memmap(self.path, np.uint8, "r", self.start, (self.count, self.record_bytes))
+        with reading(self.place):
+            return np.memmap(self.path, np.uint8, "r", self.start, (self.count, self.record_bytes))
 
 
 def recognises(names: Iterable[str]) -> bool:
@@ -149,7 +151,7 @@ def _read_split(kind: Kind, files: Files, indices: Sequence[int]) -> Split:
     labels = np.concatenate([np.array(part.map()[:, : len(kind.labels)]) for part in records])
     attributes: dict[str, dict[str, list[str] | str]] = {}
     for column, (array, count, names_file) in enumerate(kind.labels):
-        _check_labels(labels[:, column], count, array, files, indices, records)
+        _check_labels(labels[:, column], count, array, records)
         if names := _names(files, names_file, count):
             attributes[array] = {"classes": names}
     num_samples = sum(part.count for part in records)
@@ -159,28 +161,28 @@ def _read_split(kind: Kind, files: Files, indices: Sequence[int]) -> Split:
 
 
 def _records(kind: Kind, files: Files, index: int) -> _Records:
-    path, start, size = files.extent(index)
+    place = files.place(index)
+    with reading(place):
+        path, start, size = files.extent(index)
     if size == 0 or size % kind.record_bytes:
         raise InputError(
             "length is not that of whole records",
-            where=files.place(index),
+            where=place,
             found=f"{size} bytes",
             expected=f"a multiple of {kind.record_bytes}, as in the binary version of {kind.name}",
             remedy="get the file again: it is incomplete or damaged",
         )
-    return _Records(path, start, size // kind.record_bytes, kind.record_bytes)
+    return _Records(place, path, start, size // kind.record_bytes, kind.record_bytes)
 
 
-def _check_labels(
-    labels: np.ndarray, count: int, array: str, files: Files, indices: Sequence[int], records: Sequence[_Records]
-) -> None:
+def _check_labels(labels: np.ndarray, count: int, array: str, records: Sequence[_Records]) -> None:
     strange = np.flatnonzero(labels >= count)
     if strange.size:
         starts = np.cumsum([0] + [part.count for part in records])
         part = int(np.searchsorted(starts, strange[0], side="right")) - 1
         raise InputError(
             f"a label outside of the classes for {array!r}",
-            where=f"{files.place(indices[part])}: image {strange[0] - starts[part]}",
+            where=f"{records[part].place}: image {strange[0] - starts[part]}",
             found=labels[strange[0]],
             expected=f"0 to {count - 1}",
             remedy="get the file again: it is damaged, or of another dataset",
@@ -192,7 +194,7 @@ def _names(files: Files, name: str, count: int) -> list[str]:
     index = next((i for i, path in enumerate(files.names) if PurePosixPath(path).name == name), None)
     if index is None:
         return []
-    with files.open(index) as stream:
+    with reading(files.place(index)), files.open(index) as stream:
         content = stream.read(MAX_NAMES_BYTES)
     names = content.decode("utf-8", "replace").split("\n")
     names = [line.strip() for line in names if line.strip()]

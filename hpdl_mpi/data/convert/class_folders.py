@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Container, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 
 import numpy as np
@@ -34,11 +34,29 @@ class Classes:
         Per split: numbers of files, by their names, and the class of each.
     skipped : list of (str, str)
         Folders that are left out, and why.
+    places : dict of str to str
+        Per split: the folder that its classes lie in.
     """
 
     names: list[str]
     members: dict[str, tuple[np.ndarray, np.ndarray]]
     skipped: Skipped
+    places: Mapping[str, str]
+
+    def without(self, bad: Container[int]) -> Classes:
+        """Return what is left without some files, whose classes may vanish with them."""
+        tables: _Tables = {}
+        for split, (indices, labels) in self.members.items():
+            table = tables.setdefault(split, {name: [] for name in self.names})
+            for index, label in zip(indices.tolist(), labels.tolist(), strict=True):
+                if index not in bad:
+                    table[self.names[label]].append(index)
+        rest = _checked(tables, self.places, True)
+        return replace(rest, skipped=list(dict.fromkeys(self.skipped + rest.skipped)))
+
+
+_Tables = dict[str, dict[str, list[int]]]
+"""Numbers of files, by split and class."""
 
 
 def has_images(names: Iterable[str]) -> bool:
@@ -65,7 +83,7 @@ def classify(files: Files, skip_empty: bool) -> Classes:
     Raises
     ------
     InputError
-        Images lie elsewhere, a class has none, or a class of another split is not in "train".
+        Images lie elsewhere, a split or a class has none, or a class of another split is not in "train".
     """
     images = [(index, name.split("/")) for index, name in enumerate(files.names) if _is_image(name)]
     if not images:
@@ -80,7 +98,7 @@ def classify(files: Files, skip_empty: bool) -> Classes:
     inner = [parts[depth:] for _, parts in images]
     in_splits = _lie_in_splits(inner, [parts[depth:] for parts in folders])
     head = 1 if in_splits else 0
-    tables: dict[str, dict[str, list[int]]] = {"train": {}}
+    tables: _Tables = {"train": {}}
     for (index, whole), parts in zip(images, inner, strict=True):
         if len(parts) < head + 2 or (in_splits and parts[0] not in SPLITS):
             raise InputError(
@@ -90,11 +108,13 @@ def classify(files: Files, skip_empty: bool) -> Classes:
                 remedy="move it, or remove it",
             )
         tables.setdefault(parts[0] if in_splits else "train", {}).setdefault(parts[head], []).append(index)
-    for parts in folders:
-        if len(parts) == depth + head + 1 and (not in_splits or parts[depth] in tables):
-            tables[parts[depth] if in_splits else "train"].setdefault(parts[-1], [])
+    for parts in (whole[depth:] for whole in folders):
+        if len(parts) >= head and (not in_splits or parts[0] in SPLITS):
+            table = tables.setdefault(parts[0] if in_splits else "train", {})
+            if len(parts) == head + 1:
+                table.setdefault(parts[head], [])
     outer = "/".join([str(files.source), *images[0][1][:depth]])
-    return _checked(tables, outer, in_splits, skip_empty)
+    return _checked(tables, {split: f"{outer}/{split}" if in_splits else outer for split in tables}, skip_empty)
 
 
 def _shared_depth(images: Sequence[Sequence[str]], folders: Sequence[Sequence[str]]) -> int:
@@ -115,39 +135,45 @@ def _lie_in_splits(images: Sequence[Sequence[str]], folders: Sequence[Sequence[s
     return "train" in tops or (["train"] in folders and tops <= set(SPLITS))
 
 
-def _checked(tables: dict[str, dict[str, list[int]]], outer: str, in_splits: bool, skip_empty: bool) -> Classes:
+def _checked(tables: _Tables, places: Mapping[str, str], skip_empty: bool) -> Classes:
     """Return the classes once they have been found complete."""
     skipped: Skipped = []
     for split, table in tables.items():
-        place = f"{outer}/{split}" if in_splits else outer
         absent = [name for name in tables["train"] if name not in table]
         for name in sorted([name for name, indices in table.items() if not indices] + absent):
             if not skip_empty:
                 raise InputError(
                     "a class without images",
-                    where=f"{place}/{name}",
+                    where=f"{places[split]}/{name}",
                     remedy="copy them there, remove the class everywhere, or leave it out with --skip-bad",
                 )
-            skipped.append((f"{place}/{name}", "a class without images"))
+            skipped.append((f"{places[split]}/{name}", "a class without images"))
             table.pop(name, None)
+        if not table:
+            raise InputError(
+                "no images in it",
+                where=places[split],
+                expected="<class>/*.jpg and the like",
+                remedy="copy them there, or remove the folder",
+            )
     names = sorted(tables["train"])
-    if not names:
-        raise InputError("no images in it", where=f"{outer}/train", expected="train/<class>/*.jpg and the like")
     for name in names:
         if any("\ud800" <= character <= "\udfff" for character in name):  # bytes that are no text
-            raise InputError("a name that is not UTF-8", where=outer, found=repr(name), remedy="rename the folder")
+            raise InputError(
+                "a name that is not UTF-8", where=places["train"], found=repr(name), remedy="rename the folder"
+            )
     numbers = {name: number for number, name in enumerate(names)}
     members = {}
     for split, table in tables.items():
         strange = sorted(set(table) - set(names))
         if strange:
             raise InputError(
-                f"classes that are not in {outer}/train",
-                where=f"{outer}/{split}",
+                f"classes that are not in {places['train']}",
+                where=places[split],
                 found=", ".join(strange[:3]),
                 expected=", ".join(names[:3]) + (", ..." if len(names) > 3 else ""),
             )
         pairs = sorted((index, numbers[name]) for name, row in table.items() for index in row)
         indices, labels = np.array(pairs, np.int64).T
         members[split] = (indices, labels.astype(np.min_scalar_type(len(names) - 1)))
-    return Classes(names, members, skipped)
+    return Classes(names, members, skipped, places)

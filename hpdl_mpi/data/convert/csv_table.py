@@ -15,6 +15,7 @@ from typing import Literal
 import numpy as np
 
 from hpdl_mpi.base.errors import InputError
+from hpdl_mpi.data.convert.files import reading
 from hpdl_mpi.data.convert.select import split_test
 from hpdl_mpi.data.writer import Split
 
@@ -102,7 +103,7 @@ def read_splits(
 
 def _rows(path: Path) -> Iterator[tuple[int, list[str]]]:
     """Yield (line number, cells) of each line that is not empty; cells without surrounding blanks."""
-    with open(path, newline="", encoding="utf-8-sig") as file:
+    with reading(path), open(path, newline="", encoding="utf-8-sig") as file:
         reader = csv.reader(file, strict=True)
         try:
             for cells in reader:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -12,6 +13,15 @@ from typing import BinaryIO
 import numpy as np
 
 from hpdl_mpi.base.errors import InputError
+
+
+@contextmanager
+def reading(place: object) -> Iterator[None]:
+    """Turn what the system says about a file that is read into an InputError."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError("cannot be read", where=place, found=error.strerror or error) from error
 
 
 @dataclass(frozen=True)

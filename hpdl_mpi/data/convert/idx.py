@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from hpdl_mpi.base.errors import InputError
+from hpdl_mpi.data.convert.files import reading
 from hpdl_mpi.data.convert.limits import check_claim
 from hpdl_mpi.data.writer import Split
 
@@ -97,16 +98,17 @@ def read_idx(path: Path) -> np.ndarray:
     Raises
     ------
     InputError
-        Not IDX, longer or shorter than the header says, or damaged.
+        Cannot be read, not IDX, longer or shorter than the header says, or damaged.
     """
-    size = path.stat().st_size
-    with open(path, "rb") as file:
-        compressed = file.read(2) == _GZIP
-    try:
-        with gzip.open(path) if compressed else open(path, "rb") as stream:
-            return _read_stream(stream, size, compressed, path)
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise InputError("damaged gzip data", where=path, found=error, remedy=_AGAIN) from error
+    with reading(path):
+        size = path.stat().st_size
+        with open(path, "rb") as file:
+            compressed = file.read(2) == _GZIP
+        try:
+            with gzip.open(path) if compressed else open(path, "rb") as stream:
+                return _read_stream(stream, size, compressed, path)
+        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+            raise InputError("damaged gzip data", where=path, found=error, remedy=_AGAIN) from error
 
 
 def _read_stream(stream: io.BufferedIOBase, size: int, compressed: bool, path: Path) -> np.ndarray:

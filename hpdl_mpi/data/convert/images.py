@@ -16,7 +16,7 @@ from hpdl_mpi.base.errors import InputError, require
 from hpdl_mpi.base.shares import share
 from hpdl_mpi.data.convert.class_folders import Classes, Skipped, classify
 from hpdl_mpi.data.convert.decode import BadImage, Form, decode, measure
-from hpdl_mpi.data.convert.files import Files
+from hpdl_mpi.data.convert.files import Files, reading
 from hpdl_mpi.data.sampler import shuffled
 from hpdl_mpi.data.writer import Rows, Split
 from hpdl_mpi.kernels.random import derive_key
@@ -68,14 +68,13 @@ def read_splits(
     classes = agree(ranks, partial(classify, files, skip_bad))
     looks = _survey(files, classes, form, skip_bad, ranks)
     bad = {index: look for index, look in looks.items() if isinstance(look, str)}
-    good = {split: ~np.isin(indices, list(bad)) for split, (indices, _) in classes.members.items()}
-    height, width = agree(ranks, partial(_check, files, good, looks))
+    height, width = agree(ranks, partial(_check, files, classes, looks))
+    if bad:
+        classes = agree(ranks, partial(classes.without, bad))
     shape = (height, width, 1 if form.grayscale else 3)
     read = partial(_read, files, form, shape, _num_threads(ranks))
     splits = {}
     for split, (indices, labels) in classes.members.items():
-        # As if the others had never been there.
-        indices, labels = indices[good[split]], labels[good[split]]
         order = shuffled(np.arange(indices.size), derive_key("images", split, seed))
         x = Rows(indices[order], shape, np.dtype(np.uint8), read)
         splits[split] = Split({"x": x, "y": labels[order]}, {"y": {"classes": classes.names}})
@@ -109,11 +108,18 @@ def _look(files: Files, form: Form, skip_bad: bool, index: int) -> Look:
             return str(error)
 
 
-def _check(files: Files, good: dict[str, np.ndarray], looks: dict[int, Look]) -> tuple[int, int]:
+def _check(files: Files, classes: Classes, looks: dict[int, Look]) -> tuple[int, int]:
     """Return the height and width of all images that can be used."""
-    for split, mask in good.items():
-        if not mask.any():
-            raise InputError(f"no image of {split!r} can be used", where=files.source)
+    for split, (indices, _) in classes.members.items():
+        ids = indices.tolist()
+        if all(isinstance(looks[index], str) for index in ids):
+            reason = str(looks[ids[0]]).removesuffix(".")
+            raise InputError(
+                "no image in it can be used",
+                where=classes.places[split],
+                found=f"{len(ids)} bad ones, the first of which is {files.place(ids[0])}: {reason}",
+                remedy="mend them, or remove the folder",
+            )
     first: dict[tuple[int, int], int] = {}
     for index, look in looks.items():
         if not isinstance(look, str):
@@ -153,10 +159,8 @@ def _read(files: Files, form: Form, shape: tuple[int, ...], threads: int, ids: n
 
 def _apply(function: Callable[[BinaryIO, Form], Result], files: Files, form: Form, index: int) -> Result:
     """Call `measure` or `decode` on a file."""
-    try:
+    with reading(None):
         stream = files.open(index)
-    except OSError as error:
-        raise InputError("cannot be read", found=error.strerror) from error
     with stream:
         return function(stream, form)
 

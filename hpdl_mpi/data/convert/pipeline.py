@@ -224,7 +224,7 @@ def _with_test_split(splits: dict[str, Split], source: Path, options: Options) -
     if "test" in splits:
         raise InputError("has a test split of its own", where=source, remedy="leave out --test-fraction")
     train, test = split_test(splits["train"].num_samples, options.test_fraction, options.seed)
-    return {"train": splits["train"].take(train), "test": splits["train"].take(test)}
+    return splits | {"train": splits["train"].take(train), "test": splits["train"].take(test)}
 
 
 def _balanced_split(splits: dict[str, Split], name: str, per_class: int, source: Path, options: Options) -> Split:

@@ -73,6 +73,8 @@ def test_the_profile_of_a_real_step_has_every_layer_and_adds_up():
     convolution = next(layer for layer in result["layers"] if layer["kind"].startswith("Conv2d 3x3 "))
     assert convolution["operations"] == 2 * 4 * 28 * 28 * 32 * 9
     assert min(convolution["seconds"]["forward"], convolution["seconds"]["backward_weight"]) > 0
+    convolutions = [layer["makes_dx"] for layer in result["layers"] if layer["kind"].startswith("Conv2d")]
+    assert convolutions == [False] + [True] * (len(convolutions) - 1)
     assert by_path[""]["kind"] == "Sequential"
     assert result["other_seconds"] < result["step_seconds"]
     text = io.StringIO()

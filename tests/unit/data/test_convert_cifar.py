@@ -13,7 +13,10 @@ from hypothesis import strategies as st
 from hpdl_mpi.base.errors import InputError
 from hpdl_mpi.comm import run_threads
 from hpdl_mpi.data.convert import Options, convert
+from hpdl_mpi.data.convert.cifar import read_splits
+from hpdl_mpi.data.convert.files import list_folder
 from hpdl_mpi.data.hdf5 import text_attribute
+from hpdl_mpi.data.writer import write_dataset
 from tests.images import contents, stored
 from tests.unit.data.test_convert_archive import tar_of
 
@@ -112,6 +115,17 @@ def test_a_file_is_read_if_its_size_and_labels_fit_and_refused_otherwise(records
         with pytest.raises(InputError, match=r"data_batch_1\.bin(: image [01])?: (length is not|a label outside)"):
             convert(source, Path(name) / "out")
         assert [path.name for path in Path(name).iterdir()] == ["data_batch_1.bin"]
+
+
+def test_a_file_that_is_gone_once_it_was_listed_or_looked_at_is_named(cifar10, tmp_path) -> None:
+    batch = cifar10 / "data_batch_2.bin"
+    files = list_folder(cifar10)
+    splits = read_splits(files)
+    batch.unlink()
+    for use in (lambda: read_splits(files), lambda: write_dataset(tmp_path / "out", splits, num_shards={})):
+        with pytest.raises(InputError, match=f"^{batch}: cannot be read. Found No such file or directory.$"):
+            use()
+    assert not (tmp_path / "out").exists()
 
 
 def test_names_of_classes_are_taken_where_they_lie_beside(cifar10, tmp_path) -> None:

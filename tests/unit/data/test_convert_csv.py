@@ -8,6 +8,7 @@ import pytest
 
 from hpdl_mpi.base.errors import InputError
 from hpdl_mpi.data.convert import Options, convert
+from hpdl_mpi.data.convert.csv_table import read_splits
 from hpdl_mpi.data.hdf5 import text_attribute
 from hpdl_mpi.data.verify import verify
 
@@ -36,6 +37,11 @@ def run(tmp_path):
         return result
 
     return convert_text
+
+
+def test_a_file_that_is_gone_is_named(tmp_path) -> None:
+    with pytest.raises(InputError, match=r"/gone\.csv: cannot be read\. Found No such file or directory"):
+        read_splits(tmp_path / "gone.csv", target="price", classes=False, missing="error", test_fraction=0.0, seed=0)
 
 
 def test_numbers_stay_in_place_and_text_becomes_one_column_per_category(run) -> None:

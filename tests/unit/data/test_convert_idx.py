@@ -157,6 +157,11 @@ def test_a_gzip_bomb_is_not_unpacked_beyond_its_header(tmp_path) -> None:
     tracemalloc.stop()
 
 
+def test_a_file_that_is_gone_is_named(tmp_path) -> None:
+    with pytest.raises(InputError, match=r"/gone: cannot be read\. Found No such file or directory"):
+        read_idx(tmp_path / "gone")
+
+
 def test_data_beyond_the_memory_of_the_machine_is_refused_before_it_is_read(tmp_path, monkeypatch) -> None:
     path = write(tmp_path / "a.gz", np.zeros((100, 10), np.uint8))
     monkeypatch.setattr(limits_module.os, "sysconf", lambda name: 10)

@@ -99,6 +99,12 @@ def test_a_seeded_order_mixes_the_classes_in_every_shard(tmp_path) -> None:
     assert not np.array_equal(stored(tmp_path / "one/train")[1], stored(tmp_path / "other/train")[1])
 
 
+def test_a_test_split_is_made_beside_another_one(tmp_path) -> None:
+    write_images(tmp_path / "source", {"train/a": 4, "val/a": 3})
+    folders = convert(tmp_path / "source", tmp_path / "out", Options(test_fraction=0.25))
+    assert {folder.name: len(stored(folder)[1]) for folder in folders} == {"train": 3, "val": 3, "test": 1}
+
+
 def test_images_are_split_and_chosen_like_any_other_samples(tmp_path) -> None:
     images = write_images(tmp_path / "source", {"a": 10, "b": 10})
     convert(tmp_path / "source", tmp_path / "out", Options(test_fraction=0.25, per_class=5))
@@ -231,6 +237,15 @@ def test_a_bad_image_is_an_error_or_left_out_as_if_it_were_not_there(source, tmp
     assert contents(tmp_path / "skipped/train") == contents(tmp_path / "without/train")
 
 
+@pytest.mark.filterwarnings("ignore:Image size .* exceeds limit")
+def test_too_many_pixels_are_refused_where_pillow_only_warns(source, tmp_path) -> None:
+    (source / "cat/huge.png").write_bytes(huge_png())
+    with pytest.raises(
+        InputError, match=r"cat/huge\.png: too many pixels\. Found 9460 x 9460; expected at most 89478485"
+    ):
+        convert(source, tmp_path / "out")
+
+
 def test_a_narrow_image_is_refused_where_scaling_would_make_it_huge(source, tmp_path) -> None:
     (source / "cat/line.png").write_bytes(encoded(np.zeros((1, 3000), np.uint8)))
     with pytest.raises(InputError, match=r"cat/line\.png: too many pixels\. Found 768000 x 256"):
@@ -240,8 +255,21 @@ def test_a_narrow_image_is_refused_where_scaling_would_make_it_huge(source, tmp_
 def test_nothing_but_bad_images_is_an_error_even_if_they_may_be_left_out(source, tmp_path) -> None:
     for image in source.rglob("*.png"):
         image.write_bytes(b"")
-    with pytest.raises(InputError, match="no image of 'train' can be used"):
+    message = rf"^{source}: no image in it can be used. Found 7 bad ones, .*ant/0000\.png: an empty file\. Mend them"
+    with pytest.raises(InputError, match=message):
         convert(source, tmp_path / "out", Options(skip_bad=True))
+
+
+def test_a_class_of_bad_images_alone_is_left_out_with_them(source, tmp_path) -> None:
+    write_images(source, {"bee": 2})
+    for image in (source / "bee").iterdir():
+        image.write_bytes(b"")
+    convert(source, tmp_path / "out", Options(skip_bad=True))
+    assert class_names(tmp_path / "out/train") == ["ant", "cat"]
+    assert stored(tmp_path / "out/train")[1].max() == 1
+    with open(tmp_path / "out/skipped.csv", newline="") as file:
+        names = [name for name, _ in csv.reader(file)]
+    assert names == ["file", f"{source}/bee", f"{source}/bee/0000.png", f"{source}/bee/0001.png"]
 
 
 def test_a_disk_that_fails_is_no_bad_image(source, tmp_path, monkeypatch) -> None:
@@ -294,6 +322,16 @@ def test_every_split_has_the_classes_of_train(tmp_path) -> None:
     write_images(source, {"test/a": 1, "test/c": 1})
     with pytest.raises(InputError, match=r"source/test: classes that are not in .*/train. Found c; expected a, b"):
         convert(source, tmp_path / "none")
+
+
+@pytest.mark.parametrize("inside", ["", "a"])
+def test_a_split_without_images_is_an_error(tmp_path, inside) -> None:
+    write_images(tmp_path / "source", {"train/a": 2})
+    (tmp_path / "source/test" / inside).mkdir(parents=True)
+    with pytest.raises(InputError, match="source/test/a: a class without images"):
+        convert(tmp_path / "source", tmp_path / "out")
+    with pytest.raises(InputError, match="source/test: no images in it"):
+        convert(tmp_path / "source", tmp_path / "out", Options(skip_bad=True))
 
 
 def test_a_train_folder_without_images_is_no_class(tmp_path) -> None:

@@ -59,6 +59,19 @@ def test_names_and_paths_lead_to_every_layer() -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: Sequential(Tanh(), **{"0": Tanh()}),
+        lambda: Parallel(Tanh(), **{"0": Tanh()}),
+        lambda: Residual(Tanh(), Tanh(), names=("a", "a")),
+    ],
+)
+def test_no_layer_takes_the_name_of_another(make: Callable[[], Layer]) -> None:
+    with pytest.raises(InputError, match="two layers have one name"):
+        make()
+
+
 def test_backward_stops_at_the_first_layer_that_learns() -> None:
     assert visits(lambda probe: Sequential(probe(False), probe(True), probe(False), probe(True))) == [
         *[("input", "3"), ("input", "2"), ("input, no dx", "1")],

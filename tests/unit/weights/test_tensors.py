@@ -151,12 +151,13 @@ def test_tied_parameters_are_one_with_other_names() -> None:
     ("model", "where"),
     [
         (nn.Sequential(nn.Flatten(), sum=nn.Residual(nn.Linear(24))), r"sum \(Residual\)"),
+        (nn.Sequential(nn.Flatten(), norm=nn.GroupNorm(2)), r"norm \(GroupNorm\)"),
         (
             nn.Sequential(nn.Flatten(), one=nn.Linear(24), two=nn.Linear(24)).tie("two.weight", to="one.weight"),
             r"two \(Linear\)",
         ),
     ],
-    ids=["sum", "tied"],
+    ids=["sum", "groups", "tied"],
 )
 def test_what_computes_something_else_there_is_refused(model: Layer, where: str) -> None:
     with pytest.raises(InputError, match=rf"^layer {where}: has no twin in PyTorch"):
