@@ -24,6 +24,8 @@ def read_samples(path: str | os.PathLike[str], name: str, rows: int) -> Iterator
     path = Path(os.path.expanduser(path))
     if not os.path.exists(path):
         raise InputError("no such file", where=path)
+    if path.is_dir():
+        raise InputError("a folder, not a file", where=path, remedy="name one of the files in it")
     if path.suffix in (".h5", ".hdf5"):
         yield from _from_hdf5(path, name, rows)
     elif path.suffix == ".npz":

@@ -139,6 +139,12 @@ class Augment:
             raise InputError("both say how images are cropped", where="augment.crop and resized_crop")
         if self.pad and not self.crop:
             raise InputError("a border is for what is cropped", where="augment.pad", remedy="give augment.crop")
+        if self.central_fraction != Augment.central_fraction and not self.resized_crop:
+            raise InputError(
+                "it says what is evaluated of what training crops and resizes",
+                where="augment.central_fraction",
+                remedy="give augment.resized_crop",
+            )
         if self.crop and self.pad >= min(_pair(self.crop)):
             expected = f"less than the crop, {min(_pair(self.crop))}"
             raise InputError(
@@ -187,6 +193,14 @@ class Augment:
                 found=f"images of {channels} channels",
                 expected="3 channels, red, green and blue; or 1, without saturation and hue",
                 remedy='leave jitter out; images with channels first need data.transform.layout = "chw"',
+            )
+        sides = self.size or (height, width)
+        if self.cutout and self.cutout > min(sides):
+            raise InputError(
+                "nothing could be left of an image",
+                where="data.augment.cutout",
+                found=self.cutout,
+                expected=f"at most {min(sides)}, of images of {sides[0]} x {sides[1]} pixels",
             )
         if self.size is None:
             return shape

@@ -100,7 +100,7 @@ class Split:
 
 def check_target(folder: Path) -> None:
     """Raise an InputError if there is something at the place where a dataset is to be written."""
-    if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError("exists already", where=folder, remedy="give another folder, or remove this one first")
 
 

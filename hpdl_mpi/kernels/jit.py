@@ -67,6 +67,14 @@ def _make_private(folder: Path) -> bool:
     return status.st_uid == os.getuid() and not status.st_mode & 0o022 and os.access(folder, os.W_OK)
 
 
+_announcements: list[Callable[[], None]] = []
+
+
+def before_compiling(announce: Callable[[], None]) -> None:
+    """Let a function be called once, before the next kernel that the cache lacks is compiled."""
+    _announcements[:] = [announce]
+
+
 class _Cache(FunctionCache):
     """Numba's cache of one function; what fails there costs a compilation and not the run."""
 
@@ -79,7 +87,11 @@ class _Cache(FunctionCache):
             Path(self._cache_file._index_path).unlink(missing_ok=True)
             return None
         # Two processes that begin a cache at the same time may give two signatures one file.
-        return found if found is None or found.signature.args == tuple(sig) else None
+        if found is not None and found.signature.args == tuple(sig):
+            return found
+        while _announcements:
+            _announcements.pop()()
+        return None
 
     def save_overload(self, sig: Any, data: Any) -> None:
         """Keep what was compiled for a signature, if the disk takes it."""

@@ -1,6 +1,7 @@
 """Losses of real-valued outputs: squared error and Huber's, with their gradients.
 
-Sums have loops of their own: their bits do not depend on whether there is a gradient to write."""
+Sums have loops of their own: their bits do not depend on whether there is a gradient to write.
+"""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ class Container(Layer):
     Raises
     ------
     InputError
-        Two layers have one name.
+        Two layers have one name, or something is no layer.
     """
 
     def __init__(self, layers: Iterable[tuple[str, Layer]]) -> None:
@@ -32,6 +32,14 @@ class Container(Layer):
         self._layers = dict(pairs)
         if len(self._layers) < len(pairs):
             raise self.refuse("two layers have one name", found=[name for name, _ in pairs], expected="unique names")
+        for name, layer in pairs:
+            if not isinstance(layer, Layer):
+                raise self.refuse(
+                    f"what is called {name!r} is no layer",
+                    found=layer,
+                    expected="a Layer",
+                    remedy="call the class of a layer, ReLU(), and unpack a list of them, *layers",
+                )
         self._learns: dict[str, bool] = {}
 
     @property

@@ -11,7 +11,7 @@ from hpdl_mpi.nn.context import Context
 from hpdl_mpi.nn.conv_methods import ConvShape, Method
 from hpdl_mpi.nn.conv_rules import choose
 from hpdl_mpi.nn.init import Constant, HeUniform, Initializer
-from hpdl_mpi.nn.layer import Layer, Shape
+from hpdl_mpi.nn.layer import Layer, Shape, require_count
 from hpdl_mpi.nn.window import Pair, pair, window_output
 
 
@@ -58,10 +58,10 @@ class Conv2d(Layer):
 
     def build(self, input_shape: Shape) -> None:
         output = window_output(self, input_shape)
-        if self.out_channels < 1:
-            raise self.refuse("has no output", found=f"{self.out_channels} channels", expected="at least 1")
+        require_count(self, self.out_channels, "output")
+        require_count(self, self.groups, "groups")
         channels = input_shape[2]
-        if self.groups < 1 or channels % self.groups or self.out_channels % self.groups:
+        if channels % self.groups or self.out_channels % self.groups:
             raise self.refuse(
                 "channels do not make groups of one size",
                 found=f"{channels} channels to {self.out_channels} in {self.groups} groups",

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import abc
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -36,6 +38,8 @@ class Parameter:
         The full name of the parameter that it is one with, see `Sequential.tie`.
     images : tuple of (int, int, int)
         What each of its rows is made of where PyTorch has the channels of images first, see `Layer.declare`.
+    least : float
+        What its elements cannot be less than.
     """
 
     name: str
@@ -45,6 +49,7 @@ class Parameter:
     decay: bool = True
     tied: str | None = None
     images: tuple[Shape, ...] = ()
+    least: float = -math.inf
 
 
 class Layer(abc.ABC):
@@ -158,12 +163,15 @@ class Layer(abc.ABC):
         """
         self.declared[name] = Parameter(name, shape, init, fans, decay, images=tuple(images))
 
-    def declare_statistic(self, name: str, shape: Shape, init: Initializer, *, images: Sequence[Shape] = ()) -> None:
+    def declare_statistic(
+        self, name: str, shape: Shape, init: Initializer, *, images: Sequence[Shape] = (), least: float = -math.inf
+    ) -> None:
         """Declare an array that is not trained but follows what forward sees, called by `build`.
 
         The data-parallel ranks take the mean of theirs after each step. Forward leaves it alone while it recomputes.
+        `least` is what no element can be less than, such as 0 for variances.
         """
-        self.tracked[name] = Parameter(name, shape, init, (1, 1), decay=False, images=tuple(images))
+        self.tracked[name] = Parameter(name, shape, init, (1, 1), decay=False, images=tuple(images), least=least)
 
     def full_name(self, parameter: Parameter) -> str:
         """Return a parameter's name in the whole model; tied ones have one name."""
@@ -174,6 +182,12 @@ class Layer(abc.ABC):
         kind = type(self).__name__
         where = f"layer {self.path} ({kind})" if self.path else f"layer {kind}"
         return InputError(what, where=where, found=found, expected=expected, remedy=remedy)
+
+
+def require_count(layer: Layer, value: object, what: str) -> None:
+    """Raise the error of a layer that is not to have a whole number, 1 or more, of something."""
+    if not isinstance(value, Integral) or value < 1:
+        raise layer.refuse(f"has no {what}", found=repr(value), expected="an integer of at least 1")
 
 
 def walk(layer: Layer) -> Iterator[Layer]:

@@ -9,7 +9,7 @@ from hpdl_mpi.kernels.gemm import as_matrix, matmul
 from hpdl_mpi.nn.context import Context
 from hpdl_mpi.nn.flat import images_in
 from hpdl_mpi.nn.init import Constant, HeUniform, Initializer
-from hpdl_mpi.nn.layer import Layer, Shape
+from hpdl_mpi.nn.layer import Layer, Shape, require_count
 
 
 class Linear(Layer):
@@ -40,8 +40,7 @@ class Linear(Layer):
             raise self.refuse("needs features", found="samples that are single numbers", expected="at least one dim")
         if input_shape[-1] < 1:
             raise self.refuse("needs features", found=f"samples of shape {input_shape}", expected="at least 1")
-        if self.out_features < 1:
-            raise self.refuse("has no output", found=f"{self.out_features} features", expected="at least 1")
+        require_count(self, self.out_features, "output")
         fans = (input_shape[-1], self.out_features)
         shape = self.out_features, input_shape[-1]
         self.declare("weight", shape, self.init, fans, images=images_in(input_shape))

@@ -74,7 +74,7 @@ class BatchNorm2d(_Norm):
         super().build(input_shape)
         channels, images = input_shape[-1:], images_in(input_shape)
         self.declare_statistic("running_mean", channels, Constant(0.0), images=images)
-        self.declare_statistic("running_var", channels, Constant(1.0), images=images)
+        self.declare_statistic("running_var", channels, Constant(1.0), images=images, least=0.0)
 
     def forward(self, x: np.ndarray, ctx: Context) -> np.ndarray:
         rows = x.reshape(-1, x.shape[-1])

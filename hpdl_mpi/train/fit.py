@@ -25,7 +25,7 @@ from hpdl_mpi.train.job import Checkpoint, EarlyStopping
 from hpdl_mpi.train.loop import TrainingLoop
 from hpdl_mpi.train.metrics import Meter, Metrics
 from hpdl_mpi.train.progress import Progress, Recipe
-from hpdl_mpi.train.report import headline, make_reporter
+from hpdl_mpi.train.report import headline, make_reporter, open_report
 from hpdl_mpi.train.restore import plain_values, require_alike, require_same_call, restore
 from hpdl_mpi.train.runfolder import MetricsLog, RunFolder
 from hpdl_mpi.train.signals import StopSignals
@@ -127,6 +127,7 @@ def fit(assembly: Assembly, course: Course) -> dict[str, Any]:
     with ExitStack() as stack:
         signals = stack.enter_context(StopSignals(course.checkpoint.signal))
         input_shape = _claim(stack, assembly, course, folder)
+        open_report(grid, assembly.threads)
         assembly.plan(input_shape, -(-course.global_batch_size // grid.shape["dp"]))
         loader, tests = _open_loaders(stack, assembly, course)
         assembly.build(input_shape, loader)
@@ -140,7 +141,7 @@ def fit(assembly: Assembly, course: Course) -> dict[str, Any]:
         reporter = make_reporter(comm.rank, num_steps, replica.step)
         stack.callback(reporter.close)
         log = _begin_log(stack, assembly, course, folder, progress) if folder and comm.rank == 0 else None
-        reporter.say(headline(grid, assembly.threads, replica, loader, num_steps))
+        reporter.say(headline(replica, loader, num_steps))
         if course.lr_schedule.warmup_steps >= num_steps:
             reporter.say(f"the run ends within its warm-up of {course.lr_schedule.warmup_steps} steps")
         if course.init is not None and replica.step == 0:
@@ -276,11 +277,19 @@ def _begin_log(
     stack: ExitStack, assembly: Assembly, course: Course, folder: RunFolder, progress: Progress
 ) -> MetricsLog:
     """Write what the run is, and return the log of its metrics."""
+    replica = assembly.replica
+    stack.callback(_give_up, folder, replica)
     if course.describe:
         write_json(folder.job, course.describe(assembly.source))
     # With early stopping a resumed run repeats the evaluation of what its checkpoint holds.
-    kept = 0 if course.early_stopping else assembly.replica.step
+    kept = 0 if course.early_stopping else replica.step
     return stack.enter_context(closing(MetricsLog(folder.metrics, progress.metrics_bytes, kept)))
+
+
+def _give_up(folder: RunFolder, replica: Replica) -> None:
+    """Let another run begin in the folder if this one ends before its first step."""
+    if replica.step == 0:
+        folder.give_up()
 
 
 def _summary(assembly: Assembly, course: Course, progress: Progress, metrics: Metrics | None) -> dict[str, Any]:

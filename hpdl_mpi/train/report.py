@@ -11,6 +11,7 @@ from hpdl_mpi import __version__
 from hpdl_mpi.base.errors import require
 from hpdl_mpi.base.output import Output, say
 from hpdl_mpi.data import Loader
+from hpdl_mpi.kernels.jit import before_compiling, cache_folder
 from hpdl_mpi.parallel import ProcessGrid, Replica
 from hpdl_mpi.train.metrics import Metrics
 
@@ -119,14 +120,22 @@ def progress_style() -> str:
     return style
 
 
-def headline(grid: ProcessGrid, threads: int, replica: Replica, loader: Loader, num_steps: int) -> str:
-    """Return the first lines of a run: the ranks and their threads, the model, the data, the steps ahead."""
+def open_report(grid: ProcessGrid, threads: int) -> None:
+    """Say who begins, ranks and their threads, and that kernels are compiled if it comes to that: it takes a while."""
     comm = grid.comm
+    if comm.rank != 0 or progress_style() == "silent":
+        return
     ranks = f"{_count(comm.size, 'rank')} on {_count(comm.num_nodes, 'node')}, {_count(threads, 'thread')} each"
     axes = " x ".join(f"{name} {size}" for name, size in grid.shape.items())
+    say(f"hpdl_mpi {__version__}: {ranks}; {axes}")
+    before_compiling(lambda: say(f"compiling kernels, which later runs find in {cache_folder().parent}"))
+
+
+def headline(replica: Replica, loader: Loader, num_steps: int) -> str:
+    """Return the first line about the training: the model, the data, the steps ahead."""
     parameters = f"{replica.num_parameters:,} parameters ({replica.dtype})"
     samples = f"{loader.dataset.num_samples:,} samples in batches of {loader.global_batch_size}"
-    return f"hpdl_mpi {__version__}: {ranks}; {axes}\n{parameters}; {samples}; steps {replica.step} to {num_steps}"
+    return f"{parameters}; {samples}; steps {replica.step} to {num_steps}"
 
 
 def _count(number: int, noun: str) -> str:

@@ -54,6 +54,11 @@ class RunFolder:
         """Whether a run can go on from here, rather than begin."""
         return checkpoint.latest(self.checkpoints) is not None
 
+    def give_up(self) -> None:
+        """Let the folder hold no run, since the one that claimed it ends before its first step."""
+        if not self.holds_checkpoint:
+            self.job.unlink(missing_ok=True)
+
     def claim(self, *, resume: bool) -> None:
         """Make the folder, or accept the run that it holds.
 

@@ -84,7 +84,7 @@ def fill(file: TensorFile, model: Layer, arrays: Mapping[str, np.ndarray], skip:
     Raises
     ------
     InputError
-        What `check` raises, or a number is none, or too large.
+        What `check` raises, or a number is none, or too large, or too small.
     """
     for name, tensor in check(file, model, skip).items():
         if tensor.name in arrays:
@@ -96,6 +96,13 @@ def fill(file: TensorFile, model: Layer, arrays: Mapping[str, np.ndarray], skip:
                     "a number is not finite",
                     where=f"{file.path}: {name}",
                     expected=f"numbers that {target.dtype} holds",
+                )
+            if target.size and target.min() < tensor.parameter.least:
+                raise InputError(
+                    "a number is too small",
+                    where=f"{file.path}: {name}",
+                    found=target.min(),
+                    expected=f"at least {tensor.parameter.least:g}",
                 )
 
 

@@ -7,10 +7,10 @@ import torch
 from torch import Tensor, nn
 
 TOLERANCE = {np.float32: 1e-4, np.float64: 1e-10}
-"""Relative to the largest element. Sums of n terms, d layers deep, add up some sqrt(n d) random errors of 10 u each, ten
-being what Winograd's method costs: 1e-4 for alexnet, n = 3,456 and d = 8, and for resnet50, 576 and 50, in single precision
-(u = 6e-8), where 3e-6 is the most that was seen. In double precision (1e-16) that is 2e-13, but means and deviations of few
-samples amplify it: 1e-12 was seen."""
+"""Relative to the largest element. Sums of n terms, d layers deep, add up some sqrt(n d) random errors of 10 u each,
+ten being what Winograd's method costs. In single precision, u = 6e-8, that is 1e-4 for alexnet, n = 3,456 and d = 8,
+and for resnet50, 576 and 50; 3e-6 is the most that was seen. In double precision, 1e-16, it is 2e-13, but means and
+deviations of few samples amplify it: 1e-12 was seen."""
 
 
 def to_torch(array: np.ndarray) -> Tensor:

@@ -99,9 +99,11 @@ def detect(source: Path, files: Files | None) -> str:
     if files is not None and cifar.recognises(files.names):
         return "CIFAR"
     if source.is_file() and not is_archive(source):
+        if has_images([source.name]):
+            raise InputError("one image alone", where=source, expected="a folder, with a folder of images per class")
         return {".npz": "NPZ", ".csv": "CSV"}.get(source.suffix.lower(), "IDX")
     names, folders = (files.names, files.folders) if files else ([], [])
-    if source.is_dir() and (idx.recognises(names) or not (folders or has_images(names))):
+    if source.is_dir() and (idx.recognises(names) or (names and not (folders or has_images(names)))):
         return "IDX"
     return "images"
 
@@ -168,7 +170,11 @@ def _find(source: Path, folder: Path, unpacked: Path, options: Options, num_rank
     check_target(folder)
     if not source.exists():
         raise InputError("no such file or folder", where=source)
+    if options.targets != Options().targets and options.per_class is None and options.test_per_class is None:
+        raise InputError("--targets is for --per-class and --test-per-class", where=source)
     if source.is_dir():
+        if folder.resolve().is_relative_to(source.resolve()):
+            raise InputError("lies in the source", where=folder, remedy="name a folder outside of it")
         files = list_folder(source)
     elif is_archive(source):
         files = open_archive(source, unpacked)

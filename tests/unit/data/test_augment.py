@@ -226,6 +226,8 @@ def test_a_steady_epoch_that_augments_allocates_no_array_per_batch(write_shards,
         ({"central_fraction": 0.0}, r"augment\.central_fraction: out of range"),
         ({"central_fraction": 1.1}, r"augment\.central_fraction: out of range"),
         ({"cutout": 0}, r"augment\.cutout: out of range"),
+        ({"central_fraction": 0.9}, r"augment\.central_fraction: it says .* Give augment\.resized_crop"),
+        ({"crop": 8, "central_fraction": 0.9}, r"augment\.central_fraction: it says"),
         ({"crop": 4, "pad": 1.5}, r"augment\.pad: out of range\. Found 1\.5; expected an integer of 0 to 32768"),
         ({"crop": 4, "pad": None}, r"augment\.pad: out of range\. Found None"),
         ({"crop": 4, "pad": True}, r"augment\.pad: out of range"),
@@ -248,6 +250,15 @@ def test_a_steady_epoch_that_augments_allocates_no_array_per_batch(write_shards,
 def test_impossible_settings_are_refused(settings, message):
     with pytest.raises(InputError, match=message):
         Augment(**settings)
+
+
+@pytest.mark.parametrize("settings", [{}, {"crop": 8}, {"resized_crop": (12, 8)}])
+def test_a_cutout_leaves_something_of_an_image(settings):
+    Augment(cutout=8, **settings).output_shape((8, 10, 3))
+    with pytest.raises(
+        InputError, match=r"data\.augment\.cutout: nothing could be left .* Found 9; expected at most 8"
+    ):
+        Augment(cutout=9, **settings).output_shape((8, 10, 3))
 
 
 @pytest.mark.parametrize(

@@ -165,6 +165,22 @@ def test_file_of_another_signature_is_not_used(tmp_path: Path, monkeypatch: pyte
     assert jit.kernel(sample)(3) == 3
 
 
+def test_a_compilation_is_announced_once_and_what_the_cache_holds_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HPDL_CACHE_DIR", str(tmp_path))
+    said = []
+    jit.before_compiling(lambda: said.append("compiling"))
+    first = jit.kernel(sample)
+    assert said == []
+    assert (first(1), first(2.5)) == (1, 2.5)
+    assert said == ["compiling"]
+    jit.before_compiling(lambda: said.append("again"))
+    assert jit.kernel(sample)(1) == 1
+    assert said == ["compiling"]
+    jit._announcements.clear()
+
+
 def test_allocations_are_one_block_for_each_array_argument() -> None:
     a, out = np.ones(5), np.empty(5)
     add(a, a, out)

@@ -72,6 +72,12 @@ def test_no_layer_takes_the_name_of_another(make: Callable[[], Layer]) -> None:
         make()
 
 
+@pytest.mark.parametrize("wrong", [[Tanh()], Tanh, None])
+def test_what_is_no_layer_is_refused(wrong: object) -> None:
+    with pytest.raises(InputError, match=r"what is called '1' is no layer.*Call the class of a layer.*\*layers"):
+        Sequential(Tanh(), wrong)
+
+
 def test_backward_stops_at_the_first_layer_that_learns() -> None:
     assert visits(lambda probe: Sequential(probe(False), probe(True), probe(False), probe(True))) == [
         *[("input", "3"), ("input", "2"), ("input, no dx", "1")],

@@ -66,6 +66,16 @@ BUILDS: dict[str, tuple[Callable[[], Layer], Shape, str]] = {
         "layer net.1 (Conv2d): there is no such window. Found kernel size (0, 0), stride (1, 1), padding (0, 0); "
         "expected a kernel size and a stride of at least 1, a padding of at least 0.",
     ),
+    "half a channel": (
+        lambda: Conv2d(3.5, 3),
+        IMAGE,
+        "layer net.1 (Conv2d): has no output. Found 3.5; expected an integer of at least 1.",
+    ),
+    "no groups": (
+        lambda: Conv2d(4, 3, groups=0),
+        IMAGE,
+        "layer net.1 (Conv2d): has no groups. Found 0; expected an integer of at least 1.",
+    ),
     "groups of different sizes": (
         lambda: Conv2d(4, 3, groups=2),
         IMAGE,
@@ -131,12 +141,12 @@ BUILDS: dict[str, tuple[Callable[[], Layer], Shape, str]] = {
     "no channels": (
         lambda: Conv2d(0, 3),
         IMAGE,
-        "layer net.1 (Conv2d): has no output. Found 0 channels; expected at least 1.",
+        "layer net.1 (Conv2d): has no output. Found 0; expected an integer of at least 1.",
     ),
     "no features": (
         lambda: Linear(0),
         IMAGE,
-        "layer net.1 (Linear): has no output. Found 0 features; expected at least 1.",
+        "layer net.1 (Linear): has no output. Found 0; expected an integer of at least 1.",
     ),
     "single numbers": (
         lambda: Linear(3),

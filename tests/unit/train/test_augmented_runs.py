@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 
 import h5py
 import numpy as np
@@ -167,3 +168,14 @@ def test_values_are_mixed_where_a_regression_learns(images):
         losses.append(summary["train_loss"])
         trainer.close()
     assert losses[0] != losses[1]
+
+
+@pytest.mark.parametrize("outputs", [2, 4])
+def test_a_job_that_fails_before_its_first_step_leaves_its_folder_to_another(images, tmp_path, outputs):
+    (tmp_path / "job.toml").write_text(JOB.format(data=images))
+    run = partial(run_job, tmp_path / "job.toml", SingleCommunicator(), run_dir=tmp_path / "run")
+    with pytest.raises(InputError, match="a label is outside the classes"):
+        run(overrides=[f"model.outputs={outputs}"])
+    assert run()["steps"] > 0
+    with pytest.raises(InputError, match="the run folder holds a run already"):
+        run()

@@ -104,6 +104,15 @@ def test_a_pattern_that_matches_nothing_is_refused(tmp_path: Path) -> None:
         check(file, model_of(), ["fc.*", "head.*"])
 
 
+def test_a_variance_below_zero_is_refused(tmp_path: Path) -> None:
+    model = model_of()
+    arrays = weights(model)
+    arrays["bn.running_mean"][1] = arrays["bn.running_var"][1] = -1.0
+    file = write(tmp_path / "w.safetensors", arrays)
+    with pytest.raises(InputError, match=r"bn\.running_var: a number is too small\. Found -1\.0; expected at least 0"):
+        fill(file, model, blank(model))
+
+
 @pytest.mark.parametrize("value", [np.nan, np.inf, 1e300])
 def test_numbers_that_are_none_are_refused(tmp_path: Path, value: float) -> None:
     model = model_of()
