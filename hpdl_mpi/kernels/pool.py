@@ -2,14 +2,41 @@
 
 from __future__ import annotations
 
-import math
-
+import numpy as np
 from numba import prange
 
 from hpdl_mpi.kernels.jit import inline, parallel_kernel
 
 MAX_WINDOW = 256
 """The most positions of a window: the position of the maximum is kept in one byte."""
+
+
+_AT_ONCE = 4
+"""Positions whose numbers are compared while the best so far stays in registers."""
+
+
+@inline
+def _inside(start, size, length):
+    """Return the first of a window's positions along one dimension that lie in the image, and the last + 1."""
+    return max(0, -start), min(size, length - start)
+
+
+@inline
+def _pixel(window, number, width):
+    """Return a pixel of the part of a window that lies in the image, by its number there, and its position.
+
+    The window is (image, its corner, its rows and columns that lie in the image).
+    """
+    image, corner, rows, columns = window
+    across = columns[1] - columns[0]
+    r, s = rows[0] + number // across, columns[0] + number % across
+    return image[corner[0] + r, corner[1] + s], np.int32(r * width + s)
+
+
+@inline
+def _better(best, place, value, position):
+    wins = value > best or value != value
+    return (value if wins else best), (position if wins else place)
 
 
 @parallel_kernel
@@ -20,46 +47,55 @@ def max_forward(x, kernel_size, stride, padding, y, where):
     """
     images, height, width, channels = x.shape
     _, ho, wo, _ = y.shape
-    kh, kw = kernel_size
-    lowest = x.dtype.type(-math.inf)
     for image in prange(images):
         for i in range(ho):
             for j in range(wo):
-                best = y[image, i, j]
-                place = where[image, i, j]
-                top = i * stride[0] - padding[0]
-                left = j * stride[1] - padding[1]
-                first = max(0, -top) * kw + max(0, -left)
+                best, place = y[image, i, j], where[image, i, j]
+                corner = i * stride[0] - padding[0], j * stride[1] - padding[1]
+                rows = _inside(corner[0], kernel_size[0], height)
+                columns = _inside(corner[1], kernel_size[1], width)
+                last = (rows[1] - rows[0]) * (columns[1] - columns[0]) - 1
+                window = x[image], corner, rows, columns
+                first, first_place = _pixel(window, 0, kernel_size[1])
                 for c in range(channels):
-                    best[c] = lowest
-                    place[c] = first
-                for r in range(max(0, -top), min(kh, height - top)):
-                    for s in range(max(0, -left), min(kw, width - left)):
-                        position = r * kw + s
-                        source = x[image, top + r, left + s]
-                        for c in range(channels):
-                            value = source[c]
-                            wins = value > best[c] or value != value
-                            best[c] = value if wins else best[c]
-                            place[c] = position if wins else place[c]
+                    best[c] = first[c]
+                    place[c] = first_place
+                for number in range(0, last + 1, _AT_ONCE):
+                    # The last one once more changes nothing.
+                    one, one_place = _pixel(window, number, kernel_size[1])
+                    two, two_place = _pixel(window, min(number + 1, last), kernel_size[1])
+                    three, three_place = _pixel(window, min(number + 2, last), kernel_size[1])
+                    four, four_place = _pixel(window, min(number + 3, last), kernel_size[1])
+                    for c in range(channels):
+                        top, at = best[c], np.int32(place[c])
+                        top, at = _better(top, at, one[c], one_place)
+                        top, at = _better(top, at, two[c], two_place)
+                        top, at = _better(top, at, three[c], three_place)
+                        top, at = _better(top, at, four[c], four_place)
+                        best[c] = top
+                        place[c] = at
 
 
 @parallel_kernel
 def max_backward(dy, where, kernel_size, stride, padding, dx):
     """dx = dy sent to the position that won, summed where windows overlap."""
     images, ho, wo, channels = dy.shape
-    kw = kernel_size[1]
+    _, height, width, _ = dx.shape
+    nothing = dy.dtype.type(0.0)
     for image in prange(images):
         flat = dx[image].reshape(-1)
         for t in range(flat.size):
             flat[t] = 0
         for i in range(ho):
             for j in range(wo):
-                top = i * stride[0] - padding[0]
-                left = j * stride[1] - padding[1]
-                for c in range(channels):
-                    position = where[image, i, j, c]
-                    dx[image, top + position // kw, left + position % kw, c] += dy[image, i, j, c]
+                source, place = dy[image, i, j], where[image, i, j]
+                top, left = i * stride[0] - padding[0], j * stride[1] - padding[1]
+                for r in range(*_inside(top, kernel_size[0], height)):
+                    for s in range(*_inside(left, kernel_size[1], width)):
+                        target = dx[image, top + r, left + s]
+                        position = np.uint8(r * kernel_size[1] + s)
+                        for c in range(channels):
+                            target[c] += source[c] if place[c] == position else nothing
 
 
 @parallel_kernel
@@ -75,10 +111,9 @@ def average_forward(x, kernel_size, stride, padding, y):
                 mean = y[image, i, j]
                 for c in range(channels):
                     mean[c] = 0
-                top = i * stride[0] - padding[0]
-                left = j * stride[1] - padding[1]
-                for r in range(max(0, -top), min(kh, height - top)):
-                    for s in range(max(0, -left), min(kw, width - left)):
+                top, left = i * stride[0] - padding[0], j * stride[1] - padding[1]
+                for r in range(*_inside(top, kh, height)):
+                    for s in range(*_inside(left, kw, width)):
                         source = x[image, top + r, left + s]
                         for c in range(channels):
                             mean[c] += share * source[c]
@@ -97,10 +132,9 @@ def average_backward(dy, kernel_size, stride, padding, dx):
             flat[t] = 0
         for i in range(ho):
             for j in range(wo):
-                top = i * stride[0] - padding[0]
-                left = j * stride[1] - padding[1]
-                for r in range(max(0, -top), min(kh, height - top)):
-                    for s in range(max(0, -left), min(kw, width - left)):
+                top, left = i * stride[0] - padding[0], j * stride[1] - padding[1]
+                for r in range(*_inside(top, kh, height)):
+                    for s in range(*_inside(left, kw, width)):
                         target = dx[image, top + r, left + s]
                         for c in range(channels):
                             target[c] += share * dy[image, i, j, c]
