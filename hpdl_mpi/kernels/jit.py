@@ -85,7 +85,7 @@ class _Cache(FunctionCache):
         except Exception as error:  # noqa: BLE001  (damaged pickles raise anything)
             _warn("cannot be read, so they are compiled anew", error)
             Path(self._cache_file._index_path).unlink(missing_ok=True)
-            return None
+            found = None
         # Two processes that begin a cache at the same time may give two signatures one file.
         if found is not None and found.signature.args == tuple(sig):
             return found

@@ -131,8 +131,11 @@ def test_damaged_cache_is_compiled_anew(suffix: str, tmp_path: Path, monkeypatch
     assert jit.kernel(sample)(1) == 1
     (damaged,) = jit.cache_folder().rglob(f"*{suffix}")
     damaged.write_bytes(damaged.read_bytes()[:-40] if suffix == ".nbc" else b"rubbish")
+    said = []
+    jit.before_compiling(lambda: said.append("compiling"))
     with pytest.warns(RuntimeWarning, match="compiled kernels cannot be read, so they are compiled anew"):
         assert jit.kernel(sample)(1) == 1
+    assert said == ["compiling"]
     again = jit.kernel(sample)
     assert again(1) == 1
     assert sum(again.stats.cache_hits.values()) == 1
