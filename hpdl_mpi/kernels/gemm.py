@@ -17,25 +17,29 @@ from numba import prange
 from hpdl_mpi.base.memory import aligned
 from hpdl_mpi.kernels.emit import VECTOR_BYTES, memory_of
 from hpdl_mpi.kernels.jit import exact_kernel, inline, kernel, parallel_kernel, thread_count
-from hpdl_mpi.kernels.vector import ROWS, VECTORS, multiply_panel, transpose_square
+from hpdl_mpi.kernels.vector import ROWS, VECTORS, copy_strips, multiply_panel, transpose_square
 
 _DTYPES = (np.float32, np.float64)
 
 _DEPTH_BYTES = 2048
-"""Of one row of op(a), in a run: the panel of op(b) then leaves room in the second-level cache."""
+"""Of one row of op(a), in a run: a panel then fits into the first-level cache, or a part of the second-level one."""
 
-_PANEL_BYTES = _DEPTH_BYTES // 4 * VECTORS * VECTOR_BYTES
+_PACKED_BYTES = 1024 * _DEPTH_BYTES
+"""Of panels that are packed at once; they wait in the third-level cache."""
 
-_BLOCK_TILES = 192
-"""Tiles below one another that meet a panel before the next is packed: so that packing costs little beside."""
+_BLOCK_TILES = 16
+"""Tiles below one another that meet all these panels before the next tiles: they stay in the second-level cache."""
 
-_GATHERED_TILES = 48
-"""The same where op(a) is gathered from columns of a."""
+_NEAR = 96
+"""Elements from one of op(a)'s columns to the next, at most, that leave it as good where it lies as gathered."""
 
-_GATHERED_STRIDE = _GATHERED_TILES * ROWS + 16
-"""From one gathered column to the next: with a power of two they would meet in a few sets of the cache."""
+_TILE_GAP = 16
+"""Elements between gathered tiles: without them, as many tiles as there are would meet in a few sets of the cache."""
+
+_GATHERED_BYTES = _BLOCK_TILES * (ROWS * _DEPTH_BYTES + _TILE_GAP * 8)
 
 _multiply_wide, _multiply_double, _multiply_single = multiply_panel(VECTORS), multiply_panel(2), multiply_panel(1)
+_copy_panels, _copy_tiles = copy_strips(lambda lanes: VECTORS * lanes), copy_strips(lambda lanes: ROWS)
 
 
 @inline
@@ -74,19 +78,19 @@ def workspace(dtype: np.dtype) -> np.ndarray:
     """
     found = _workspaces.arrays.get(dtype)
     if found is None or len(found) < thread_count():
-        row = (_PANEL_BYTES + _DEPTH_BYTES * _GATHERED_STRIDE) // dtype.itemsize
+        row = (_PACKED_BYTES + _GATHERED_BYTES) // dtype.itemsize
         found = aligned(thread_count() * row, dtype).reshape(thread_count(), row)
         _workspaces.arrays[dtype] = found
     return found
 
 
-@kernel
-def _gather(source, place, size, target, stride):
-    """target[i stride + j] = the element i, j of `source`, for i, j in `size`; the rest of `target` stays."""
+@inline
+def _copy(source, place, size, target, width):
+    """target[i width + j] = the element i, j of `source`, for i, j in `size`."""
     for i in range(size[0]):
         start = place[0] + i * place[1]
         row = source[start : start + size[1]]
-        copy = target[i * stride : i * stride + size[1]]
+        copy = target[i * width : i * width + size[1]]
         for j in range(row.size):
             copy[j] = row[j]
 
@@ -101,45 +105,76 @@ def _pack_transposed(source, place, size, panel, width):
             transpose_square(source, corner, (size[0] - i, size[1] - j), panel, (j * width + i, width))
 
 
+@kernel
+def _gather(a, place, size, tiles):
+    """Write columns of op(a) as tiles, each `ROWS` of them side by side, for `size` terms and columns."""
+    depth, height = size
+    tile = depth * ROWS + _TILE_GAP
+    whole = height // ROWS
+    _copy_tiles(a, place, (depth, whole), tiles, tile)
+    rest = place[0] + whole * ROWS, place[1]
+    _copy(a, rest, (depth, height - whole * ROWS), tiles[whole * tile :], ROWS)
+
+
+@kernel
+def _pack(b, b_row, trans_b, terms, columns, panels):
+    """Write `columns` of op(b) as panels, for some of its terms; that of column j begins at (j - first) depth."""
+    depth = terms[1] - terms[0]
+    lanes = VECTOR_BYTES // b.itemsize
+    full = VECTORS * lanes
+    j = columns[0]
+    if not trans_b:
+        whole = (columns[1] - j) // full
+        _copy_panels(b, (terms[0] * b_row + j, b_row), (depth, whole), panels, depth * full)
+        j += whole * full
+    while j < columns[1]:
+        width = panel_vectors(columns[1] - j, lanes) * lanes
+        present = min(width, columns[1] - j)
+        panel = panels[(j - columns[0]) * depth :]
+        if trans_b:
+            _pack_transposed(b, (j * b_row + terms[0], b_row), (present, depth), panel, width)
+        else:
+            _copy(b, (terms[0] * b_row + j, b_row), (depth, present), panel, width)
+        j += width
+
+
 @exact_kernel
 def _gemm(a, a_row, b, b_row, c, c_row, k, flags, rows, columns, workspace):
     """Compute c[rows, columns]; matrices are flat arrays with the distance of their rows. See `gemm_part`."""
     trans_a, trans_b, add = flags
     lanes = VECTOR_BYTES // c.itemsize
-    panel = workspace[: _PANEL_BYTES // c.itemsize]
-    gathered = workspace[_PANEL_BYTES // c.itemsize :]
-    left, stride = a, np.int64(_GATHERED_STRIDE)
-    # columns of a that are not far apart are as good where they lie
-    gather = trans_a and a_row > _GATHERED_STRIDE
+    panels = workspace[: _PACKED_BYTES // c.itemsize]
+    gathered = workspace[_PACKED_BYTES // c.itemsize :]
+    gather = trans_a and a_row > _NEAR
+    left = gathered if gather else a
     runs = -(-k * c.itemsize // _DEPTH_BYTES)
     tiles = -(-(rows[1] - rows[0]) // ROWS)
-    blocks = -(-tiles // (_GATHERED_TILES if gather else _BLOCK_TILES))
+    blocks = -(-tiles // _BLOCK_TILES)
     for run in range(runs):
         t = run * k // runs
         depth = (run + 1) * k // runs - t
-        for block in range(blocks):
-            i = rows[0] + block * tiles // blocks * ROWS
-            height = min(rows[1], rows[0] + (block + 1) * tiles // blocks * ROWS) - i
-            if gather:
-                _gather(a, (t * a_row + i, a_row), (depth, height), gathered, stride)
-                left, left_place = gathered, (0, 1, _GATHERED_STRIDE)
-            elif trans_a:
-                left_place = t * a_row + i, 1, a_row
-            else:
-                left_place = i * a_row + t, a_row, 1
-            j = columns[0]
-            while j < columns[1]:
-                vectors = panel_vectors(columns[1] - j, lanes)
-                width = vectors * lanes
-                size = height, min(width, columns[1] - j)
-                if trans_b:
-                    _pack_transposed(b, (j * b_row + t, b_row), (size[1], depth), panel, width)
+        group = panels.size // depth // (VECTORS * lanes) * (VECTORS * lanes)
+        for first in range(columns[0], columns[1], group):
+            last = min(columns[1], first + group)
+            _pack(b, b_row, trans_b, (t, t + depth), (first, last), panels)
+            for block in range(blocks):
+                i = rows[0] + block * tiles // blocks * ROWS
+                height = min(rows[1], rows[0] + (block + 1) * tiles // blocks * ROWS) - i
+                if gather:
+                    _gather(a, (t * a_row + i, a_row), (depth, height), gathered)
+                    left_place = np.int64(0), np.int64(1), np.int64(ROWS), depth * ROWS + _TILE_GAP
+                elif trans_a:
+                    left_place = t * a_row + i, np.int64(1), a_row, np.int64(ROWS)
                 else:
-                    _gather(b, (t * b_row + j, b_row), (depth, size[1]), panel, width)
-                place = i * c_row + j, c_row
-                plus = add or run > 0
-                multiply(vectors, depth, left, left_place, panel, c, place, size, plus)
-                j += width
+                    left_place = i * a_row + t, a_row, np.int64(1), ROWS * a_row
+                j = first
+                while j < last:
+                    vectors = panel_vectors(last - j, lanes)
+                    size = height, min(vectors * lanes, last - j)
+                    place = i * c_row + j, c_row
+                    plus = add or run > 0
+                    multiply(vectors, depth, left, left_place, panels[(j - first) * depth :], c, place, size, plus)
+                    j += vectors * lanes
 
 
 @inline

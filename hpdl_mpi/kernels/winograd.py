@@ -40,6 +40,7 @@ from hpdl_mpi.kernels.jit import kernel, parallel_kernel, thread_count
 from hpdl_mpi.kernels.panels import GROUP_BYTES, make_panels, make_share_of_panels, transposed_size
 from hpdl_mpi.kernels.schemes import SCHEMES, Scheme, StridedBack
 from hpdl_mpi.kernels.tickets import take_ticket, tickets
+from hpdl_mpi.kernels.vector import ROWS
 
 
 def best_scheme(
@@ -124,7 +125,7 @@ def _multiply_points(
             start = filter_of(scheme, point) * panels_plane + j * depth
             panel = panels[start : start + depth * vectors * lanes]
             size = count, min(vectors * lanes, columns - j)
-            left, target = (point * values_plane, depth, 1), (point * products_plane + j, columns)
+            left, target = (point * values_plane, depth, 1, ROWS * depth), (point * products_plane + j, columns)
             multiply(vectors, depth, values, left, panel, products, target, size, False)
             j += vectors * lanes
 
