@@ -32,12 +32,12 @@ mlp 256 --vs torch
 lenet 128 --vs torch
 resnet20 128 --vs torch
 resnet18_cifar 64 --vs torch
-resnet18_cifar 64 --vs torch-bf16
 resnet18_cifar 64 --threads 2 --vs one-thread
 vgg16_cifar 64 --vs torch
 alexnet 32 --vs torch
 mobilenet_v2 16 --vs torch
 resnet50 8 --vs torch
+resnet18_cifar 64 --vs torch-bf16
 ROWS
 } >"$scratch/result.md"
 mv "$scratch/result.md" "$result"

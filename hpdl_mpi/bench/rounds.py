@@ -14,8 +14,6 @@ T = TypeVar("T")
 _PAUSE_SECONDS = 0.05
 """Between turns: thread pools spin for some milliseconds before they go to sleep."""
 
-_LEAST_STEPS = 3
-
 
 @dataclass
 class Turns:
@@ -51,11 +49,11 @@ def play(
     contenders : sequence of Contender
     num_rounds : int
     turn_seconds : float
-        How long a turn should take; it decides the number of steps, the same in all turns of a contender.
+        How long a turn should take, unless a single step takes longer; a contender's turns have as many steps each.
     say : callable
         Shown what goes on.
     """
-    turns = {one.name: Turns(max(_LEAST_STEPS, round(turn_seconds / one.ready["step_seconds"]))) for one in contenders}
+    turns = {one.name: Turns(max(1, round(turn_seconds / one.ready["step_seconds"]))) for one in contenders}
     for number in range(num_rounds):
         say(f"round {number + 1} of {num_rounds}")
         for contender in turn_order(contenders, number):

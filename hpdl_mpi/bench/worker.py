@@ -23,7 +23,7 @@ from typing import Any
 from hpdl_mpi.bench import memory
 from hpdl_mpi.bench.subject import Subject
 
-_WARMUP_STEPS = 5
+_WARMUP_STEPS = 3
 
 
 def serve(load: Callable[..., Callable[[], Subject]], settings: dict[str, Any], pipe: socket.socket) -> None:
