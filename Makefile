@@ -75,7 +75,7 @@ test-slurm: $(VENV)/installed-test ## on a two-node Slurm cluster that it starts
 
 ##@ Measure
 .PHONY: bench
-bench: $(VENV)/installed-parity ## training steps against PyTorch, one after the other, on an idle machine: an hour, more without bf16 instructions
+bench: $(VENV)/installed-parity ## training steps against PyTorch, one after the other, on an idle machine: an hour or more
 	PATH="$(BIN):$$PATH" benchmarks/step.sh
 
 ##@ Check

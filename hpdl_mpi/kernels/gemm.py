@@ -31,7 +31,7 @@ _BLOCK_TILES = 16
 """Tiles below one another that meet all these panels before the next tiles: they stay in the second-level cache."""
 
 _NEAR = 96
-"""Elements from one of op(a)'s columns to the next, at most, that leave it as good where it lies as gathered."""
+"""Of a transposed a with rows of so many elements at most, columns are as good where they lie as gathered."""
 
 _TILE_GAP = 16
 """Elements between gathered tiles: without them, as many tiles as there are would meet in a few sets of the cache."""

@@ -171,7 +171,6 @@ def copy_strips(width: Callable[[int], int]) -> Any:
             From one strip to the next in `target`.
         """
         dtype = source.dtype
-
         columns = width(VECTOR_BYTES * 8 // dtype.bitwidth)
 
         def write(builder, source, source_row, rows, strips, target, target_strip):
