@@ -84,7 +84,10 @@ class _Cache(FunctionCache):
             found = super().load_overload(sig, target_context)
         except Exception as error:  # noqa: BLE001  (damaged pickles raise anything)
             _warn("cannot be read, so they are compiled anew", error)
-            Path(self._cache_file._index_path).unlink(missing_ok=True)
+            try:
+                Path(self._cache_file._index_path).unlink(missing_ok=True)
+            except OSError:
+                self.disable()  # saving would read the damaged file first
             found = None
         # Two processes that begin a cache at the same time may give two signatures one file.
         if found is not None and found.signature.args == tuple(sig):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import resource
 import signal
@@ -139,6 +140,23 @@ def test_damaged_cache_is_compiled_anew(suffix: str, tmp_path: Path, monkeypatch
     again = jit.kernel(sample)
     assert again(1) == 1
     assert sum(again.stats.cache_hits.values()) == 1
+
+
+def test_damaged_cache_that_cannot_be_deleted_costs_a_compilation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HPDL_CACHE_DIR", str(tmp_path))
+    assert jit.kernel(sample)(1) == 1
+    (damaged,) = jit.cache_folder().rglob("*.nbi")
+    damaged.write_bytes(b"rubbish")
+
+    def refuse(path: Path, missing_ok: bool = False) -> None:
+        raise PermissionError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+
+    monkeypatch.setattr(Path, "unlink", refuse)  # a root user may delete everywhere
+    with pytest.warns(RuntimeWarning, match="compiled kernels cannot be read, so they are compiled anew"):
+        assert jit.kernel(sample)(1) == 1
+    assert damaged.read_bytes() == b"rubbish"
 
 
 def test_cache_that_cannot_be_written_costs_a_compilation_and_a_warning(
