@@ -50,7 +50,7 @@ def bench_loader(
         Of the training step.
     num_rounds : int
     turn_seconds : float
-        About how long each contender works in each round.
+        About how long each contender works in each round; one step at least.
     say : callable
         Shown what goes on.
 

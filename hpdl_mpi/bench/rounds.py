@@ -49,7 +49,7 @@ def play(
     contenders : sequence of Contender
     num_rounds : int
     turn_seconds : float
-        How long a turn should take, unless a single step takes longer; a contender's turns have as many steps each.
+        About how long a turn takes, unless a single step takes longer; all turns of a contender have as many steps.
     say : callable
         Shown what goes on.
     """

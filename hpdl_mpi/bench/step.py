@@ -59,7 +59,7 @@ def bench_step(
         A key of `TORCH` or `TORCH_BF16`, or ``"torch"`` for all of `TORCH` that suit the model, or `ONE_THREAD`.
     num_rounds : int
     turn_seconds : float
-        About how long each contender computes in each round.
+        About how long each contender computes in each round; one step at least.
     say : callable
         Shown what goes on.
 

@@ -22,21 +22,23 @@ from hpdl_mpi.kernels.vector import ROWS, VECTORS, copy_strips, multiply_panel, 
 _DTYPES = (np.float32, np.float64)
 
 _DEPTH_BYTES = 2048
-"""Of one row of op(a), in a run: a panel then fits into the first-level cache, or a part of the second-level one."""
+"""Of one row of op(a), in a run: a panel is then as large as a first-level cache, or part of the second-level one."""
 
-_PACKED_BYTES = 1024 * _DEPTH_BYTES
-"""Of panels that are packed at once; they wait in the third-level cache."""
+_PACKED_BYTES = 2 * 1024 * 1024
+"""Of panels that a thread packs at once. They wait in the third-level cache, where it has so much for each core."""
 
 _BLOCK_TILES = 16
 """Tiles below one another that meet all these panels before the next tiles: they stay in the second-level cache."""
 
-_NEAR = 96
-"""Of a transposed a with rows of so many elements at most, columns are as good where they lie as gathered."""
+_GATHERED_ABOVE = 96
+"""Elements from row to row of a transposed a. Up to here its columns are as good where they lie as gathered."""
 
 _TILE_GAP = 16
-"""Elements between gathered tiles: without them, as many tiles as there are would meet in a few sets of the cache."""
+"""Elements between gathered tiles. A row of a spreads over all tiles: whole pages apart, they would share few sets of a
+cache."""
 
-_GATHERED_BYTES = _BLOCK_TILES * (ROWS * _DEPTH_BYTES + _TILE_GAP * 8)
+_GATHERED_BYTES = _BLOCK_TILES * (ROWS * _DEPTH_BYTES + _TILE_GAP * np.dtype(np.float64).itemsize)
+"""Of tiles gathered at once."""
 
 _multiply_wide, _multiply_double, _multiply_single = multiply_panel(VECTORS), multiply_panel(2), multiply_panel(1)
 _copy_panels, _copy_tiles = copy_strips(lambda lanes: VECTORS * lanes), copy_strips(lambda lanes: ROWS)
@@ -49,15 +51,27 @@ def panel_vectors(columns, lanes):
     return VECTORS if vectors >= VECTORS else min(vectors, 2)
 
 
-@inline
-def multiply(vectors, depth, left, left_place, panel, c, place, size, add):
-    """Multiply with a panel that is so many vectors wide; see `multiply_panel`."""
-    if vectors == VECTORS:
-        _multiply_wide(depth, left, left_place, panel, c, place, size, add)
-    elif vectors == 2:
-        _multiply_double(depth, left, left_place, panel, c, place, size, add)
-    else:
-        _multiply_single(depth, left, left_place, panel, c, place, size, add)
+@kernel
+def multiply_panels(depth, a, a_place, panels, c, c_place, size, add):
+    """Multiply with a matrix whose columns are packed into panels.
+
+    The panels follow one another, each as wide as `panel_vectors` says of the columns from its first on; that of
+    column j begins at j depth. For the other parameters, see `multiply_panel`.
+    """
+    lanes = VECTOR_BYTES // c.itemsize
+    rows, columns = size
+    j = 0
+    while j < columns:
+        vectors = panel_vectors(columns - j, lanes)
+        panel, place = panels[j * depth :], (c_place[0] + j, c_place[1])
+        present = rows, min(vectors * lanes, columns - j)
+        if vectors == VECTORS:
+            _multiply_wide(depth, a, a_place, panel, c, place, present, add)
+        elif vectors == 2:
+            _multiply_double(depth, a, a_place, panel, c, place, present, add)
+        else:
+            _multiply_single(depth, a, a_place, panel, c, place, present, add)
+        j += vectors * lanes
 
 
 class _Workspaces(threading.local):
@@ -97,7 +111,7 @@ def _copy(source, place, size, target, width):
 
 @kernel
 def _pack_transposed(source, place, size, panel, width):
-    """panel[j width + i] = the element i, j of `source`, for i, j in `size`."""
+    """panel[j width + i] = the element i, j of `source`, for i, j in `size`; j is filled up to whole vectors."""
     lanes = VECTOR_BYTES // source.itemsize
     for i in range(0, size[0], lanes):
         for j in range(0, size[1], lanes):
@@ -107,18 +121,22 @@ def _pack_transposed(source, place, size, panel, width):
 
 @kernel
 def _gather(a, place, size, tiles):
-    """Write columns of op(a) as tiles, each `ROWS` of them side by side, for `size` terms and columns."""
+    """Write columns of a, which are rows of op(a), as tiles: `ROWS` of them side by side, term after term.
+
+    `size` is how many terms and how many columns. Returns the distance from one tile to the next.
+    """
     depth, height = size
     tile = depth * ROWS + _TILE_GAP
     whole = height // ROWS
     _copy_tiles(a, place, (depth, whole), tiles, tile)
     rest = place[0] + whole * ROWS, place[1]
     _copy(a, rest, (depth, height - whole * ROWS), tiles[whole * tile :], ROWS)
+    return tile
 
 
 @kernel
 def _pack(b, b_row, trans_b, terms, columns, panels):
-    """Write `columns` of op(b) as panels, for some of its terms; that of column j begins at (j - first) depth."""
+    """Write a range of columns of op(b), for a range of its terms, as `multiply_panels` takes them."""
     depth = terms[1] - terms[0]
     lanes = VECTOR_BYTES // b.itemsize
     full = VECTORS * lanes
@@ -143,38 +161,36 @@ def _gemm(a, a_row, b, b_row, c, c_row, k, flags, rows, columns, workspace):
     """Compute c[rows, columns]; matrices are flat arrays with the distance of their rows. See `gemm_part`."""
     trans_a, trans_b, add = flags
     lanes = VECTOR_BYTES // c.itemsize
+    full = VECTORS * lanes
     panels = workspace[: _PACKED_BYTES // c.itemsize]
     gathered = workspace[_PACKED_BYTES // c.itemsize :]
-    gather = trans_a and a_row > _NEAR
+    gather = trans_a and a_row > _GATHERED_ABOVE
     left = gathered if gather else a
     runs = -(-k * c.itemsize // _DEPTH_BYTES)
     tiles = -(-(rows[1] - rows[0]) // ROWS)
     blocks = -(-tiles // _BLOCK_TILES)
+    strips = -(-(columns[1] - columns[0]) // full)
     for run in range(runs):
         t = run * k // runs
         depth = (run + 1) * k // runs - t
-        group = panels.size // depth // (VECTORS * lanes) * (VECTORS * lanes)
-        for first in range(columns[0], columns[1], group):
-            last = min(columns[1], first + group)
-            _pack(b, b_row, trans_b, (t, t + depth), (first, last), panels)
+        plus = add or run > 0
+        padded = -(-depth // lanes) * lanes  # what is transposed into the last panel fills up its depth
+        groups = -(-strips // (panels.size // (padded * full)))
+        for group in range(groups):
+            j = columns[0] + group * strips // groups * full
+            width = min(columns[1], columns[0] + (group + 1) * strips // groups * full) - j
+            _pack(b, b_row, trans_b, (t, t + depth), (j, j + width), panels)
             for block in range(blocks):
                 i = rows[0] + block * tiles // blocks * ROWS
                 height = min(rows[1], rows[0] + (block + 1) * tiles // blocks * ROWS) - i
                 if gather:
-                    _gather(a, (t * a_row + i, a_row), (depth, height), gathered)
-                    left_place = np.int64(0), np.int64(1), np.int64(ROWS), depth * ROWS + _TILE_GAP
+                    tile = _gather(a, (t * a_row + i, a_row), (depth, height), gathered)
+                    left_place = 0, 1, ROWS, tile
                 elif trans_a:
-                    left_place = t * a_row + i, np.int64(1), a_row, np.int64(ROWS)
+                    left_place = t * a_row + i, 1, a_row, ROWS
                 else:
-                    left_place = i * a_row + t, a_row, np.int64(1), ROWS * a_row
-                j = first
-                while j < last:
-                    vectors = panel_vectors(last - j, lanes)
-                    size = height, min(vectors * lanes, last - j)
-                    place = i * c_row + j, c_row
-                    plus = add or run > 0
-                    multiply(vectors, depth, left, left_place, panels[(j - first) * depth :], c, place, size, plus)
-                    j += vectors * lanes
+                    left_place = i * a_row + t, a_row, 1, ROWS * a_row
+                multiply_panels(depth, left, left_place, panels, c, (i * c_row + j, c_row), (height, width), plus)
 
 
 @inline

@@ -87,7 +87,7 @@ class _Cache(FunctionCache):
             try:
                 Path(self._cache_file._index_path).unlink(missing_ok=True)
             except OSError:
-                self.disable()  # saving would read the damaged file first
+                self.disable()  # saving would read a damaged index first
             found = None
         # Two processes that begin a cache at the same time may give two signatures one file.
         if found is not None and found.signature.args == tuple(sig):

@@ -44,7 +44,7 @@ def multiply_panel(vectors: int) -> Any:
         depth : int
             How many terms a sum has, at least 1.
         a, a_place : flat array, (start, row, step, tile)
-            a[i, t] is at start + i // ROWS tile + i % ROWS row + t step.
+            a[i, t] is at start + (i // ROWS) tile + (i % ROWS) row + t step.
         panel : flat array
             panel[t, j] is at t vectors lanes + j.
         c, c_place : flat array, (start, row)
@@ -57,14 +57,14 @@ def multiply_panel(vectors: int) -> Any:
 
         def write(builder, depth, a, a_row, a_step, a_tile, panel, c, c_row, height, columns, add):
             emit = Emitter(builder, dtype)
-            with cgutils.for_range_slice(builder, index(0), height, index(ROWS), INDEX) as (top, _):
+            with cgutils.for_range_slice(builder, index(0), height, index(ROWS), INDEX) as (top, number):
                 first = builder.gep(c, [builder.mul(c_row, top)])
                 rows = [builder.gep(first, [builder.mul(c_row, index(i))]) for i in range(ROWS)]
                 tile = [[builder.gep(row, [index(j * emit.lanes)]) for j in range(vectors)] for row in rows]
                 for pointer in chain(*tile):
                     emit.prefetch(pointer)
                 present = builder.sub(height, top)
-                left = builder.gep(a, [builder.mul(a_tile, builder.sdiv(top, index(ROWS)))]), a_row, a_step
+                left = builder.gep(a, [builder.mul(a_tile, number)]), a_row, a_step
                 sums = _tile_sums(emit, depth, left, present, emit.vector(panel), vectors)
                 _write_tile(emit, sums, tile, (present, columns), add)
 
@@ -155,11 +155,14 @@ def _write_tile(emit: Emitter, sums: list[list[Any]], tile: list[list[Any]], siz
 
 
 def copy_strips(width: Callable[[int], int]) -> Any:
-    """Return a function for kernels that cuts rows into strips, as wide as `width` gives for a number of lanes."""
+    """Return a function for kernels that cuts rows into strips, each row of a strip copied as a single vector.
+
+    `width` gives the columns of a strip for a number of lanes.
+    """
 
     @intrinsic
-    def copy_strips(typing_context, source, source_place, size, target, strip):
-        """target[k strip + i width + j] = source[i, k width + j] for j below width.
+    def copy_strips(typing_context, source, source_place, size, target, distance):
+        """target[k distance + i width + j] = source[i, k width + j] for j below width.
 
         Parameters
         ----------
@@ -167,34 +170,34 @@ def copy_strips(width: Callable[[int], int]) -> Any:
             source[i, j] is at start + i row + j.
         size : (rows, strips)
         target : flat array
-        strip : int
+        distance : int
             From one strip to the next in `target`.
         """
         dtype = source.dtype
         columns = width(VECTOR_BYTES * 8 // dtype.bitwidth)
 
-        def write(builder, source, source_row, rows, strips, target, target_strip):
+        def write(builder, source, source_row, rows, strips, target, distance):
             emit = Emitter(builder, dtype)
-            kind = ir.VectorType(emit.type.element, columns).as_pointer()
+            vector_pointer = ir.VectorType(emit.type.element, columns).as_pointer()
             with cgutils.for_range(builder, rows) as row:
-                first = builder.gep(source, [builder.mul(source_row, row.index)])
-                copy = builder.gep(target, [builder.mul(index(columns), row.index)])
+                source_first = builder.gep(source, [builder.mul(source_row, row.index)])
+                target_first = builder.gep(target, [builder.mul(index(columns), row.index)])
                 with cgutils.for_range(builder, strips) as strip:
-                    piece = builder.gep(first, [builder.mul(index(columns), strip.index)])
-                    place = builder.gep(copy, [builder.mul(target_strip, strip.index)])
-                    vector = builder.load(builder.bitcast(piece, kind), align=emit.itemsize)
-                    builder.store(vector, builder.bitcast(place, kind), align=emit.itemsize)
+                    piece = builder.gep(source_first, [builder.mul(index(columns), strip.index)])
+                    place = builder.gep(target_first, [builder.mul(distance, strip.index)])
+                    vector = builder.load(builder.bitcast(piece, vector_pointer), align=emit.itemsize)
+                    builder.store(vector, builder.bitcast(place, vector_pointer), align=emit.itemsize)
 
         def generate(context, builder, signature, arguments):
-            source_, source_place_, size_, target_, strip_ = arguments
-            start, row = cgutils.unpack_tuple(builder, source_place_)
+            source_, source_place_, size_, target_, distance_ = arguments
+            start, source_row = cgutils.unpack_tuple(builder, source_place_)
             source_data = element_pointer(context, builder, source, source_, start)
             target_data = element_pointer(context, builder, target, target_, index(0))
-            values = [source_data, row, *cgutils.unpack_tuple(builder, size_), target_data, strip_]
+            values = [source_data, source_row, *cgutils.unpack_tuple(builder, size_), target_data, distance_]
             call_apart(builder, f"hpdl_copy_strips_{columns}_{DTYPE_NAMES[dtype]}", values, write)
             return context.get_dummy_value()
 
-        return types.void(source, source_place, size, target, strip), generate
+        return types.void(source, source_place, size, target, distance), generate
 
     return copy_strips
 

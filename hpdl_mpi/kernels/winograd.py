@@ -34,7 +34,7 @@ from hpdl_mpi.kernels.blocks import (
     worth_columns,
 )
 from hpdl_mpi.kernels.emit import VECTOR_BYTES, memory_of
-from hpdl_mpi.kernels.gemm import multiply, panel_vectors
+from hpdl_mpi.kernels.gemm import multiply_panels
 from hpdl_mpi.kernels.image_tiles import filter_of, input_values, tiles_of, write_outputs
 from hpdl_mpi.kernels.jit import kernel, parallel_kernel, thread_count
 from hpdl_mpi.kernels.panels import GROUP_BYTES, make_panels, make_share_of_panels, transposed_size
@@ -114,20 +114,13 @@ def _multiply_points(
 
     `soon` and `later` are flat arrays with a start and a stop: what is written when this is done, what is read then.
     """
-    lanes = VECTOR_BYTES // values.itemsize
     points = scheme.points * scheme.points
     for point in range(points):
         prefetch_to_write(soon[0], *share_of(soon, point, points))
         prefetch_to_read(later[0], *share_of(later, point, points))
-        j = 0
-        while j < columns:
-            vectors = panel_vectors(columns - j, lanes)
-            start = filter_of(scheme, point) * panels_plane + j * depth
-            panel = panels[start : start + depth * vectors * lanes]
-            size = count, min(vectors * lanes, columns - j)
-            left, target = (point * values_plane, depth, 1, ROWS * depth), (point * products_plane + j, columns)
-            multiply(vectors, depth, values, left, panel, products, target, size, False)
-            j += vectors * lanes
+        weights = panels[filter_of(scheme, point) * panels_plane :]
+        left, target = (point * values_plane, depth, 1, ROWS * depth), (point * products_plane, columns)
+        multiply_panels(depth, values, left, weights, products, target, (count, columns), False)
 
 
 @parallel_kernel

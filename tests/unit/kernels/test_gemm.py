@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numba.core.codegen import get_host_cpu_features
 
+from hpdl_mpi.kernels import gemm
 from hpdl_mpi.kernels.gemm import matmul
 from hpdl_mpi.kernels.threads import set_threads
 
@@ -86,7 +87,7 @@ def test_slices_of_any_size_give_the_exact_product_and_nothing_else_is_touched(
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize(
-    ("m", "n", "k"), [(1200, 70, 30), (300, 200, 2 * RUN + 5), (601, 5, RUN + 1), (130, 3100, RUN + 5)]
+    ("m", "n", "k"), [(1200, 70, 30), (300, 200, 2 * RUN + 5), (601, 5, RUN + 1), (130, 4200, RUN + 5)]
 )
 def test_matrices_of_many_blocks_give_the_exact_product(m: int, n: int, k: int, dtype: type, threads: int) -> None:
     set_threads(threads)
@@ -97,11 +98,22 @@ def test_matrices_of_many_blocks_give_the_exact_product(m: int, n: int, k: int, 
         set_threads(1)
 
 
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("k", [1, 3, 258])
+def test_panels_packed_from_a_transposed_matrix_keep_to_their_part_of_the_workspace(k: int, dtype: type) -> None:
+    panels = gemm._PACKED_BYTES // np.dtype(dtype).itemsize
+    beside = gemm.workspace(np.dtype(dtype))[0, panels:]
+    beside[:] = np.nan
+    n = panels // k
+    matmul(np.ones((1, k), dtype), np.ones((n, k), dtype), np.empty((1, n), dtype), trans_b=True)
+    assert np.isnan(beside).all()
+
+
 @pytest.mark.parametrize(("trans_a", "trans_b"), list(itertools.product((False, True), repeat=2)))
 def test_bits_of_an_element_depend_on_its_row_and_column_alone(trans_a: bool, trans_b: bool) -> None:
     rng = np.random.default_rng(0)
-    a: np.ndarray = rng.normal(size=(19, RUN + 70)).astype(np.float32)
-    b: np.ndarray = rng.normal(size=(RUN + 70, 150)).astype(np.float32)
+    a: np.ndarray = rng.normal(size=(130, RUN + 70)).astype(np.float32)
+    b: np.ndarray = rng.normal(size=(RUN + 70, 2100)).astype(np.float32)
 
     def product(rows: slice, columns: slice) -> np.ndarray:
         left, right = a[rows], b[:, columns]
@@ -116,7 +128,7 @@ def test_bits_of_an_element_depend_on_its_row_and_column_alone(trans_a: bool, tr
         return c
 
     whole = product(slice(None), slice(None))
-    for rows, columns in [(slice(0, 1), slice(None)), (slice(5, 17), slice(3, 70)), (slice(None), slice(149, 150))]:
+    for rows, columns in [(slice(0, 1), slice(None)), (slice(5, 17), slice(3, 70)), (slice(None), slice(2099, 2100))]:
         np.testing.assert_array_equal(product(rows, columns), whole[rows, columns])
 
 

@@ -151,9 +151,10 @@ def test_damaged_cache_that_cannot_be_deleted_costs_a_compilation(
     damaged.write_bytes(b"rubbish")
 
     def refuse(path: Path, missing_ok: bool = False) -> None:
-        raise PermissionError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
 
-    monkeypatch.setattr(Path, "unlink", refuse)  # a root user may delete everywhere
+    # A root user may delete everywhere.
+    monkeypatch.setattr(Path, "unlink", refuse)
     with pytest.warns(RuntimeWarning, match="compiled kernels cannot be read, so they are compiled anew"):
         assert jit.kernel(sample)(1) == 1
     assert damaged.read_bytes() == b"rubbish"
