@@ -32,7 +32,7 @@ mlp 256 --vs torch
 lenet 128 --vs torch
 resnet20 128 --vs torch
 resnet18_cifar 64 --vs torch
-resnet18_cifar 64 --threads 2 --vs one-thread
+resnet18_cifar 64 --threads 2 --vs one-thread --rounds 30
 vgg16_cifar 64 --vs torch
 alexnet 32 --vs torch
 mobilenet_v2 16 --vs torch
