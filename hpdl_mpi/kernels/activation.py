@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 from numba import prange
 
 from hpdl_mpi.kernels.elementary import exp, normal
+from hpdl_mpi.kernels.elementwise import clipped, lies_at
 from hpdl_mpi.kernels.jit import inline, parallel_kernel
 
 _NORMAL_HEIGHT = 1 / math.sqrt(2 * math.pi)
@@ -18,8 +20,8 @@ _GELU_CUBIC = 0.044715 * _GELU_LINEAR
 
 
 @parallel_kernel
-def relu(x, slope, y):
-    """y = x if x > 0 else slope x, keeping NaN; x, y (size,); slope 0 gives ReLU, otherwise LeakyReLU."""
+def leaky_relu(x, slope, y):
+    """y = x if x > 0 else slope x, keeping NaN; x, y (size,)."""
     zero = x.dtype.type(0.0)
     leak = x.dtype.type(slope)
     for i in prange(x.size):
@@ -30,7 +32,7 @@ def relu(x, slope, y):
 
 
 @parallel_kernel
-def relu_backward(dy, y, slope, dx):
+def leaky_relu_backward(dy, y, slope, dx):
     """dx = dy where y > 0, else slope dy. The sign of y is that of x, since slope >= 0."""
     zero = y.dtype.type(0.0)
     one = y.dtype.type(1.0)
@@ -41,20 +43,27 @@ def relu_backward(dy, y, slope, dx):
 
 @parallel_kernel
 def clip(x, low, high, y):
-    """y = x where low <= x <= high, else the nearer of them, keeping NaN; x, y (size,)."""
+    """y = x where low <= x <= high, else the nearer of them, keeping NaN; (size,), y may be x."""
     least, most = x.dtype.type(low), x.dtype.type(high)
-    for i in prange(x.size):
-        value = x[i]
-        y[i] = least if value < least else most if value > most else value
+    if lies_at(x, y):
+        for i in prange(y.size):
+            y[i] = clipped(y[i], least, most)
+    else:
+        for i in prange(y.size):
+            y[i] = clipped(x[i], least, most)
 
 
 @parallel_kernel
 def clip_backward(dy, y, low, high, dx):
-    """dx = dy where low < y < high, else 0."""
-    least, most = y.dtype.type(low), y.dtype.type(high)
-    zero = y.dtype.type(0.0)
-    for i in prange(y.size):
-        dx[i] = dy[i] if y[i] > least and y[i] < most else zero
+    """dx = dy where low < y < high, inf too if there is no limit above, else 0; dx may be dy."""
+    least, most, zero = y.dtype.type(low), y.dtype.type(high), y.dtype.type(0.0)
+    endless = most == np.inf
+    if lies_at(dy, dx):
+        for i in prange(y.size):
+            dx[i] = dx[i] if (y[i] > least) & ((y[i] < most) | endless) else zero
+    else:
+        for i in prange(y.size):
+            dx[i] = dy[i] if (y[i] > least) & ((y[i] < most) | endless) else zero
 
 
 @inline

@@ -1,10 +1,10 @@
-"""Passes over rows: copies of a bias, sums over a batch."""
+"""Passes over arrays: copies of a bias, sums over a batch, sums of two."""
 
 from __future__ import annotations
 
 from numba import prange
 
-from hpdl_mpi.kernels.jit import parallel_kernel, thread_count
+from hpdl_mpi.kernels.jit import inline, parallel_kernel, thread_count
 
 
 @parallel_kernel
@@ -33,20 +33,42 @@ def add_row_sums(x, out) -> None:
     _add_row_sums(x, out, thread_count())
 
 
+@inline
+def lies_at(a, b):
+    """Return whether two arrays begin at one address.
+
+    A loop from an array to itself is to be written as one: for two that overlap, the compiler's loop has no vectors.
+    """
+    return a.ctypes.data == b.ctypes.data
+
+
+@inline
+def clipped(value, least, most):
+    """Return a number where it lies from least to most, else the nearer of them; NaN stays."""
+    return least if value < least else most if value > most else value
+
+
 @parallel_kernel
 def add(a, b, out):
-    """out = a + b; flat arrays of one size, `out` may be one of them."""
-    for i in prange(out.size):
-        out[i] = a[i] + b[i]
+    """out = a + b; flat arrays of one size, `out` may be a."""
+    if lies_at(a, out):
+        for i in prange(out.size):
+            out[i] += b[i]
+    else:
+        for i in prange(out.size):
+            out[i] = a[i] + b[i]
 
 
 @parallel_kernel
 def add_clipped(a, b, low, high, out):
     """out = a + b where that lies from low to high, else the nearer of them; flat arrays as in `add`."""
     least, most = out.dtype.type(low), out.dtype.type(high)
-    for i in prange(out.size):
-        value = a[i] + b[i]
-        out[i] = least if value < least else most if value > most else value
+    if lies_at(a, out):
+        for i in prange(out.size):
+            out[i] = clipped(out[i] + b[i], least, most)
+    else:
+        for i in prange(out.size):
+            out[i] = clipped(a[i] + b[i], least, most)
 
 
 @parallel_kernel

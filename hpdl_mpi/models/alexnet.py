@@ -22,12 +22,13 @@ def alexnet(outputs: int = 1000, dropout: float = 0.5, hidden: int = 4096) -> La
     hidden : int
         Width of the first two Linear layers.
     """
+    # The largest of clipped numbers is the largest, clipped: behind the pooling there is less to clip, and to keep.
     features = [
-        *(_conv(64, 11, stride=4, padding=2), ReLU(), MaxPool2d(3, stride=2)),
-        *(_conv(192, 5, padding=2), ReLU(), MaxPool2d(3, stride=2)),
+        *(_conv(64, 11, stride=4, padding=2), MaxPool2d(3, stride=2), ReLU()),
+        *(_conv(192, 5, padding=2), MaxPool2d(3, stride=2), ReLU()),
         *(_conv(384, 3, padding=1), ReLU()),
         *(_conv(256, 3, padding=1), ReLU()),
-        *(_conv(256, 3, padding=1), ReLU(), MaxPool2d(3, stride=2)),
+        *(_conv(256, 3, padding=1), MaxPool2d(3, stride=2), ReLU()),
     ]
     classifier = [
         *(Dropout(dropout), _linear(hidden), ReLU()),

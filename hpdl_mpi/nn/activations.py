@@ -38,6 +38,9 @@ class _Activation(Layer):
     keeps_input = False
     """Whether x is kept for backward. By default y is: the layer behind needs it too."""
 
+    in_place = False
+    """Whether y may take x's place, and dx that of dy."""
+
     def output_shape(self, input_shape: Shape) -> Shape:
         return input_shape
 
@@ -50,16 +53,19 @@ class _Activation(Layer):
         """Write dx."""
 
     def forward(self, x: np.ndarray, ctx: Context) -> np.ndarray:
-        y = ctx.take(x.shape, x.dtype)
+        y = self._take(x, ctx)
         self._apply(x, y)
         ctx.save(kept=x if self.keeps_input else y)
         return y
 
     def backward_input(self, dy: np.ndarray, ctx: Context) -> np.ndarray:
-        dx = ctx.take(dy.shape, dy.dtype)
+        dx = self._take(dy, ctx)
         self._differentiate(dy, ctx.saved["kept"], dx)
         ctx.drop("kept")
         return dx
+
+    def _take(self, array: np.ndarray, ctx: Context) -> np.ndarray:
+        return ctx.take_like(array) if self.in_place else ctx.take(array.shape, array.dtype)
 
 
 class LeakyReLU(_Activation):
@@ -71,27 +77,35 @@ class LeakyReLU(_Activation):
         self.slope = slope
 
     def _apply(self, x: np.ndarray, y: np.ndarray) -> None:
-        kernel.relu(x.reshape(-1), self.slope, y.reshape(-1))
+        kernel.leaky_relu(x.reshape(-1), self.slope, y.reshape(-1))
 
     def _differentiate(self, dy: np.ndarray, kept: np.ndarray, dx: np.ndarray) -> None:
-        kernel.relu_backward(dy.reshape(-1), kept.reshape(-1), self.slope, dx.reshape(-1))
+        kernel.leaky_relu_backward(dy.reshape(-1), kept.reshape(-1), self.slope, dx.reshape(-1))
 
 
-class ReLU(LeakyReLU):
-    """y = max(x, 0)."""
+class _Clip(_Activation):
+    """y = x clipped to an interval."""
 
-    def __init__(self) -> None:
-        super().__init__(0.0)
-
-
-class ReLU6(_Activation):
-    """y = min(max(x, 0), 6) (Krizhevsky, "Convolutional deep belief networks on CIFAR-10", 2010)."""
+    in_place = True
+    limits: tuple[float, float]
 
     def _apply(self, x: np.ndarray, y: np.ndarray) -> None:
-        kernel.clip(x.reshape(-1), *_LIMITS["relu6"], y.reshape(-1))
+        kernel.clip(x.reshape(-1), *self.limits, y.reshape(-1))
 
     def _differentiate(self, dy: np.ndarray, kept: np.ndarray, dx: np.ndarray) -> None:
-        kernel.clip_backward(dy.reshape(-1), kept.reshape(-1), *_LIMITS["relu6"], dx.reshape(-1))
+        kernel.clip_backward(dy.reshape(-1), kept.reshape(-1), *self.limits, dx.reshape(-1))
+
+
+class ReLU(_Clip):
+    """y = max(x, 0)."""
+
+    limits = _LIMITS["relu"]
+
+
+class ReLU6(_Clip):
+    """y = min(max(x, 0), 6) (Krizhevsky, "Convolutional deep belief networks on CIFAR-10", 2010)."""
+
+    limits = _LIMITS["relu6"]
 
 
 class Sigmoid(_Activation):

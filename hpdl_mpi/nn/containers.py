@@ -175,7 +175,8 @@ class Sequential(Container):
         pairs = self._contexts(ctx)
         if self.adds:
             pairs[-1][1].addend = ctx.addend
-        for layer, child in pairs:
+        for number, (layer, child) in enumerate(pairs):
+            child.passing = number > 0
             y = layer.forward(x, child)
             ctx.release(x)
             x = y
@@ -184,10 +185,11 @@ class Sequential(Container):
     def _backward(self, dy: np.ndarray, ctx: Context, half: str) -> np.ndarray | None:
         ctx.retain(dy)
         gradient: np.ndarray | None = dy
-        for layer, child in reversed(self._contexts(ctx)):
+        for number, (layer, child) in enumerate(reversed(self._contexts(ctx))):
             if not child.needs_backward:
                 ctx.release(gradient)
                 return None
+            child.passing = number > 0
             dx = getattr(layer, half)(gradient, child)
             ctx.release(gradient)
             gradient = dx

@@ -109,6 +109,10 @@ def _linear(path: str = "") -> Callable[[np.ndarray, Parameters], np.ndarray]:
     return lambda x, p: ref.linear(x, p[f"{path}weight"], p.get(f"{path}bias", 0.0))
 
 
+def _clipped_block(x: np.ndarray, p: Parameters) -> np.ndarray:
+    return ref.relu(ref.relu6(_linear("4.body.1.")(ref.relu(x), p)) + x)
+
+
 def _network(x: np.ndarray, p: Parameters) -> np.ndarray:
     x = ref.max_pool(ref.relu(_conv("0.", padding=(1, 1))(x, p)), (2, 2), stride=(2, 2))
     x = ref.relu(_linear("4.")(ref.flatten(x), p))
@@ -283,6 +287,13 @@ LAYERS: dict[str, Case] = {
         lambda: Sequential(Conv2d(4, 3, padding=1), ReLU(), MaxPool2d(2), Flatten(), Linear(6), ReLU(), out=Linear(3)),
         (5, 4, 2),
         _network,
+    ),
+    "Sequential, activations in place": Case(
+        lambda: Sequential(
+            Linear(6), ReLU(), Sigmoid(), ReLU6(), Residual(Sequential(ReLU(), Linear(6), ReLU6())), ReLU()
+        ),
+        (4,),
+        lambda x, p: _clipped_block(ref.relu6(ref.sigmoid(ref.relu(_linear("0.")(x, p)))), p),
     ),
     "Sequential, nothing to learn in front": Case(
         lambda: Sequential(Tanh(), Flatten(), Linear(3)),

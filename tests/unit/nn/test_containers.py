@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from hpdl_mpi.base.errors import InputError
-from hpdl_mpi.nn import Context, Conv2d, Layer, Linear, Parallel, ReLU, Residual, Sequential, Shape, Tanh, walk
-from tests.unit.nn.cases import LAYERS, Case, Rig
+from hpdl_mpi.nn import Context, Conv2d, Layer, Linear, Parallel, ReLU, ReLU6, Residual, Sequential, Shape, Tanh, walk
+from tests.unit.nn.cases import BATCH, LAYERS, Case, Rig
 
 
 class Probe(Layer):
@@ -148,3 +148,29 @@ def test_a_parameter_is_tied_to_one_that_stays() -> None:
     model = Sequential(Linear(3), Linear(3), Linear(3)).tie("1.weight", "0.weight").tie("2.weight", "1.weight")
     with pytest.raises(InputError, match="the second not tied to another"):
         model.build((3,))
+
+
+@pytest.mark.parametrize("layer", [Sequential(ReLU()), Residual(ReLU()), Parallel(ReLU(), ReLU()), Sequential(ReLU6())])
+def test_nothing_takes_the_place_of_what_the_caller_holds(layer: Layer) -> None:
+    rig = Rig(Case(lambda: layer, (4,), lambda x, p: x))
+    rig.batch.begin(np.arange(3), training=True)
+    x, dy = rig.ctx.take((3, 4), np.float64), rig.ctx.take((3, *layer.output_shape((4,))), np.float64)
+    x.fill(-1.0)
+    dy.fill(-1.0)
+    rig.ctx.release(layer.forward(x, rig.ctx))
+    rig.ctx.release(layer.backward(dy, rig.ctx))
+    assert (x == -1.0).all()
+    assert (dy == -1.0).all()
+
+
+@pytest.mark.parametrize("activation", [ReLU, ReLU6])
+def test_relu_takes_the_place_of_what_only_it_needs(activation: Callable[[], Layer]) -> None:
+    width = 1000
+
+    def peak(make: Callable[[], Layer]) -> int:
+        rig = Rig(Case(lambda: Sequential(Linear(width), make(), Linear(width)), (4,), lambda x, p: x))
+        rig.step(rig.x, rig.dy)
+        return rig.pool.peak_live
+
+    array = BATCH * width * 8
+    assert peak(Tanh) - peak(activation) >= array

@@ -1,0 +1,49 @@
+"""Passes over arrays, where the result takes the place of an operand and where it lies apart."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from hpdl_mpi.kernels.activation import clip, clip_backward
+from hpdl_mpi.kernels.elementwise import add, add_clipped
+from hpdl_mpi.kernels.threads import set_threads
+
+PASSES: dict[str, tuple[Callable, Callable]] = {
+    "add": (add, np.add),
+    "add_clipped": (lambda a, b, out: add_clipped(a, b, -1.0, 1.0, out), lambda a, b: np.clip(a + b, -1, 1)),
+    "clip": (lambda a, b, out: clip(a, -0.5, 0.5, out), lambda a, b: np.clip(a, -0.5, 0.5)),
+    "clip, no limit": (lambda a, b, out: clip(a, 0.0, np.inf, out), lambda a, b: np.maximum(a, 0)),
+    "clip_backward": (
+        lambda a, b, out: clip_backward(a, b, 0.0, 1.0, out),
+        lambda a, b: np.where((b > 0) & (b < 1), a, 0),
+    ),
+    "clip_backward, no limit": (
+        lambda a, b, out: clip_backward(a, b, 0.0, np.inf, out),
+        lambda a, b: np.where(b > 0, a, 0),
+    ),
+}
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("size", [0, 1, 7, 64, 1001])
+@pytest.mark.parametrize("name", PASSES)
+def test_result_in_the_place_of_the_first_operand_is_that_apart(
+    name: str, size: int, dtype: type, threads: int
+) -> None:
+    run, expected = PASSES[name]
+    rng = np.random.default_rng(size)
+    a, b, out = (rng.normal(size=size).astype(dtype) for _ in range(3))
+    a[:4], b[-4:] = [np.inf, -np.inf, np.nan, 0.0][:size], [np.inf, -np.inf, np.nan, 0.0][:size]
+    known = expected(a, b)
+    set_threads(threads)
+    try:
+        run(a, b, out)
+        run(a, b, a)
+    finally:
+        set_threads(1)
+    np.testing.assert_array_equal(out, known)
+    np.testing.assert_array_equal(a, known)
