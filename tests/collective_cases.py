@@ -10,10 +10,13 @@ import pytest
 from hpdl_mpi.base.errors import HpdlError, InputError, TrainingError
 from hpdl_mpi.base.shares import share
 from hpdl_mpi.comm import (
+    ALLREDUCES,
+    Arena,
     Collective,
     Communicator,
     agree,
     agree_all,
+    make_allreduce,
     ring_all_gather,
     ring_allreduce,
     ring_reduce_scatter,
@@ -207,17 +210,35 @@ def lengths(num_ranks: int) -> list[int]:
     return sorted({0, 1, num_ranks - 1, num_ranks + 1, 1000})
 
 
-def ring_allreduce_sums_to_the_same_bits_everywhere(comm: Communicator) -> None:
-    for dtype in ("float32", "float64"):
-        for size in lengths(comm.size):
-            array = numbers(comm.rank, size, dtype)
-            # Segments shorter than a chunk, so that several are under way.
-            Collective(comm, ring_allreduce(comm.size, size, comm.rank), array, segment_bytes=64)()
-            terms = np.array([numbers(rank, size, dtype) for rank in range(comm.size)])
-            # p - 1 additions in some order: each errs by half a unit of the last place of a partial sum.
-            tolerance = (comm.size - 1) * np.finfo(dtype).eps / 2 * np.abs(terms).sum(axis=0, dtype=np.float64)
-            assert (np.abs(array - terms.sum(axis=0, dtype=np.longdouble)) <= tolerance * 1.01).all()
-            assert len(set(comm.allgather_obj(array.tobytes()))) == 1
+def every_allreduce_sums_to_the_same_bits_everywhere(comm: Communicator) -> None:
+    for name, algorithm in ALLREDUCES.items():
+        if algorithm.one_machine and comm.num_nodes > 1:
+            continue
+        for dtype in ("float32", "float64"):
+            for size in lengths(comm.size):
+                _check_allreduce(comm, name, dtype, size)
+
+
+def _check_allreduce(comm: Communicator, name: str, dtype: str, size: int) -> None:
+    """Sum twice, since a collective that shares memory takes two windows in turn."""
+    arena = Arena(comm)
+    array = numbers(comm.rank, size, dtype)
+    if ALLREDUCES[name].in_window:
+        arena.reserve(array.nbytes + 1)
+        array = arena.parts[comm.rank][: array.nbytes].view(dtype)
+    allreduce = make_allreduce(comm, array, name, window=arena.window, segment_bytes=64)
+    for turn in range(3):
+        array[:] = numbers(comm.rank + turn, size, dtype)
+        allreduce.start()
+        allreduce.wait()
+        terms = np.array([numbers(rank + turn, size, dtype) for rank in range(comm.size)])
+        # p - 1 additions in some order: each errs by half a unit of the last place of a partial sum.
+        tolerance = (comm.size - 1) * np.finfo(dtype).eps / 2 * np.abs(terms).sum(axis=0, dtype=np.float64)
+        assert (np.abs(array - terms.sum(axis=0, dtype=np.longdouble)) <= tolerance * 1.01).all(), name
+        assert len(set(comm.allgather_obj(array.tobytes()))) == 1, name
+    allreduce.free()
+    del array
+    arena.free()
 
 
 def ring_adds_chunk_k_from_rank_k_plus_1_to_rank_k(comm: Communicator) -> None:
@@ -271,6 +292,29 @@ def collectives_of_different_tags_overlap(comm: Communicator) -> None:
         np.testing.assert_array_equal(array, np.full(50 + tag, sum(range(comm.size)) + float(tag * comm.size)))
 
 
+def allreduces_of_shared_memory_overlap(comm: Communicator) -> None:
+    if comm.num_nodes > 1:
+        return
+    arrays = [np.full(50 + index, float(comm.rank + index)) for index in range(3)]
+    works = [make_allreduce(comm, array, "two_shot") for array in arrays]
+    for work in works:
+        work.start()
+    works[2].test()
+    for work in reversed(works):
+        work.wait()
+    for index, array in enumerate(arrays):
+        np.testing.assert_array_equal(array, np.full(50 + index, sum(range(comm.size)) + float(index * comm.size)))
+    for work in works:
+        work.free()
+
+
+def unknown_allreduces_are_refused(comm: Communicator) -> None:
+    with pytest.raises(InputError, match="no such algorithm"):
+        make_allreduce(comm, np.zeros(4), "rings")
+    with pytest.raises(InputError, match="arrays that lie in memory"):
+        make_allreduce(comm, np.zeros(4), "window")
+
+
 def collective_refuses_other_arrays(comm: Communicator) -> None:
     program = ring_allreduce(comm.size, 4, comm.rank)
     for array in (np.zeros((2, 2)), np.zeros(4, np.int64), np.zeros(8)[::2]):
@@ -298,7 +342,9 @@ VERBS: list[Callable[[Communicator], None]] = [
 ]
 
 COLLECTIVES: list[Callable[[Communicator], None]] = [
-    ring_allreduce_sums_to_the_same_bits_everywhere,
+    every_allreduce_sums_to_the_same_bits_everywhere,
+    allreduces_of_shared_memory_overlap,
+    unknown_allreduces_are_refused,
     ring_adds_chunk_k_from_rank_k_plus_1_to_rank_k,
     halves_of_the_ring_scatter_and_gather,
     collective_can_be_called_again,

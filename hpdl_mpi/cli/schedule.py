@@ -1,4 +1,4 @@
-"""``hpdl schedule``: pipeline schedules to look at, compare and edit, before any of them runs."""
+"""``hpdl schedule``: schedules of pipelines and collectives, to look at, compare and edit before any of them runs."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from hpdl_mpi.cli.alone import require_one_rank
 if TYPE_CHECKING:
     from hpdl_mpi.parallel.pipeline import Schedule, Simulation
 
-app = typer.Typer(help="Look at pipeline schedules.", no_args_is_help=True)
+app = typer.Typer(help="Look at schedules of pipelines and collectives.", no_args_is_help=True)
 
+_COLLECTIVES = "Options of collectives"
 _SHOWN_PEAKS = 32
 MAX_SECONDS = 1e9
 
@@ -27,8 +28,12 @@ def _group() -> None:
 
 @app.command()
 def show(
-    schedule: Annotated[str, typer.Argument(help="gpipe, 1f1b, interleaved, zb-h1, zb-h2, zb-v, or a .csv file.")],
-    ranks: Annotated[int, typer.Option("-p", "--ranks", min=1, help="Ranks of the pipeline.")] = 4,
+    schedule: Annotated[
+        str, typer.Argument(help="gpipe, 1f1b, interleaved, zb-h1, zb-h2, zb-v, or a .csv file; or allreduce.")
+    ],
+    ranks: Annotated[
+        int, typer.Option("-p", "-n", "--ranks", min=1, help="Ranks of the pipeline, or of the collective.")
+    ] = 4,
     microbatches: Annotated[int, typer.Option("-m", "--microbatches", min=1, help="Micro-batches of a batch.")] = 8,
     chunks: Annotated[int | None, typer.Option(min=1, help="Stages on each rank.")] = None,
     forward: Seconds = 1.0,
@@ -37,9 +42,46 @@ def show(
     message: Annotated[float, typer.Option(min=0.0, help="From one rank to the next.")] = 0.0,
     png: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a picture (needs matplotlib).")] = None,
     csv: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the schedule, to edit it.")] = None,
+    algorithm: Annotated[str, typer.Option(help="Of an all-reduce.", rich_help_panel=_COLLECTIVES)] = "ring",
+    size: Annotated[str, typer.Option(help="Of the array, such as 64KiB.", rich_help_panel=_COLLECTIVES)] = "1MiB",
+    machines: Annotated[
+        int, typer.Option(min=1, help="That the ranks are on, neighbours together.", rich_help_panel=_COLLECTIVES)
+    ] = 1,
+    latency: Annotated[
+        float, typer.Option(min=0.0, help="Seconds of an empty message.", rich_help_panel=_COLLECTIVES)
+    ] = 20e-6,
+    bandwidth: Annotated[
+        float, typer.Option(min=1.0, help="Bytes per second that a rank sends.", rich_help_panel=_COLLECTIVES)
+    ] = 125e6,
+    reduction: Annotated[
+        float, typer.Option(min=0.0, help="Seconds to add a byte.", rich_help_panel=_COLLECTIVES)
+    ] = 1e-10,
 ) -> None:
     """Prove a schedule, simulate it with given costs, and draw it."""
     require_one_rank("hpdl schedule show")
+    if schedule == "allreduce":
+        from hpdl_mpi.cli.collectives import show_allreduce
+        from hpdl_mpi.cli.sizes import parse_size
+        from hpdl_mpi.comm.predict import Costs
+
+        costs = Costs(latency=latency, bandwidth=bandwidth, reduction=reduction, copy=reduction)
+        for line in show_allreduce(algorithm, ranks, machines, parse_size(size, "--size"), costs):
+            typer.echo(line)
+    else:
+        seconds = {"forward": forward, "dgrad": dgrad, "wgrad": wgrad, "message": message}
+        _show_pipeline(schedule, ranks, microbatches, chunks, seconds, png, csv)
+
+
+def _show_pipeline(
+    schedule: str,
+    ranks: int,
+    microbatches: int,
+    chunks: int | None,
+    seconds: dict[str, float],
+    png: Path | None,
+    csv: Path | None,
+) -> None:
+    """Prove, simulate and draw a pipeline's schedule; `seconds` are those of a `StageCost`."""
     from rich.console import Console
 
     from hpdl_mpi.base.errors import InputError, require
@@ -47,8 +89,8 @@ def show(
     from hpdl_mpi.parallel.pipeline import StageCost, check, complete, format_schedule, make_schedule, simulate
     from hpdl_mpi.parallel.pipeline.picture import draw_png, draw_text
 
-    for key, seconds in {"forward": forward, "dgrad": dgrad, "wgrad": wgrad, "message": message}.items():
-        require(f"--{key}", seconds, seconds <= MAX_SECONDS, f"at most {MAX_SECONDS:g}")
+    for key, value in seconds.items():
+        require(f"--{key}", value, value <= MAX_SECONDS, f"at most {MAX_SECONDS:g}")
     for file in filter(None, (png, csv)):
         check_destination(file)
     if chunks is not None and schedule.lower().endswith(".csv"):
@@ -59,7 +101,7 @@ def show(
     check(made, complete=False)
     as_run = complete(made)
     check(as_run, complete=True)
-    costs = [StageCost(forward, dgrad, wgrad, message=message)] * made.num_stages
+    costs = [StageCost(**seconds)] * made.num_stages
     simulation = simulate(made, costs)
     title = f"{schedule}: {ranks} ranks, {made.num_stages} stages, {microbatches} micro-batches"
     if csv:

@@ -1,9 +1,10 @@
 """How ranks talk: communicators, and collectives as schedules. The only room that imports mpi4py."""
 
 from hpdl_mpi.base.agree import agree, agree_all
+from hpdl_mpi.comm.allreduce import make_allreduce
 from hpdl_mpi.comm.arena import Arena
 from hpdl_mpi.comm.clock import clock_offset
-from hpdl_mpi.comm.collectives import among, ring_all_gather, ring_allreduce, ring_reduce_scatter
+from hpdl_mpi.comm.collectives import ALLREDUCES, among, ring_all_gather, ring_allreduce, ring_reduce_scatter
 from hpdl_mpi.comm.communicator import Communicator, Transfer, Window, Work
 from hpdl_mpi.comm.execute import Collective, compile_reduction
 from hpdl_mpi.comm.single import SingleCommunicator
@@ -11,6 +12,7 @@ from hpdl_mpi.comm.threads import run_threads
 from hpdl_mpi.comm.world import world
 
 __all__ = [
+    "ALLREDUCES",
     "Arena",
     "Collective",
     "Communicator",
@@ -23,6 +25,7 @@ __all__ = [
     "among",
     "clock_offset",
     "compile_reduction",
+    "make_allreduce",
     "ring_all_gather",
     "ring_allreduce",
     "ring_reduce_scatter",

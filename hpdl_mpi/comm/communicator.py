@@ -18,6 +18,9 @@ COLLECTIVE_TAG = RESERVED_TAG - 1
 Reduction = Literal["sum", "max", "min"]
 
 _UFUNCS: dict[Reduction, np.ufunc] = {"sum": np.add, "max": np.maximum, "min": np.minimum}
+PAGE = 4096
+"""Bytes that what a rank shares is aligned to, and a multiple of."""
+
 PIECE_BYTES = 1 << 20
 """How much `Communicator.allreduce` gathers at once."""
 
@@ -41,6 +44,11 @@ class Work(ABC):
     @abstractmethod
     def peers(self) -> Sequence[int]:
         """The ranks of `comm` without which it cannot get over."""
+
+    @property
+    def progress(self) -> int | None:
+        """What changes whenever the work gets further, if that is no message's doing but that of shared memory."""
+        return None
 
     def wait(self) -> None:
         """Block until the work is over.
@@ -66,11 +74,23 @@ class Window(ABC):
 
     Attributes
     ----------
+    memory : array
+        uint8; that of all ranks of this machine, one part after the other. A part is aligned to `PAGE`.
     parts : sequence of array
-        uint8, by rank; None for ranks on other machines.
+        Views of it by rank; None for ranks on other machines.
     """
 
+    memory: np.ndarray
     parts: Sequence[np.ndarray | None]
+
+    def _divide(self, memory: np.ndarray, nodes: Sequence[int], node: int) -> None:
+        """Set the attributes, from the memory of a machine and the machine of each rank."""
+        size = memory.size // nodes.count(node)
+        self.memory = memory
+        starts = (size * nodes[:rank].count(node) for rank in range(len(nodes)))
+        self.parts = [
+            memory[start : start + size] if other == node else None for other, start in zip(nodes, starts, strict=True)
+        ]
 
     @abstractmethod
     def sync(self) -> None:
@@ -95,26 +115,33 @@ class Communicator(ABC):
     node, num_nodes : int
         The number of the machine that this rank runs on, in the order of the machines' first ranks, and how many
         machines the group covers.
+    nodes : sequence of int
+        The number of each rank's machine.
     node_rank, node_size : int
         This rank's number among the group's ranks on its machine, and how many those are.
     shares_process : bool
         Whether other ranks are threads of this process, with which this one shares what a process has once: its cores,
         its number of threads.
+    crowded : bool
+        Whether ranks of this machine share cores, so that one that waits had better give its core away.
     """
 
     rank: int
     size: int
     node: int
     num_nodes: int
+    nodes: Sequence[int]
     node_rank: int
     node_size: int
     shares_process: bool
+    crowded: bool
 
     def _place(self, nodes: Sequence[int]) -> None:
         """Set the attributes on machines from any naming of each rank's machine."""
         order = list(dict.fromkeys(nodes))
         mine = nodes[self.rank]
         self.node, self.num_nodes = order.index(mine), len(order)
+        self.nodes = [order.index(node) for node in nodes]
         self.node_rank, self.node_size = nodes[: self.rank].count(mine), nodes.count(mine)
 
     @abstractmethod
@@ -143,7 +170,10 @@ class Communicator(ABC):
 
     @abstractmethod
     def share(self, nbytes: int) -> Window:
-        """Return memory of `nbytes` for each rank, which those of one machine share. Collective; see `Arena`."""
+        """Return memory of `nbytes` or a little more for each rank, shared by those of one machine. Collective.
+
+        See `Arena`. All ranks ask for as much.
+        """
 
     @abstractmethod
     def free(self) -> None:

@@ -1,25 +1,19 @@
-"""Runs a rank's program on its array: prepared once, called many times.
-
-Messages are cut into segments so that one is added while the next is on its way, and while it is still in the cache.
-"""
+"""Runs a rank's program on its array: prepared once, called many times."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import DTypeLike
 
 from hpdl_mpi.base.memory import aligned
-from hpdl_mpi.comm.communicator import COLLECTIVE_TAG, Communicator, Transfer, Work, check_array
-from hpdl_mpi.comm.schedule import Op, Program, Step
+from hpdl_mpi.comm.communicator import COLLECTIVE_TAG, Communicator, Work, check_array
+from hpdl_mpi.comm.messages import SEGMENT_BYTES, Messages, staging_size
+from hpdl_mpi.comm.schedule import Program, is_shared
+from hpdl_mpi.comm.shared_rounds import SharedMemory, SharedRounds
 from hpdl_mpi.kernels.elementwise import add
-
-SEGMENT_BYTES = 1 << 21
-"""The length of a segment. Both ends of a message cut it alike, so all ranks must use the same."""
-
-WINDOW = 2
-"""How many segments of one reduction may be on their way at once."""
 
 
 def compile_reduction(dtype: DTypeLike) -> None:
@@ -44,6 +38,8 @@ class Collective(Work):
         from all other messages.
     segment_bytes : int, optional
         Where messages are cut; the same on all ranks.
+    shared : SharedMemory, optional
+        For programs that use such memory; the collective's own from now on.
 
     Notes
     -----
@@ -59,18 +55,25 @@ class Collective(Work):
         *,
         tag: int = COLLECTIVE_TAG,
         segment_bytes: int = SEGMENT_BYTES,
+        shared: SharedMemory | None = None,
     ) -> None:
         check_array(array, written=True)
         if array.ndim != 1 or array.dtype not in (np.float32, np.float64):
             raise ValueError(f"a collective needs a flat float array; found shape {array.shape} of {array.dtype}")
         self.comm = comm
+        self._shared = shared
         length = max(1, segment_bytes // array.itemsize)
-        # Receives are posted before sends, so that no message comes unexpected.
-        order = [sorted(steps, key=lambda step: step.op is Op.SEND) for steps in program]
-        size = max((_staging_size(steps, length) for steps in order), default=0)
-        staging = aligned(size, array.dtype)
-        self._rounds = [_streams(comm, steps, array, staging, tag, length) for steps in order]
-        self._position = len(self._rounds)
+        staging = aligned(max((staging_size(steps, length) for steps in program), default=0), array.dtype)
+        self._parts: list[Messages | SharedRounds] = []
+        numbered = itertools.groupby(enumerate(program), lambda entry: is_shared(entry[1]))
+        for through_memory, rounds in numbered:
+            if through_memory:
+                assert shared is not None, "a program that uses shared memory gets some"
+                self._parts.append(SharedRounds(shared, list(rounds), array))
+            else:
+                self._parts += [Messages(comm, *one, array, staging, tag, length) for one in rounds]
+        self._position = len(self._parts)
+        self._run = 0
 
     def __call__(self) -> None:
         """Run the collective and block until this rank's part is over."""
@@ -80,123 +83,38 @@ class Collective(Work):
     def start(self) -> None:
         """Begin; the run before must be over."""
         self._position = -1
-        self._next_round()
+        self._run += 1
+        self._next_part()
 
-    def _next_round(self) -> None:
+    def _next_part(self) -> None:
         self._position += 1
-        if self._position < len(self._rounds):
-            for stream in self._rounds[self._position]:
-                stream.start()
+        if self._position < len(self._parts):
+            self._parts[self._position].start(self._run)
 
     def test(self) -> bool:
-        while self._position < len(self._rounds):
-            over = True
-            for stream in self._rounds[self._position]:
-                over &= stream.test()
-            if not over:
+        while self._position < len(self._parts):
+            if not self._parts[self._position].test():
                 return False
-            self._next_round()
+            self._next_part()
         return True
 
     @property
-    def peers(self) -> Sequence[int]:
-        return [peer for stream in self._pending() for peer in stream.peers]
-
-    def _pending(self) -> list[_Stream]:
-        streams = self._rounds[self._position] if self._position < len(self._rounds) else []
-        return [stream for stream in streams if not stream.over]
-
-    def __str__(self) -> str:
-        return f"rank {self.comm.rank}, round {self._position}: " + "; ".join(str(stream) for stream in self._pending())
-
-
-class _Stream:
-    """The segments of one step, some of them on their way at once.
-
-    Parameters
-    ----------
-    step : Step
-        What is done.
-    transfers : sequence of Transfer
-        One per segment.
-    window : int
-        How many may be on their way at once.
-    arrived : callable, optional
-        Takes the number of a segment that is over, before a further one is started.
-    """
-
-    def __init__(
-        self,
-        step: Step,
-        transfers: Sequence[Transfer],
-        window: int,
-        arrived: Callable[[int], None] | None = None,
-    ) -> None:
-        self._step, self._transfers, self._window, self._arrived = step, transfers, window, arrived
-        self._done = len(transfers)
-
-    def start(self) -> None:
-        self._done = 0
-        for transfer in self._transfers[: self._window]:
-            transfer.start()
-
-    @property
-    def over(self) -> bool:
-        return self._done == len(self._transfers)
-
-    def test(self) -> bool:
-        while self._done < len(self._transfers):
-            if not self._transfers[self._done].test():
-                return False
-            if self._arrived is not None:
-                self._arrived(self._done)
-            self._done += 1
-            following = self._done - 1 + self._window
-            if following < len(self._transfers):
-                self._transfers[following].start()
-        return True
+    def progress(self) -> int | None:
+        pending = self._pending()
+        return pending.progress if isinstance(pending, SharedRounds) else None
 
     @property
     def peers(self) -> Sequence[int]:
-        return (self._step.peer,)
+        pending = self._pending()
+        return pending.peers if pending else ()
+
+    def _pending(self) -> Messages | SharedRounds | None:
+        return self._parts[self._position] if self._position < len(self._parts) else None
+
+    def free(self) -> None:
+        """Give back memory that ranks share; the collective is not used again. Collective."""
+        if self._shared:
+            self._shared.free()
 
     def __str__(self) -> str:
-        return f"{self._step} ({self._done} of {len(self._transfers)} segments)"
-
-
-def _segments(step: Step, length: int) -> list[tuple[int, int]]:
-    """Cut a step's elements; nothing is left of an empty one, at either end of the message."""
-    return [(start, min(start + length, step.stop)) for start in range(step.start, step.stop, length)]
-
-
-def _staging_size(steps: Sequence[Step], length: int) -> int:
-    """Return the number of elements that a round's reductions keep aside."""
-    return sum(min(WINDOW * length, step.stop - step.start) for step in steps if step.op is Op.RECV_REDUCE)
-
-
-def _streams(
-    comm: Communicator, steps: Sequence[Step], array: np.ndarray, staging: np.ndarray, tag: int, length: int
-) -> list[_Stream]:
-    """Prepare the steps of one round, each reduction with a part of `staging` to itself."""
-    streams = []
-    for step in steps:
-        parts = [array[start:stop] for start, stop in _segments(step, length)]
-        if step.op is Op.SEND:
-            sends = [comm.send_init(part, step.peer, tag) for part in parts]
-            streams.append(_Stream(step, sends, window=len(sends)))
-        elif step.op is Op.RECV:
-            receives = [comm.recv_init(part, step.peer, tag) for part in parts]
-            streams.append(_Stream(step, receives, window=len(receives)))
-        else:
-            slots = [staging[index % WINDOW * length :][: part.size] for index, part in enumerate(parts)]
-            staging = staging[min(WINDOW * length, step.stop - step.start) :]
-            receives = [comm.recv_init(slot, step.peer, tag) for slot in slots]
-            streams.append(_Stream(step, receives, WINDOW, _adder(parts, slots)))
-    return streams
-
-
-def _adder(totals: Sequence[np.ndarray], terms: Sequence[np.ndarray]) -> Callable[[int], None]:
-    def add_segment(index: int) -> None:
-        add(totals[index], terms[index], totals[index])
-
-    return add_segment
+        return f"rank {self.comm.rank}, {self._pending() or 'at the end'}"

@@ -1,7 +1,8 @@
 """Messages between the ranks of one process, and the watch over ranks that wait.
 
-The watch is exact. A rank waits only for messages, so when all ranks wait or have ended, and no message is on its way,
-none can ever go on.
+The watch is exact. A rank waits only for messages and for what others write into memory that they share. So when all
+ranks wait or have ended, no message is on its way, and none has got any further since all have looked, none can ever go
+on.
 """
 
 from __future__ import annotations
@@ -19,6 +20,9 @@ from hpdl_mpi.comm.faults import Fault, FaultPlan, RankKilled
 
 Mailbox = tuple[Hashable, int, int, int]
 """(context, source, dest, tag); ranks are those of the world."""
+
+_LOOK_SECONDS = 1e-4
+"""Between looks at memory that ranks share."""
 
 Take = Callable[[np.ndarray], None]
 """Is given the bytes of a message, in the thread of the rank that receives it."""
@@ -49,6 +53,7 @@ class Mailboxes:
         self._messages: defaultdict[Mailbox, deque[tuple[float, np.ndarray]]] = defaultdict(deque)
         self._receives: defaultdict[Mailbox, deque[Take]] = defaultdict(deque)
         self._last_arrival = [0.0] * num_ranks
+        self._last_progress = 0.0
         self._waiting: dict[int, tuple[Work, float]] = {}  # what for, and when it last was not over
         self._ended: dict[int, str] = {}
 
@@ -96,12 +101,17 @@ class Mailboxes:
 
     def wait_for(self, work: Work, rank: int) -> None:
         """Block a rank until its work is over, and raise when nothing can ever finish it."""
+        progress = None
         while True:
             arrived, tested = self._arrived[rank], time.monotonic()
             if work.test():
+                with self._lock:
+                    self._last_progress = time.monotonic()
                 return
             with self._lock:
                 self._check_failure(rank)
+                if work.progress != progress:
+                    progress, self._last_progress = work.progress, time.monotonic()
                 if self._arrived[rank] != arrived:
                     continue
                 self._waiting[rank] = work, tested
@@ -109,12 +119,17 @@ class Mailboxes:
                     self._fail(f"no rank can go on:\n{self.positions()}")
                     self._check_failure(rank)
                 late = self._last_arrival[rank] - tested
-                self._news[rank].wait(late if late > 0 else None)
+                limit = late if late > 0 else None
+                # Nobody tells of what is written into shared memory.
+                self._news[rank].wait(limit if progress is None else _LOOK_SECONDS)
                 self._waiting.pop(rank, None)
 
     def _all_stuck(self) -> bool:
         """Whether all ranks wait or have ended, and none has a message that it has not seen."""
-        seen = all(tested >= self._last_arrival[rank] for rank, (_, tested) in self._waiting.items())
+        seen = all(
+            tested >= max(self._last_arrival[rank], self._last_progress * (work.progress is not None))
+            for rank, (work, tested) in self._waiting.items()
+        )
         return seen and len(self._waiting) + len(self._ended) == self.num_ranks
 
     def positions(self) -> str:

@@ -19,7 +19,17 @@ from mpi4py import MPI
 
 from hpdl_mpi.base.errors import TrainingError
 from hpdl_mpi.base.output import flush_output
-from hpdl_mpi.comm.communicator import Communicator, Transfer, Window, Work, as_bytes, check_gathered, check_message
+from hpdl_mpi.comm.communicator import (
+    PAGE,
+    Communicator,
+    Transfer,
+    Window,
+    Work,
+    as_bytes,
+    check_gathered,
+    check_message,
+)
+from hpdl_mpi.kernels.threads import available_cores
 
 PATIENCE = 1.0
 """Seconds of waiting after which a rank sleeps between polls and asks whether its peers are still there."""
@@ -58,6 +68,7 @@ class MpiCommunicator(Communicator):
         group.Free()
         everyone.Free()
         self._place([shared.nodes[rank] for rank in self._world_ranks])
+        self.crowded = shared.crowded
 
     @classmethod
     def world(cls) -> MpiCommunicator:
@@ -67,8 +78,10 @@ class MpiCommunicator(Communicator):
         handle = MPI.COMM_WORLD.Dup()
         node = handle.Split_type(MPI.COMM_TYPE_SHARED)
         nodes = handle.allgather(node.bcast(handle.rank))
+        cores = set().union(*node.allgather(available_cores()))
+        crowded = len(cores) < node.size
         node.Free()
-        comm = cls(handle, Shared(nodes, Departures(MPI.COMM_WORLD.Dup())))
+        comm = cls(handle, Shared(nodes, crowded, Departures(MPI.COMM_WORLD.Dup())))
         atexit.register(comm.leave)
         # For a program that ends MPI itself: all that hangs on this communicator is let go of first.
         farewell = MPI.Comm.Create_keyval(delete_fn=lambda *_: comm.leave())
@@ -121,7 +134,7 @@ class MpiCommunicator(Communicator):
     def share(self, nbytes: int) -> Window:
         # The library's own wait would not notice a rank that has left.
         self.barrier()
-        return _SharedWindow(self._handle, nbytes)
+        return _SharedWindow(self, self._handle, -(-nbytes // PAGE) * PAGE)
 
     def free(self) -> None:
         if self._handle != MPI.COMM_NULL:
@@ -147,11 +160,14 @@ class Shared:
     ----------
     nodes : sequence of int
         A name of each rank's machine, in the order of MPI's world.
+    crowded : bool
+        See `Communicator`.
     departures : Departures
         Tells who has left the job.
     """
 
     nodes: Sequence[int]
+    crowded: bool
     departures: Departures
 
 
@@ -266,27 +282,22 @@ class _Joint(Work):
 class _SharedWindow(Window):
     """A window of MPI's shared memory."""
 
-    def __init__(self, handle: MPI.Intracomm, nbytes: int) -> None:
+    def __init__(self, comm: Communicator, handle: MPI.Intracomm, nbytes: int) -> None:
         node = handle.Split_type(MPI.COMM_TYPE_SHARED)
         assert isinstance(node, MPI.Intracomm), "every rank is on a machine"
         self._node = node
-        info = MPI.Info.Create({"alloc_shared_noncontig": "true"})  # each part on pages of its own, near its rank
-        self._window = MPI.Win.Allocate_shared(nbytes, 1, info, self._node)
-        info.Free()
+        # By default the parts are side by side, in the order of ranks.
+        self._window = MPI.Win.Allocate_shared(nbytes, 1, comm=self._node)
         self._window.Lock_all()
-        group, mine = handle.Get_group(), self._node.Get_group()
-        places = MPI.Group.Translate_ranks(group, None, mine)
-        group.Free()
-        mine.Free()
-        self.parts = [
-            None if place == MPI.UNDEFINED else np.asarray(self._window.Shared_query(place)[0]) for place in places
-        ]
+        first, _ = self._window.Shared_query(0)
+        memory = np.asarray(MPI.buffer.fromaddress(first.address, nbytes * node.size))
+        self._divide(memory, comm.nodes, comm.node)
 
     def sync(self) -> None:
         self._window.Sync()
 
     def free(self) -> None:
-        self.parts = []
+        self.memory, self.parts = np.empty(0, np.uint8), []
         self._window.Unlock_all()
         self._window.Free()
         self._node.Free()

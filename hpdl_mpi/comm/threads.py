@@ -16,7 +16,7 @@ import numpy as np
 
 from hpdl_mpi.base.errors import TrainingError
 from hpdl_mpi.base.memory import heap
-from hpdl_mpi.comm.communicator import Communicator, Transfer, Window, Work, as_bytes, check_message
+from hpdl_mpi.comm.communicator import PAGE, Communicator, Transfer, Window, Work, as_bytes, check_message
 from hpdl_mpi.comm.faults import Fault, RankKilled
 from hpdl_mpi.comm.mailboxes import Mailbox, Mailboxes
 
@@ -46,7 +46,7 @@ class ThreadCommunicator(Communicator):
         self._context = context
         self._num_splits = self._num_windows = 0
         self.rank, self.size = rank, len(self._members)
-        self.shares_process = mailboxes.num_ranks > 1
+        self.shares_process = self.crowded = mailboxes.num_ranks > 1
         self._place([mailboxes.nodes[member] for member in self._members])
 
     def _box(self, source: int, dest: int, tag: int) -> Mailbox:
@@ -90,13 +90,13 @@ class ThreadCommunicator(Communicator):
     def share(self, nbytes: int) -> Window:
         place = self._context, self._num_windows
         self._num_windows += 1
-        nodes = [self._mailboxes.nodes[member] for member in self._members]
-        parts = self._mailboxes.share(place, self.size)
-        parts[self.rank] = heap(nbytes)
+        memories = self._mailboxes.share(place, self.num_nodes)
+        if self.node_rank == 0:
+            memories[self.node] = heap(-(-nbytes // PAGE) * PAGE * self.node_size)
         self.barrier()
-        return _ThreadWindow(
-            [part if node == nodes[self.rank] else None for part, node in zip(parts, nodes, strict=True)]
-        )
+        memory = memories[self.node]
+        assert memory is not None, "the first rank of each machine has asked for it"
+        return _ThreadWindow(memory, self.nodes, self.node)
 
     def free(self) -> None:
         """Nothing to give back: what a group has in memory goes with it."""
@@ -115,8 +115,8 @@ class ThreadCommunicator(Communicator):
 class _ThreadWindow(Window):
     """Plain arrays: threads have one memory."""
 
-    def __init__(self, parts: Sequence[np.ndarray | None]) -> None:
-        self.parts = parts
+    def __init__(self, memory: np.ndarray, nodes: Sequence[int], node: int) -> None:
+        self._divide(memory, nodes, node)
 
     def sync(self) -> None:
         """Nothing to do."""

@@ -9,8 +9,16 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from hpdl_mpi.comm import ring_all_gather, ring_allreduce, ring_reduce_scatter
 from hpdl_mpi.comm.check import ScheduleError, check_all_gather, check_allreduce, check_reduce_scatter
+from hpdl_mpi.comm.collectives import (
+    bidirectional_ring_allreduce,
+    halving_doubling_allreduce,
+    recursive_doubling_allreduce,
+    ring_all_gather,
+    ring_allreduce,
+    ring_reduce_scatter,
+    tree_allreduce,
+)
 from hpdl_mpi.comm.schedule import Op, Program, Round, Step
 from tests.collective_cases import lengths
 
@@ -19,6 +27,10 @@ Check = Callable[[list[Program], int], None]
 
 COLLECTIVES: list[tuple[Generator, Check]] = [
     (ring_allreduce, check_allreduce),
+    (bidirectional_ring_allreduce, check_allreduce),
+    (recursive_doubling_allreduce, check_allreduce),
+    (halving_doubling_allreduce, check_allreduce),
+    (tree_allreduce, check_allreduce),
     (ring_reduce_scatter, check_reduce_scatter),
     (ring_all_gather, check_all_gather),
 ]
@@ -35,9 +47,24 @@ def test_collectives_are_right_for_every_world_and_length(generate: Generator, c
         check(programs_of(generate, num_ranks, num_elements), num_elements)
 
 
-def test_ring_sends_no_more_than_it_must() -> None:
-    for program in programs_of(ring_allreduce, 5, 1000):
-        assert sum(step.stop - step.start for steps in program for step in steps if step.op is Op.SEND) == 2 * 4 * 200
+@pytest.mark.parametrize(
+    ("generate", "num_ranks", "num_rounds", "times"),
+    [
+        (ring_allreduce, 5, 8, 1.6),
+        (bidirectional_ring_allreduce, 5, 8, 1.6),
+        (halving_doubling_allreduce, 8, 6, 1.75),
+        (halving_doubling_allreduce, 5, 6, 2.5),  # the rank that a neighbour lends its array to
+        (recursive_doubling_allreduce, 8, 3, 3.0),
+        (tree_allreduce, 8, 6, 3.0),
+    ],
+)
+def test_collective_takes_as_many_rounds_and_as_much_traffic_as_it_promises(
+    generate: Generator, num_ranks: int, num_rounds: int, times: float
+) -> None:
+    programs = programs_of(generate, num_ranks, 1000)
+    sent = [sum(step.size for steps in program for step in steps if step.op is Op.SEND) for program in programs]
+    assert max(map(len, programs)) == num_rounds
+    assert max(sent) == times * 1000
 
 
 def drop_step(program: Program, index: int, number: int) -> Program:
@@ -143,8 +170,12 @@ def add(start: int, stop: int, peer: int) -> Round:
             r"nobody answers: rank 0, round 0: send \[0, 4\) to rank 1; rank 1, round 0: send \[0, 4\) to rank 0",
         ),
         (
-            [[send(0, 4, 1) + add(0, 4, 1)], [send(0, 4, 0) + add(0, 4, 0)]],
-            r"rank 0, round 0: send \[0, 4\) to rank 1 races with recv_reduce \[0, 4\) from rank 1",
+            [[send(0, 4, 1) + recv(0, 4, 1)], [send(0, 4, 0) + recv(0, 4, 0)]],
+            r"rank 0, round 0: send \[0, 4\) to rank 1 races with recv \[0, 4\) from rank 1",
+        ),
+        (
+            [[send(0, 4, 1) + add(0, 2, 1)], [send(0, 2, 0) + add(0, 4, 0)]],
+            r"rank 0, round 0: send \[0, 4\) to rank 1 races with recv_reduce \[0, 2\) from rank 1",
         ),
         (
             [[send(0, 4, 1)], [add(0, 3, 0)]],

@@ -1,4 +1,4 @@
-"""The collectives, each a function that returns one rank's program.
+"""Rings: every rank passes chunks to its neighbour.
 
 The ring is bandwidth-optimal: each rank sends 2 (p - 1) / p of the array, which is the least possible [1]_. Chunk k is
 summed on its way around the ring, from rank k + 1 to rank k, so its additions have one order, and everyone copies the
@@ -12,10 +12,8 @@ References
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
-
 from hpdl_mpi.base.shares import share
+from hpdl_mpi.comm.collectives.adapt import among, shifted
 from hpdl_mpi.comm.schedule import Op, Program, Round, Step
 
 
@@ -34,9 +32,18 @@ def ring_allreduce(num_ranks: int, num_elements: int, rank: int) -> Program:
     return ring_reduce_scatter(num_ranks, num_elements, rank) + ring_all_gather(num_ranks, num_elements, rank)
 
 
-def among(program: Program, ranks: Sequence[int]) -> Program:
-    """Return the program with `ranks` in place of 0, 1, ...: a collective of some ranks of a larger group."""
-    return [tuple(replace(step, peer=ranks[step.peer]) for step in steps) for steps in program]
+def bidirectional_ring_allreduce(num_ranks: int, num_elements: int, rank: int) -> Program:
+    """Sum half of the array around the ring one way and half the other way, for links that carry both ways at once.
+
+    Two ranks have one link between them, and so one ring.
+    """
+    if num_ranks < 3:
+        return ring_allreduce(num_ranks, num_elements, rank)
+    half = num_elements // 2
+    mirror = [-other % num_ranks for other in range(num_ranks)]
+    forth = ring_allreduce(num_ranks, half, rank)
+    back = shifted(among(ring_allreduce(num_ranks, num_elements - half, mirror[rank]), mirror), half)
+    return [one + other for one, other in zip(forth, back, strict=True)]
 
 
 def _ring(num_ranks: int, num_elements: int, rank: int, receive: Op, first_chunk: int) -> Program:

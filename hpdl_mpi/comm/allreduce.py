@@ -1,0 +1,63 @@
+"""All-reduce by name: prepares what sums an array over the ranks of a group."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from hpdl_mpi.base.errors import InputError
+from hpdl_mpi.comm.collectives import ALLREDUCES, Algorithm
+from hpdl_mpi.comm.communicator import COLLECTIVE_TAG, Communicator, Window
+from hpdl_mpi.comm.execute import Collective
+from hpdl_mpi.comm.messages import SEGMENT_BYTES
+from hpdl_mpi.comm.schedule import window_size
+from hpdl_mpi.comm.shared_rounds import SharedMemory
+
+
+def make_allreduce(
+    comm: Communicator,
+    array: np.ndarray,
+    algorithm: str,
+    *,
+    tag: int = COLLECTIVE_TAG,
+    segment_bytes: int = SEGMENT_BYTES,
+    window: Window | None = None,
+) -> Collective:
+    """Prepare a sum over all ranks into everyone's array, to be started again and again. Collective.
+
+    Parameters
+    ----------
+    comm : Communicator
+    array : ndarray, 1-dimensional, float32 or float64
+        Of one length on all ranks.
+    algorithm : str
+        A name of `ALLREDUCES`.
+    tag, segment_bytes : int
+        See `Collective`.
+    window : Window, optional
+        Where the arrays lie, each at the start of its rank's part, for an algorithm made for that.
+
+    Raises
+    ------
+    InputError
+        There is no such algorithm, these ranks cannot use it, or the machine has too little memory to share.
+    """
+    kind = find_algorithm(algorithm, comm, in_window=window is not None)
+    program = kind.programs(comm.nodes, array.size, comm.rank)
+    shared = SharedMemory(comm, window_size([program]), array.dtype, window) if kind.shares else None
+    return Collective(comm, program, array, tag=tag, segment_bytes=segment_bytes, shared=shared)
+
+
+def find_algorithm(name: str, comm: Communicator, *, in_window: bool) -> Algorithm:
+    """Return the all-reduce of this name; raise an InputError unless these ranks can use it."""
+
+    def refuse(what: str, found: object, expected: object) -> InputError:
+        return InputError(what, where=f"all-reduce {name!r}", found=found, expected=expected, shared=True)
+
+    if name not in ALLREDUCES:
+        raise refuse("no such algorithm", None, " or ".join(ALLREDUCES))
+    kind = ALLREDUCES[name]
+    if kind.one_machine and comm.num_nodes > 1:
+        raise refuse("needs all ranks on one machine", f"{comm.num_nodes} machines", 1)
+    if kind.in_window and not in_window:
+        raise refuse("needs arrays that lie in memory which ranks share", "others", None)
+    return kind

@@ -1,0 +1,20 @@
+"""Programs for other ranks and other elements than those they were made for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from hpdl_mpi.comm.schedule import Program
+
+
+def among(program: Program, ranks: Sequence[int]) -> Program:
+    """Return the program with `ranks` in place of 0, 1, ...: a collective of some ranks of a larger group."""
+    return [tuple(replace(step, peer=ranks[step.peer]) for step in steps) for steps in program]
+
+
+def shifted(program: Program, offset: int) -> Program:
+    """Return a program of messages for the elements from `offset` on in place of those from 0 on."""
+    return [
+        tuple(replace(step, start=step.start + offset, stop=step.stop + offset) for step in steps) for steps in program
+    ]

@@ -1,0 +1,176 @@
+"""Runs the rounds of a program that go through memory which ranks of a machine share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import DTypeLike
+
+from hpdl_mpi.base.errors import InputError
+from hpdl_mpi.base.memory import ALIGNMENT
+from hpdl_mpi.comm.arena import Arena
+from hpdl_mpi.comm.communicator import Communicator, Window
+from hpdl_mpi.comm.schedule import Op, Program, Round, Step, window_size
+from hpdl_mpi.kernels import shared_steps
+
+_CODES = {
+    Op.COPY: shared_steps.COPY,
+    Op.WRITE: shared_steps.COPY,
+    Op.READ: shared_steps.READ,
+    Op.READ_REDUCE: shared_steps.READ_REDUCE,
+    Op.SIGNAL: shared_steps.SIGNAL,
+    Op.WAIT: shared_steps.WAIT,
+}
+
+_SPINS = 20_000
+"""Looks at a signal, of about a nanosecond each, before a rank with a core of its own asks after its peers."""
+
+_FEW_SPINS = 50
+"""The same where others need the core."""
+
+
+class SharedMemory:
+    """What a collective needs of the memory that ranks of a machine share: windows and signals. Collective.
+
+    Parameters
+    ----------
+    comm : Communicator
+    size : int
+        Elements of a window; the greatest of those that the ranks give counts.
+    dtype : dtype
+    arrays : Window, optional
+        Where the arrays lie, each at the start of its rank's part, for programs that use no other windows.
+
+    Attributes
+    ----------
+    memory : ndarray, 1-dimensional, `dtype`
+        All windows of this machine.
+    signals : ndarray, 1-dimensional, int64
+        All counters of this machine.
+    num_windows : int
+        How many windows of a rank are used in turn.
+    raised, awaited : ndarray, shape (size,), int64
+        How often this rank has signalled each other one, and been signalled.
+
+    Raises
+    ------
+    InputError
+        The machine has too little memory to share.
+    """
+
+    def __init__(self, comm: Communicator, size: int, dtype: DTypeLike, arrays: Window | None = None) -> None:
+        self.comm, dtype = comm, np.dtype(dtype)
+        size = max(comm.allgather_obj(size))
+        self.num_windows = 1 if arrays else 2
+        self._window_bytes = 0 if arrays else -(-size * dtype.itemsize // ALIGNMENT) * ALIGNMENT
+        self._signals_start = self.num_windows * self._window_bytes
+        self._arena = Arena(comm)
+        wanted = self._signals_start + comm.size * shared_steps.SIGNAL_BYTES
+        self._arena.reserve(wanted)
+        window = self._arena.window
+        if window is None:
+            raise InputError(
+                "too little memory that ranks can share",
+                where="/dev/shm",
+                expected=f"{wanted} bytes for each rank of the machine",
+                remedy="give the container more (docker run --shm-size), or choose an algorithm of messages",
+                shared=True,
+            )
+        self.signals = window.memory.view(np.int64)
+        self.memory = (arrays or window).memory.view(dtype)
+        self._part_bytes = window.memory.size // comm.node_size
+        self._stride = self.memory.size // comm.node_size
+        self._rows = [comm.nodes[:peer].count(node) for peer, node in enumerate(comm.nodes)]
+        self._dtype = dtype
+        self.raised, self.awaited = np.zeros((2, comm.size), np.int64)
+
+    def place(self, peer: int, element: int, window: int) -> int:
+        """Return where in `memory` an element of a window of a rank is."""
+        return self._rows[peer] * self._stride + window * self._window_bytes // self._dtype.itemsize + element
+
+    def signal(self, source: int, dest: int) -> int:
+        """Return where in `signals` the counter is that `source` raises and `dest` reads."""
+        start = self._rows[dest] * self._part_bytes + self._signals_start
+        return (start + self._rows[source] * shared_steps.SIGNAL_BYTES) // self.signals.itemsize
+
+    def free(self) -> None:
+        """Give the memory back. Collective."""
+        self.signals, self.memory = np.zeros(0, np.int64), np.zeros(0, self._dtype)
+        self._arena.free()
+
+
+def share_memory(comm: Communicator, program: Program, dtype: DTypeLike, arrays: Window | None = None) -> SharedMemory:
+    """Return the memory that this rank's program and those of the others need. Collective; see `SharedMemory`."""
+    return SharedMemory(comm, window_size([program]), dtype, arrays)
+
+
+class SharedRounds:
+    """Some rounds that follow one another in a program, all through shared memory.
+
+    Parameters
+    ----------
+    shared : SharedMemory
+    rounds : sequence of (int, Round)
+        With their numbers in the program.
+    array : ndarray
+        What the program works on.
+    """
+
+    def __init__(self, shared: SharedMemory, rounds: Sequence[tuple[int, Round]], array: np.ndarray) -> None:
+        self._shared, self._array = shared, array
+        self._steps = [(number, step) for number, steps in rounds for step in steps]
+        self._tables = [
+            np.array([self._row(step, window) for _, step in self._steps], np.int64).reshape(-1, 5)
+            for window in range(shared.num_windows)
+        ]
+        self._spins = _FEW_SPINS if shared.comm.crowded else _SPINS
+        self._table = self._tables[0]
+        self._position = len(self._steps)
+
+    def _row(self, step: Step, window: int) -> tuple[int, int, int, int, int]:
+        """Return a step as `run_steps` takes it."""
+        own = self._shared.comm.rank
+        if step.op is Op.SIGNAL:
+            place = self._shared.signal(own, step.peer)
+        elif step.op is Op.WAIT:
+            place = self._shared.signal(step.peer, own)
+        else:
+            place = self._shared.place(step.peer, step.place, window)
+        return _CODES[step.op], step.start, step.stop, place, step.peer
+
+    def start(self, run: int) -> None:
+        """Begin run 0, 1, ...; the one before must be over."""
+        self._table = self._tables[run % len(self._tables)]
+        self._position = 0
+
+    def test(self) -> bool:
+        """Go on as far as the other ranks allow, and say whether all is done."""
+        shared = self._shared
+        self._position = shared_steps.run_steps(
+            self._table,
+            self._position,
+            self._spins,
+            self._array,
+            shared.memory,
+            shared.signals,
+            shared.raised,
+            shared.awaited,
+        )
+        return self._position == len(self._steps)
+
+    @property
+    def progress(self) -> int:
+        """How many steps are done."""
+        return self._position
+
+    @property
+    def peers(self) -> Sequence[int]:
+        """Whom it waits for."""
+        return [step.peer for _, step in self._steps[self._position : self._position + 1]]
+
+    def __str__(self) -> str:
+        if self._position == len(self._steps):
+            return "over"
+        number, step = self._steps[self._position]
+        return f"round {number}: {step}"
