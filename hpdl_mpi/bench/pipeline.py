@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import socket
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -12,7 +11,7 @@ from typing import Any, Protocol
 
 from hpdl_mpi.base.errors import InputError, require
 from hpdl_mpi.bench import memory
-from hpdl_mpi.bench.contender import Contender, pool_sizes, worker_command
+from hpdl_mpi.bench.gloo import REMEDY, make_gloo_contender
 from hpdl_mpi.bench.machine import describe_command, describe_machine, describe_versions
 from hpdl_mpi.bench.pipeline_hpdl import PipelineSubject
 from hpdl_mpi.bench.pipeline_torch import TORCH_SCHEDULES
@@ -31,7 +30,6 @@ TORCH = "torch-pipelining"
 
 _PAUSE_SECONDS = 0.05
 _LEAST_STEPS = 3
-_REMEDY = "Install PyTorch with pip install 'hpdl_mpi[bench]'"
 
 
 class Player(Protocol):
@@ -150,7 +148,7 @@ def _check(model: str, vs: str | None, schedule: str, num_rounds: int) -> None:
         if WORKLOADS[model].images:
             raise InputError(f"{TORCH} is compared on rows of numbers only", where="--model", found=model)
         if importlib.util.find_spec("torch") is None:
-            raise InputError("PyTorch is not installed", where=f"--vs {vs}", remedy=_REMEDY)
+            raise InputError("PyTorch is not installed", where=f"--vs {vs}", remedy=REMEDY)
     elif vs is not None and vs not in FAMILIES:
         expected = " or ".join((TORCH, *FAMILIES))
         raise InputError("unknown contender", where="--vs", found=repr(vs), expected=expected)
@@ -242,7 +240,7 @@ def _figures(comm: Communicator, player: Player, name: str, seconds: Sequence[fl
 
 
 class _TorchPlayer:
-    """Each rank's PyTorch process, a child that sleeps between turns. All methods are collective."""
+    """Each rank's PyTorch process. All methods are collective."""
 
     def __init__(
         self,
@@ -260,13 +258,8 @@ class _TorchPlayer:
             "schedule": schedule,
             "cuts": list(cuts),
             "stage_ranks": list(plan.stage_ranks),
-            "rank": comm.rank,
-            "world_size": comm.size,
-            "address": agree(comm, lambda: _free_address(comm.num_nodes)),
-            "threads": 1,
         }
-        command = worker_command("hpdl_mpi.bench.pipeline_torch:load", settings)
-        self._child = Contender(TORCH, command, environ=pool_sizes(settings["threads"]), remedy=_REMEDY)
+        self._child = make_gloo_contender(comm, TORCH, "hpdl_mpi.bench.pipeline_torch:load", settings)
         self.warm_seconds, self.num_parameters, self.peak_bytes = 0.0, 0, 0
 
     def __enter__(self) -> _TorchPlayer:
@@ -283,11 +276,3 @@ class _TorchPlayer:
         answer = self._child.ask(steps=steps)
         self.peak_bytes = max(self.peak_bytes, answer["peak_bytes"])
         return answer["seconds"]
-
-
-def _free_address(num_nodes: int) -> str:
-    """Return an address of this machine at which nobody listens."""
-    host = "127.0.0.1" if num_nodes == 1 else socket.gethostname()
-    with socket.socket() as probe:
-        probe.bind(("", 0))
-        return f"{host}:{probe.getsockname()[1]}"

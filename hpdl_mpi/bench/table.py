@@ -66,6 +66,35 @@ def pipeline_table(result: dict[str, Any]) -> Table:
     return table
 
 
+def allreduce_table(result: dict[str, Any]) -> Table:
+    """Return the result of `bench_allreduce` as a table, a row for each of its rows."""
+    machines = f" on {result['num_nodes']} machines" if result["num_nodes"] > 1 else ""
+    caption = (
+        f"{result['machine']['cpu']}, {result['versions']['mpi']}; microseconds, median of {result['rounds']} rounds; "
+        "GB/s of a ring's traffic; * arrays in shared windows; ratios: the library's time to ours, Gloo's, and that of "
+        "copying as many bytes"
+    )
+    title = f"All-reduce of float32: {result['num_ranks']} ranks{machines}"
+    table = Table(box=box.SIMPLE, title=title, caption=caption, padding=(0, 0, 0, 1))
+    for heading in ("bytes", "algorithm"):
+        table.add_column(heading, no_wrap=True)
+    for heading in ("us", "GB/s", "library", "ratio", "Gloo", "copy"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    before = None
+    for row in result["rows"]:
+        chosen = f" ({row['chosen']})" if row["chosen"] != row["algorithm"] else ""
+        table.add_row(
+            _bytes(row["nbytes"]) if row["nbytes"] != before else "",
+            f"{row['algorithm']}{chosen}{'*' if row['memory'] == 'shared' else ''}",
+            _microseconds(row["seconds"]),
+            f"{row['bus_bandwidth'] / 1e9:.2f}",
+            _microseconds(row["library_seconds"]),
+            *(f"{row[key]:.2f}" if key in row else "" for key in ("ratio", "gloo_ratio", "copy_ratio")),
+        )
+        before = row["nbytes"]
+    return table
+
+
 def conv_table(result: dict[str, Any]) -> Table:
     """Return the result of `bench_conv` as a table, a row for each method of each convolution.
 
@@ -164,3 +193,15 @@ def loader_table(result: dict[str, Any]) -> Table:
 
 def _milliseconds(seconds: float) -> str:
     return f"{seconds * 1e3:.1f}"
+
+
+def _microseconds(seconds: float) -> str:
+    return f"{1e6 * seconds:,.{1 if seconds < 1e-4 else 0}f}"
+
+
+def _bytes(size: int) -> str:
+    """Return a number of bytes in the largest unit that it has a whole number of."""
+    for shift, unit in ((30, "GiB"), (20, "MiB"), (10, "KiB")):
+        if size % (1 << shift) == 0:
+            return f"{size >> shift} {unit}"
+    return f"{size} B"

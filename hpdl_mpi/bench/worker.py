@@ -5,8 +5,8 @@ and returns a function that builds the `Subject`; memory counts from between the
 
 The descriptor is the contender's end of a two-way pipe on which both sides write lines of JSON. When it has warmed up,
 the worker says ``{"step_seconds": ..., "num_parameters": ...}``. Each ``{"steps": n}`` that it then reads is a turn,
-answered by ``{"seconds": ..., "peak_bytes": ...}``; between turns it is blocked in that read. It leaves when the other
-end is closed. A failure is a traceback on standard error and an exit code.
+answered by ``{"seconds": ..., "peak_bytes": ...}``; further keys are keywords of its steps. Between turns it is blocked
+in that read. It leaves when the other end is closed. A failure is a traceback on standard error and an exit code.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from hpdl_mpi.bench import memory
@@ -43,8 +44,11 @@ def serve(load: Callable[..., Callable[[], Subject]], settings: dict[str, Any], 
     memory.reset_peak()
     _say(pipe, step_seconds=warm, num_parameters=subject.num_parameters)
     for request in pipe.makefile("rb"):
-        subject.step()  # untimed: the others have had the caches to themselves
-        seconds = _seconds(subject.step, json.loads(request)["steps"])
+        keywords = json.loads(request)
+        steps = keywords.pop("steps")
+        step = partial(subject.step, **keywords)
+        step()  # untimed: the others have had the caches to themselves
+        seconds = _seconds(step, steps)
         _say(pipe, seconds=seconds, peak_bytes=memory.peak() - level)
 
 

@@ -157,6 +157,41 @@ def pipeline(
             write_json(json_file, result)
 
 
+@app.command()
+def allreduce(
+    sizes: Annotated[str, typer.Option(help="Of the array; ... doubles.")] = "4KiB,...,128MiB",
+    algorithm: Annotated[
+        str | None,
+        typer.Option(metavar="NAME,...", help="Those of `hpdl schedule show`, and auto.", show_default="all"),
+    ] = None,
+    vs: Annotated[str | None, typer.Option(metavar="KEY", help="gloo: PyTorch's.")] = None,
+    tune: Annotated[bool, typer.Option("--tune", help="Let the fastest be what `auto` takes on such ranks.")] = False,
+    rounds: Annotated[int, typer.Option(min=10, help="Every contender takes a turn in each.")] = 10,
+    json_file: JsonFile = None,
+) -> None:
+    """Time sums over all ranks, ours and the MPI library's; start it with mpirun."""
+    from rich.console import Console
+
+    from hpdl_mpi.base.files import check_destination, write_json
+    from hpdl_mpi.bench.allreduce import bench_allreduce, write_rules
+    from hpdl_mpi.bench.table import allreduce_table
+    from hpdl_mpi.cli.sizes import parse_sizes
+    from hpdl_mpi.comm import agree, world
+
+    comm = world()
+    wanted = agree(comm, lambda: parse_sizes(sizes, "--sizes"))
+    if json_file:
+        agree(comm, partial(check_destination, json_file))
+    names = algorithm.split(",") if algorithm else None
+    result = bench_allreduce(comm, wanted, names, vs=vs, num_rounds=rounds, say=partial(typer.echo, err=True))
+    if comm.rank == 0:
+        Console().print(allreduce_table(result))
+        if json_file:
+            write_json(json_file, result)
+        if tune:
+            typer.echo(f"written: {write_rules(result)}")
+
+
 def _numbers(text: str) -> list[int]:
     from hpdl_mpi.base.errors import InputError
 

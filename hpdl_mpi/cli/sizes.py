@@ -5,6 +5,22 @@ from __future__ import annotations
 from hpdl_mpi.base.errors import InputError
 
 
+def parse_sizes(text: str, option: str) -> list[int]:
+    """Return the bytes of sizes with commas between; ``4KiB,...,1MiB`` means all doublings from one to the other."""
+    sizes: list[int] = []
+    words = text.split(",")
+    for index, word in enumerate(words):
+        if word.strip() != "...":
+            sizes.append(parse_size(word, option))
+            continue
+        last = parse_size(words[index + 1], option) if 0 < index < len(words) - 1 else 0
+        if not sizes or not 0 < sizes[-1] <= last:
+            raise InputError("stands for nothing", where=option, found=repr(text), expected="such as 4KiB,...,1MiB")
+        while 2 * sizes[-1] < last:
+            sizes.append(2 * sizes[-1])
+    return sizes
+
+
 def parse_size(text: str, option: str) -> int:
     """Return the bytes of a text such as ``64KiB`` or ``4 MB``."""
     from pydantic import ByteSize, TypeAdapter, ValidationError

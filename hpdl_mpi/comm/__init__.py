@@ -1,10 +1,11 @@
 """How ranks talk: communicators, and collectives as schedules. The only room that imports mpi4py."""
 
 from hpdl_mpi.base.agree import agree, agree_all
-from hpdl_mpi.comm.allreduce import make_allreduce
+from hpdl_mpi.comm.allreduce import AUTO, make_allreduce
 from hpdl_mpi.comm.arena import Arena
+from hpdl_mpi.comm.choice import choose_allreduce
 from hpdl_mpi.comm.clock import clock_offset
-from hpdl_mpi.comm.collectives import ALLREDUCES, among, ring_all_gather, ring_allreduce, ring_reduce_scatter
+from hpdl_mpi.comm.collectives import ALLREDUCES, LIBRARY, among, ring_all_gather, ring_allreduce, ring_reduce_scatter
 from hpdl_mpi.comm.communicator import Communicator, Transfer, Window, Work
 from hpdl_mpi.comm.execute import Collective, compile_reduction
 from hpdl_mpi.comm.single import SingleCommunicator
@@ -13,6 +14,8 @@ from hpdl_mpi.comm.world import world
 
 __all__ = [
     "ALLREDUCES",
+    "AUTO",
+    "LIBRARY",
     "Arena",
     "Collective",
     "Communicator",
@@ -23,6 +26,7 @@ __all__ = [
     "agree",
     "agree_all",
     "among",
+    "choose_allreduce",
     "clock_offset",
     "compile_reduction",
     "make_allreduce",

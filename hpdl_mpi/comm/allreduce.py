@@ -5,23 +5,26 @@ from __future__ import annotations
 import numpy as np
 
 from hpdl_mpi.base.errors import InputError
-from hpdl_mpi.comm.collectives import ALLREDUCES, Algorithm
-from hpdl_mpi.comm.communicator import COLLECTIVE_TAG, Communicator, Window
+from hpdl_mpi.comm.choice import choose_allreduce
+from hpdl_mpi.comm.collectives import ALLREDUCES, LIBRARY, Algorithm
+from hpdl_mpi.comm.communicator import COLLECTIVE_TAG, Communicator, Transfer, Window
 from hpdl_mpi.comm.execute import Collective
 from hpdl_mpi.comm.messages import SEGMENT_BYTES
 from hpdl_mpi.comm.schedule import window_size
 from hpdl_mpi.comm.shared_rounds import SharedMemory
 
+AUTO = "auto"
+
 
 def make_allreduce(
     comm: Communicator,
     array: np.ndarray,
-    algorithm: str,
+    algorithm: str = AUTO,
     *,
     tag: int = COLLECTIVE_TAG,
     segment_bytes: int = SEGMENT_BYTES,
     window: Window | None = None,
-) -> Collective:
+) -> Transfer:
     """Prepare a sum over all ranks into everyone's array, to be started again and again. Collective.
 
     Parameters
@@ -30,7 +33,7 @@ def make_allreduce(
     array : ndarray, 1-dimensional, float32 or float64
         Of one length on all ranks.
     algorithm : str
-        A name of `ALLREDUCES`.
+        A name of `ALLREDUCES`, `LIBRARY`, or `AUTO`: what suits the array and the place of the ranks.
     tag, segment_bytes : int
         See `Collective`.
     window : Window, optional
@@ -41,6 +44,10 @@ def make_allreduce(
     InputError
         There is no such algorithm, these ranks cannot use it, or the machine has too little memory to share.
     """
+    if algorithm == AUTO:
+        algorithm = choose_allreduce(comm, array.nbytes, "private" if window is None else "shared")
+    if algorithm == LIBRARY:
+        return comm.allreduce_init(array)
     kind = find_algorithm(algorithm, comm, in_window=window is not None)
     program = kind.programs(comm.nodes, array.size, comm.rank)
     shared = SharedMemory(comm, window_size([program]), array.dtype, window) if kind.shares else None
@@ -54,7 +61,7 @@ def find_algorithm(name: str, comm: Communicator, *, in_window: bool) -> Algorit
         return InputError(what, where=f"all-reduce {name!r}", found=found, expected=expected, shared=True)
 
     if name not in ALLREDUCES:
-        raise refuse("no such algorithm", None, " or ".join(ALLREDUCES))
+        raise refuse("no such algorithm", None, " or ".join((AUTO, LIBRARY, *ALLREDUCES)))
     kind = ALLREDUCES[name]
     if kind.one_machine and comm.num_nodes > 1:
         raise refuse("needs all ranks on one machine", f"{comm.num_nodes} machines", 1)

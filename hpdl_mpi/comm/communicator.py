@@ -9,6 +9,8 @@ from typing import Any, Literal, NoReturn
 
 import numpy as np
 
+from hpdl_mpi.base.errors import InputError
+
 RESERVED_TAG = 32_767
 """The largest tag that every MPI library has. The communicator's own messages bear it."""
 
@@ -62,11 +64,20 @@ class Work(ABC):
 
 
 class Transfer(Work):
-    """A message that is prepared once and sent or received many times, from or into the same array."""
+    """Something that is prepared once and done many times, with the same array: a message, a collective."""
 
     @abstractmethod
     def start(self) -> None:
-        """Begin the transfer once more; the one before must be over."""
+        """Begin once more; the time before must be over."""
+
+    def __call__(self) -> None:
+        """Do it and block until it is over."""
+        self.start()
+        self.wait()
+
+    def free(self) -> None:
+        """Give back what it has of memory that ranks share; it is not used again. Collective if it is one."""
+        return
 
 
 class Window(ABC):
@@ -159,6 +170,18 @@ class Communicator(ABC):
     @abstractmethod
     def recv_init(self, array: np.ndarray, source: int, tag: int = 0) -> Transfer:
         """Prepare a message that will be received many times; receives nothing yet."""
+
+    def allreduce_init(self, array: np.ndarray) -> Transfer:
+        """Prepare the MPI library's own sum of an array of floats over the ranks; sums nothing yet."""
+        raise InputError("has no all-reduce of an MPI library", where=type(self).__name__)
+
+    def library_name(self) -> str:
+        """Return the name and version of the MPI library; nothing where there is none. Local."""
+        return ""
+
+    def library_allreduce(self, array: np.ndarray) -> None:
+        """Sum an array of floats over the ranks as the MPI library does, waiting inside it: to compare with."""
+        raise InputError("has no all-reduce of an MPI library", where=type(self).__name__)
 
     @abstractmethod
     def split(self, color: int, key: int = 0) -> Communicator:

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from hpdl_mpi.base.memory import aligned
-from hpdl_mpi.comm.communicator import COLLECTIVE_TAG, Communicator, Work, check_array
+from hpdl_mpi.comm.communicator import COLLECTIVE_TAG, Communicator, Transfer, check_array
 from hpdl_mpi.comm.messages import SEGMENT_BYTES, Messages, staging_size
 from hpdl_mpi.comm.schedule import Program, is_shared
 from hpdl_mpi.comm.shared_rounds import SharedMemory, SharedRounds
@@ -22,7 +22,7 @@ def compile_reduction(dtype: DTypeLike) -> None:
     add(array, array, array)
 
 
-class Collective(Work):
+class Collective(Transfer):
     """One rank's part in a collective on one array. Prepared once; then each call runs it and allocates no array.
 
     Parameters
@@ -75,13 +75,7 @@ class Collective(Work):
         self._position = len(self._parts)
         self._run = 0
 
-    def __call__(self) -> None:
-        """Run the collective and block until this rank's part is over."""
-        self.start()
-        self.wait()
-
     def start(self) -> None:
-        """Begin; the run before must be over."""
         self._position = -1
         self._run += 1
         self._next_part()
@@ -112,7 +106,6 @@ class Collective(Work):
         return self._parts[self._position] if self._position < len(self._parts) else None
 
     def free(self) -> None:
-        """Give back memory that ranks share; the collective is not used again. Collective."""
         if self._shared:
             self._shared.free()
 

@@ -26,6 +26,7 @@ from hpdl_mpi.comm.communicator import (
     Window,
     Work,
     as_bytes,
+    check_array,
     check_gathered,
     check_message,
 )
@@ -114,6 +115,18 @@ class MpiCommunicator(Communicator):
 
     def barrier(self) -> None:
         self.wait_for(_Joint(self, self._handle.Ibarrier(), "barrier"))
+
+    def allreduce_init(self, array: np.ndarray) -> Transfer:
+        check_array(array, written=True)
+        return _LibraryAllreduce(self, self._handle, array)
+
+    def library_name(self) -> str:
+        name, version = MPI.get_vendor()
+        return f"{name} {'.'.join(map(str, version))}"
+
+    def library_allreduce(self, array: np.ndarray) -> None:
+        check_array(array, written=True)
+        self._handle.Allreduce(MPI.IN_PLACE, array)
 
     def split(self, color: int, key: int = 0) -> MpiCommunicator:
         # The library's own wait would not notice a rank that has left.
@@ -277,6 +290,17 @@ class _Joint(Work):
 
     def __str__(self) -> str:
         return f"rank {self.comm.rank}: {self._verb} of {self.comm.size} ranks"
+
+
+class _LibraryAllreduce(_Joint, Transfer):
+    """The library's sum of an array, again and again."""
+
+    def __init__(self, comm: Communicator, handle: MPI.Intracomm, array: np.ndarray) -> None:
+        super().__init__(comm, MPI.REQUEST_NULL, "allreduce")
+        self._handle, self._array = handle, array
+
+    def start(self) -> None:
+        self._request = self._handle.Iallreduce(MPI.IN_PLACE, self._array)
 
 
 class _SharedWindow(Window):

@@ -1,7 +1,7 @@
 """The collectives: functions ``(num_ranks, num_elements, rank)`` that return one rank's program."""
 
 from hpdl_mpi.comm.collectives.adapt import among, shifted
-from hpdl_mpi.comm.collectives.algorithms import ALLREDUCES, Algorithm
+from hpdl_mpi.comm.collectives.algorithms import ALLREDUCES, LIBRARY, Algorithm
 from hpdl_mpi.comm.collectives.doubling import halving_doubling_allreduce, recursive_doubling_allreduce
 from hpdl_mpi.comm.collectives.hierarchical import hierarchical_allreduce
 from hpdl_mpi.comm.collectives.ring import (
@@ -15,6 +15,7 @@ from hpdl_mpi.comm.collectives.tree import tree_allreduce
 
 __all__ = [
     "ALLREDUCES",
+    "LIBRARY",
     "Algorithm",
     "among",
     "bidirectional_ring_allreduce",

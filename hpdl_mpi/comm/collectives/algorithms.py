@@ -35,6 +35,10 @@ class Algorithm:
     in_window: bool = False
 
 
+LIBRARY = "library"
+"""The name of the MPI library's own all-reduce, which has no program."""
+
+
 def _anywhere(generate: Callable[[int, int, int], Program], **where: bool) -> Algorithm:
     """Return an algorithm that is the same wherever the ranks are."""
     return Algorithm(lambda nodes, num_elements, rank: generate(len(nodes), num_elements, rank), **where)

@@ -85,3 +85,40 @@ def test_what_cannot_be_drawn_is_refused(tmp_path: Path) -> None:
         show("gpipe", "-p", "9999999999999999999999")
     with pytest.raises(InputError, match="no such schedule"):
         show("nope")
+
+
+def test_an_allreduce_is_shown_proved_and_timed() -> None:
+    lines = show("allreduce", "--algorithm", "ring", "-n", "5", "--size", "4KB", "--latency", "1").splitlines()
+    assert lines[0] == "allreduce, ring: 5 ranks, 1000 elements of float32"
+    assert lines[2] == "    0  send [800, 1000) to rank 1; recv_reduce [600, 800) from rank 4"
+    assert sum(line.startswith("rank ") for line in lines) == 5
+    assert lines[-3].startswith("proved ")
+    assert lines[-2].endswith("sends 1.6 times its array (the least that a sum needs is 1.6)")
+    assert lines[-1].startswith("time         8 s")
+
+
+@pytest.mark.parametrize("algorithm", ["two_shot", "window"])
+def test_an_allreduce_through_shared_memory_is_shown(algorithm: str) -> None:
+    text = show("allreduce", "--algorithm", algorithm, "-n", "3", "--size", "12 B")
+    assert "wait for rank 2" in text
+    assert "through shared memory" in text
+
+
+def test_an_allreduce_of_many_ranks_is_shown_in_part() -> None:
+    text = show("allreduce", "--algorithm", "hierarchical", "-n", "12", "--machines", "3", "--size", "1MiB")
+    assert "12 ranks on 3 machines" in text
+    assert "more rounds" in text
+    assert "and 3 more ranks" in text
+
+
+def test_impossible_allreduces_are_refused() -> None:
+    for arguments, complaint in (
+        (("--algorithm", "nope"), "--algorithm: no such algorithm. Found 'nope'"),
+        (("--algorithm", "two_shot", "--machines", "2"), "its ranks share memory"),
+        (("--machines", "9", "-n", "2"), "--machines: out of range"),
+        (("--size", "large"), "--size: not a size"),
+        (("--size", "1TiB"), "--size: out of range"),
+        (("-n", "100000"), "--ranks: out of range"),
+    ):
+        with pytest.raises(InputError, match=complaint):
+            show("allreduce", *arguments)

@@ -1,0 +1,38 @@
+"""PyTorch's processes over Gloo: a child of each rank, which sleeps between turns."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Mapping
+from typing import Any
+
+from hpdl_mpi.bench.contender import Contender, pool_sizes, worker_command
+from hpdl_mpi.comm import Communicator, agree
+
+REMEDY = "Install PyTorch with pip install 'hpdl_mpi[bench]'"
+
+
+def make_gloo_contender(comm: Communicator, name: str, loader: str, settings: Mapping[str, Any]) -> Contender:
+    """Return this rank's child of a group over Gloo. Collective, and so is entering it.
+
+    Parameters
+    ----------
+    comm : Communicator
+        The ranks whose children meet.
+    name : str
+    loader : str
+        ``module:function``, see `worker`; it is also given `rank`, `world_size`, `address` and `threads`.
+    settings : mapping
+    """
+    address = agree(comm, lambda: _free_address(comm.num_nodes))
+    place = {"rank": comm.rank, "world_size": comm.size, "address": address, "threads": 1}
+    return Contender(name, worker_command(loader, {**settings, **place}), environ=pool_sizes(1), remedy=REMEDY)
+
+
+def _free_address(num_nodes: int) -> str:
+    """Return an address of this machine at which nobody listens; ``MASTER_ADDR`` names the machine to others."""
+    host = "127.0.0.1" if num_nodes == 1 else os.environ.get("MASTER_ADDR") or socket.gethostname()
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        return f"{host}:{probe.getsockname()[1]}"

@@ -1,0 +1,133 @@
+"""``hpdl bench allreduce``: its result, what it makes of it, its table, what it refuses."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from hpdl_mpi.base.errors import InputError
+from hpdl_mpi.bench.allreduce import GLOO, bench_allreduce, best_rules, write_rules
+from hpdl_mpi.bench.table import allreduce_table
+from hpdl_mpi.comm import ALLREDUCES, SingleCommunicator
+from hpdl_mpi.comm.choice import Rule, read_table
+from tests.mpirun import needs_mpirun, run_python
+
+KEYS = {"nbytes", "algorithm", "chosen", "memory", "seconds", "bus_bandwidth", "library_seconds", "ratio"}
+
+
+@pytest.fixture(scope="module")
+def result(tmp_path_factory: pytest.TempPathFactory) -> dict:
+    """A real run on two ranks, as short as can be."""
+    path = tmp_path_factory.mktemp("bench") / "result.json"
+    environ = {"HPDL_ALLREDUCE_TABLE": str(path.with_name("table.json"))}
+    command = ("-m", "hpdl_mpi", "bench", "allreduce", "--sizes", "4KiB,64KiB", "--json", str(path), "--tune")
+    done = run_python(2, *command, environ=environ)
+    assert done.returncode == 0, done.stderr
+    table = Path(environ["HPDL_ALLREDUCE_TABLE"])
+    assert f"written: {table}" in done.stdout
+    assert read_table(table).rules["1x2"] == best_rules(json.loads(path.read_text())["rows"])
+    return json.loads(path.read_text())
+
+
+@needs_mpirun
+def test_the_result_has_a_row_for_each_size_algorithm_and_memory(result: dict) -> None:
+    rows = result["rows"]
+    assert all(set(row) >= KEYS for row in rows)
+    expected = {("auto", "private"), ("auto", "shared")}
+    expected |= {(name, "shared" if kind.in_window else "private") for name, kind in ALLREDUCES.items()}
+    for nbytes in (4096, 65536):
+        assert {(row["algorithm"], row["memory"]) for row in rows if row["nbytes"] == nbytes} == expected
+    assert all(("copy_ratio" in row) == (row["memory"] == "shared") for row in rows)
+    for row in rows:
+        assert row["ratio"] == pytest.approx(row["library_seconds"] / row["seconds"])
+        assert row["bus_bandwidth"] == pytest.approx(row["nbytes"] / row["seconds"])
+    assert (result["num_ranks"], result["place"], result["rounds"]) == (2, "1x2", 10)
+    assert result["versions"]["mpi"]
+
+
+@needs_mpirun
+def test_the_result_makes_a_table(result: dict) -> None:
+    file = io.StringIO()
+    Console(file=file, width=80).print(allreduce_table(result))
+    assert "2 ranks" in file.getvalue()
+    assert "auto (one_shot)" in file.getvalue()
+    assert "…" not in file.getvalue()
+
+
+def row(nbytes: int, algorithm: str, seconds: float, library: float = 9.0, memory: str = "private") -> dict:
+    return {
+        "nbytes": nbytes,
+        "algorithm": algorithm,
+        "chosen": algorithm,
+        "memory": memory,
+        "seconds": seconds,
+        "library_seconds": library,
+    }
+
+
+def test_the_fastest_makes_the_rules() -> None:
+    rows = [
+        *(row(100, "ring", 2.0), row(100, "tree", 1.0)),
+        *(row(400, "ring", 2.0), row(400, "tree", 1.0)),
+        *(row(900, "ring", 1.0), row(900, "tree", 2.0)),
+        *(row(9000, "ring", 1.0, library=0.5), row(9000, "tree", 2.0, library=0.5)),
+        row(9000, "window", 1.0, library=0.1, memory="shared"),
+    ]
+    assert best_rules(rows) == {
+        "private": [
+            Rule(up_to=600, algorithm="tree"),
+            Rule(up_to=2846, algorithm="ring"),
+            Rule(algorithm="library"),
+        ],
+        "shared": [Rule(algorithm="window")],
+    }
+
+
+def test_rules_of_other_places_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "settings" / "table.json"
+    monkeypatch.setenv("HPDL_ALLREDUCE_TABLE", str(path))
+    for place, name in (("1x2", "ring"), ("4x1", "tree"), ("1x2", "one_shot")):
+        read_table.cache_clear()
+        assert write_rules({"place": place, "rows": [row(100, name, 1.0)]}) == path
+    read_table.cache_clear()
+    rules = read_table(path).rules
+    assert {place: of["private"][0].algorithm for place, of in rules.items()} == {"1x2": "one_shot", "4x1": "tree"}
+
+
+@needs_mpirun
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        (("--algorithm", "rings"), "--algorithm: cannot be used. Found 'rings'"),
+        (("--vs", "nccl"), "--vs: unknown contender"),
+        (("--sizes", "6"), "--sizes: out of range. Found 6"),
+        (("--sizes", "some"), "--sizes: not a size"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused_once(options: tuple[str, ...], complaint: str) -> None:
+    done = run_python(2, "-m", "hpdl_mpi", "bench", "allreduce", *options)
+    assert done.returncode == 2
+    assert done.stderr.count(complaint) == 1
+
+
+def test_one_rank_is_refused() -> None:
+    with pytest.raises(InputError, match="one rank has nothing to sum"):
+        bench_allreduce(SingleCommunicator(), [4])
+
+
+WITHOUT_TORCH = """
+import sys
+sys.modules["torch"] = None
+from hpdl_mpi.cli.main import main
+main()
+"""
+
+
+@needs_mpirun
+def test_without_pytorch_gloo_is_refused() -> None:
+    done = run_python(2, "-c", WITHOUT_TORCH, "bench", "allreduce", "--vs", GLOO)
+    assert (done.returncode, done.stderr.count("PyTorch is not installed")) == (2, 1)
