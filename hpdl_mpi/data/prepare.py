@@ -55,7 +55,7 @@ class Preparation:
         Parameters
         ----------
         raw : array, shape (n, *stored_shape)
-            Any number type, C-contiguous.
+            Integers, flags, float32 or float64, of native byte order, C-contiguous.
         out : float array, shape (n, *output_shape)
             C-contiguous; overwritten.
         key : uint64, optional

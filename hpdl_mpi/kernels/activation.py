@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
 from numba import prange
 
 from hpdl_mpi.kernels.elementary import exp, normal
-from hpdl_mpi.kernels.elementwise import clipped, lies_at
+from hpdl_mpi.kernels.elementwise import clipped, held_back, lies_at
 from hpdl_mpi.kernels.jit import inline, parallel_kernel
 
 _NORMAL_HEIGHT = 1 / math.sqrt(2 * math.pi)
@@ -55,15 +54,14 @@ def clip(x, low, high, y):
 
 @parallel_kernel
 def clip_backward(dy, y, low, high, dx):
-    """dx = dy where low < y < high, inf too if there is no limit above, else 0; dx may be dy."""
+    """dx = 0 where y is at a limit, else dy; dx may be dy."""
     least, most, zero = y.dtype.type(low), y.dtype.type(high), y.dtype.type(0.0)
-    endless = most == np.inf
     if lies_at(dy, dx):
         for i in prange(y.size):
-            dx[i] = dx[i] if (y[i] > least) & ((y[i] < most) | endless) else zero
+            dx[i] = zero if held_back(y[i], least, most) else dx[i]
     else:
         for i in prange(y.size):
-            dx[i] = dy[i] if (y[i] > least) & ((y[i] < most) | endless) else zero
+            dx[i] = zero if held_back(y[i], least, most) else dy[i]
 
 
 @inline

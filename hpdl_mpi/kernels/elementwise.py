@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 from numba import prange
 
 from hpdl_mpi.kernels.jit import inline, parallel_kernel, thread_count
@@ -46,6 +47,15 @@ def lies_at(a, b):
 def clipped(value, least, most):
     """Return a number where it lies from least to most, else the nearer of them; NaN stays."""
     return least if value < least else most if value > most else value
+
+
+@inline
+def held_back(value, least, most):
+    """Return whether a result of `clipped` is at a limit, where nothing passes backward; an infinite one is none.
+
+    A NaN is not: its gradient must be seen.
+    """
+    return (value <= least) | ((value >= most) & (most < np.inf))
 
 
 @parallel_kernel

@@ -12,6 +12,7 @@ import math
 from numba import prange
 from numba.extending import register_jitable
 
+from hpdl_mpi.kernels.elementwise import clipped, held_back
 from hpdl_mpi.kernels.jit import exact_kernel, inline, kernel, parallel_kernel
 
 _BLOCK_ROWS = 256
@@ -125,11 +126,11 @@ def _normalize_rows(x, scale, shift, addend, limits, y):
             other = addend[p]
             for c in range(channels):
                 value = source[c] * scale[c] + shift[c] + other[c]
-                target[c] = least if value < least else most if value > most else value
+                target[c] = clipped(value, least, most)
         elif bounded:
             for c in range(channels):
                 value = source[c] * scale[c] + shift[c]
-                target[c] = least if value < least else most if value > most else value
+                target[c] = clipped(value, least, most)
         else:
             for c in range(channels):
                 target[c] = source[c] * scale[c] + shift[c]
@@ -216,7 +217,7 @@ def channel_gradients(x, dy, mean, scale, shift, limits, out):
         source, gradient = x[p], dy[p]
         for c in range(channels):
             y = source[c] * scale[c] + shift[c]
-            value = gradient[c] if not bounded or (y > least and y < most) else zero
+            value = zero if bounded and held_back(y, least, most) else gradient[c]
             plain[c] += value
             weighted[c] += value * (source[c] - mean[c])
 
@@ -254,7 +255,7 @@ def _backward_rows(x, dy, scale, shift, limits, factors, dx):
         source, gradient, target = x[p], dy[p], dx[p]
         for c in range(channels):
             y = source[c] * scale[c] + shift[c]
-            value = gradient[c] if not bounded or (y > least and y < most) else zero
+            value = zero if bounded and held_back(y, least, most) else gradient[c]
             target[c] = of_dy[c] * value + (of_x[c] * source[c] + plus[c])
 
 

@@ -11,7 +11,10 @@ from hpdl_mpi.nn.init import FanInUniform
 
 
 def alexnet(outputs: int = 1000, dropout: float = 0.5, hidden: int = 4096) -> Layer:
-    """Return five convolutions and three Linear layers, with torchvision's names; for images of 63 x 63 or more.
+    """Return five convolutions and three Linear layers, for images of 63 x 63 or more.
+
+    Parameters have torchvision's names. Three ReLUs stand behind the pooling that they stand in front of there, which
+    computes the same.
 
     Parameters
     ----------

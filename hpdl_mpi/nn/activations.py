@@ -38,9 +38,6 @@ class _Activation(Layer):
     keeps_input = False
     """Whether x is kept for backward. By default y is: the layer behind needs it too."""
 
-    in_place = False
-    """Whether y may take x's place, and dx that of dy."""
-
     def output_shape(self, input_shape: Shape) -> Shape:
         return input_shape
 
@@ -53,19 +50,16 @@ class _Activation(Layer):
         """Write dx."""
 
     def forward(self, x: np.ndarray, ctx: Context) -> np.ndarray:
-        y = self._take(x, ctx)
+        y = ctx.reuse_or_take(x)
         self._apply(x, y)
         ctx.save(kept=x if self.keeps_input else y)
         return y
 
     def backward_input(self, dy: np.ndarray, ctx: Context) -> np.ndarray:
-        dx = self._take(dy, ctx)
+        dx = ctx.reuse_or_take(dy)
         self._differentiate(dy, ctx.saved["kept"], dx)
         ctx.drop("kept")
         return dx
-
-    def _take(self, array: np.ndarray, ctx: Context) -> np.ndarray:
-        return ctx.take_like(array) if self.in_place else ctx.take(array.shape, array.dtype)
 
 
 class LeakyReLU(_Activation):

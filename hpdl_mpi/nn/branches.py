@@ -15,6 +15,14 @@ from hpdl_mpi.nn.flat import images_in, joined
 from hpdl_mpi.nn.layer import Layer, Shape
 
 
+def _take_for_sum(term: np.ndarray, ctx: Context) -> np.ndarray:
+    """Return an array for the sum of a layer's result and another one: the result itself if nobody else holds it."""
+    if ctx.holds_alone(term):
+        ctx.retain(term)
+        return term
+    return ctx.take(term.shape, term.dtype)
+
+
 class Residual(Container):
     """y = body(x) + shortcut(x), the shortcut being the identity unless given (He et al., 2016).
 
@@ -65,7 +73,7 @@ class Residual(Container):
             y = body.forward(x, inner)
         else:
             result = body.forward(x, inner)
-            y = ctx.take(result.shape, result.dtype)
+            y = _take_for_sum(result, ctx)
             add_clipped(result.reshape(-1), term.reshape(-1), *self._limits, y.reshape(-1))
             ctx.release(result)
         for result in skipped:
@@ -86,7 +94,7 @@ class Residual(Container):
         results = [getattr(layer, half)(passed, child) for layer, child in pairs if child.needs_backward]
         dx = None
         if ctx.needs_dx:
-            dx = ctx.take(results[0].shape, results[0].dtype)
+            dx = _take_for_sum(results[0], ctx)
             other = results[1] if len(results) > 1 else passed
             add(results[0].reshape(-1), other.reshape(-1), dx.reshape(-1))
         for result in results:
@@ -136,11 +144,13 @@ class Parallel(Container):
             copy_columns(columns, part.reshape(columns.shape))
             dx = getattr(layer, half)(part, child)
             ctx.release(part)
-            if total is None:
-                total = dx
-            elif dx is not None:
-                add(total.reshape(-1), dx.reshape(-1), total.reshape(-1))
-                ctx.release(dx)
+            if total is None or dx is None:
+                total = total if dx is None else dx
+                continue
+            term, total = total, _take_for_sum(total, ctx)
+            add(term.reshape(-1), dx.reshape(-1), total.reshape(-1))
+            ctx.release(term)
+            ctx.release(dx)
         return total
 
     def _split(self, joined: np.ndarray) -> list[np.ndarray]:

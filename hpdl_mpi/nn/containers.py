@@ -175,8 +175,8 @@ class Sequential(Container):
         pairs = self._contexts(ctx)
         if self.adds:
             pairs[-1][1].addend = ctx.addend
-        for number, (layer, child) in enumerate(pairs):
-            child.passing = number > 0
+        for layer, child in pairs:
+            child.donated = layer.in_place
             y = layer.forward(x, child)
             ctx.release(x)
             x = y
@@ -185,11 +185,11 @@ class Sequential(Container):
     def _backward(self, dy: np.ndarray, ctx: Context, half: str) -> np.ndarray | None:
         ctx.retain(dy)
         gradient: np.ndarray | None = dy
-        for number, (layer, child) in enumerate(reversed(self._contexts(ctx))):
+        for layer, child in reversed(self._contexts(ctx)):
             if not child.needs_backward:
                 ctx.release(gradient)
                 return None
-            child.passing = number > 0
+            child.donated = layer.in_place
             dx = getattr(layer, half)(gradient, child)
             ctx.release(gradient)
             gradient = dx

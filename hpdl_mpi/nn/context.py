@@ -80,11 +80,11 @@ class Context:
         What `save` keeps until `drop`.
     addend : Addend or None
         What a layer that `adds` is to add to its output.
-    passing : bool
-        Whether whoever calls the layer needs what it hands over, x or dy, no more.
+    donated : bool
+        Whether a layer that works `in_place` may do so: whoever calls it needs what it hands over, x or dy, no more.
     """
 
-    __slots__ = ("_children", "_key", "addend", "batch", "needs_backward", "needs_dx", "passing", "path", "saved")
+    __slots__ = ("_children", "_key", "addend", "batch", "donated", "needs_backward", "needs_dx", "path", "saved")
 
     def __init__(self, batch: MicroBatch, path: str = "", *, needs_dx: bool = False, needs_backward: bool = True):
         self.batch = batch
@@ -93,7 +93,7 @@ class Context:
         self.needs_backward = needs_backward
         self.saved: dict[str, Any] = {}
         self.addend: Addend | None = None
-        self.passing = False
+        self.donated = False
         self._children: dict[str, Context] = {}
         self._key: tuple[tuple[int, int], np.uint64] | None = None
 
@@ -102,7 +102,7 @@ class Context:
         if name not in self._children:
             self._children[name] = Context(self.batch, join(self.path, name))
         child = self._children[name]
-        child.needs_dx, child.needs_backward, child.addend, child.passing = needs_dx, needs_backward, None, False
+        child.needs_dx, child.needs_backward, child.addend, child.donated = needs_dx, needs_backward, None, False
         return child
 
     @property
@@ -122,9 +122,13 @@ class Context:
         """Return an array from the pool, held once; whoever gets it as a result releases it."""
         return self.batch.pool.take(shape, dtype)
 
-    def take_like(self, array: np.ndarray) -> np.ndarray:
-        """Return an array for a result of the same shape: the array itself where nobody else holds or needs it."""
-        if self.passing and self.batch.pool.count(array) == 1:
+    def holds_alone(self, array: np.ndarray) -> bool:
+        """Return whether an array is of the pool and held once: who has it may write to it."""
+        return self.batch.pool.count(array) == 1
+
+    def reuse_or_take(self, array: np.ndarray) -> np.ndarray:
+        """Return an array for a result of the shape of x or dy: that itself where nobody else holds or needs it."""
+        if self.donated and self.holds_alone(array):
             self.retain(array)
             return array
         return self.take(array.shape, array.dtype)

@@ -56,8 +56,10 @@ class Layer(abc.ABC):
     """A differentiable function of an array (or a tuple of arrays), batch first.
 
     A layer holds no state of a micro-batch: what backward needs goes into the `Context`. Inputs and `dy` are
-    borrowed and never overwritten; results come from ``ctx.take`` and belong to the caller, who releases them.
-    The same object stands in a model once.
+    borrowed, and not written to; results come from ``ctx.take``, or are the input retained, and belong to the caller,
+    who releases them. One who calls a layer may write to its result only where nobody else holds it
+    (``ctx.holds_alone``). A layer that works `in_place` takes its results from ``ctx.reuse_or_take``, which may be the
+    input. The same object stands in a model once.
 
     Attributes
     ----------
@@ -69,11 +71,14 @@ class Layer(abc.ABC):
         Views into the flat arrays of a `Layout`, by local name; empty until it binds them.
     counters : tuple of str
         Names under which PyTorch's twin counts the batches it has seen; files of weights have them, we do not.
+    in_place : bool
+        Whether a result may take the place of what it is made from, see ``ctx.reuse_or_take``.
     portable : bool
         Whether PyTorch's twin would compute the same with the same weights; `build` says where it would not.
     """
 
     counters: tuple[str, ...] = ()
+    in_place: bool = False
     portable: bool = True
 
     path: str

@@ -99,6 +99,9 @@ def zero_targets(loss: Loss, output_shape: Shape, size: int, dtype: DTypeLike) -
 class _Measurement:
     """One layer's forward and backward, on arrays of its own.
 
+    A layer that can work in place takes a further array here, where nothing stands before it: its memory is what it
+    takes at most.
+
     Attributes
     ----------
     keeps_input, keeps_output : bool

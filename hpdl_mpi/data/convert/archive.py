@@ -33,6 +33,12 @@ SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.xz", ".txz", ".tar.bz2", ".tbz2", "
 MAX_MEMBER_BYTES = 256 * 2**20
 """No image needs more, nor does a file of CIFAR."""
 
+MAX_NAME_BYTES = 4096
+"""No system has longer paths."""
+
+MAX_NAMES_BYTES = 2**28
+"""Of all names together, which are kept: ten million of the usual length."""
+
 _OPENERS = ((rb"\x1f\x8b\x08", gzip.open), (rb"\xfd7zXZ\0", lzma.open), (rb"BZh[1-9]1AY&SY", bz2.open))
 """First bytes of packed files, and what unpacks them."""
 
@@ -40,7 +46,7 @@ _PIECE = 2**20
 _BLOCK = 512
 _DAMAGE = (
     *(tarfile.TarError, zipfile.BadZipFile, lzma.LZMAError, zlib.error, struct.error),
-    *(EOFError, IndexError, NotImplementedError, OSError, OverflowError, ValueError),
+    *(EOFError, IndexError, NotImplementedError, OSError, OverflowError, RecursionError, ValueError),
 )
 """What the libraries raise on damaged archives."""
 
@@ -86,7 +92,8 @@ def open_archive(source: Path, unpacked: Path) -> Files:
     with _naming_damage(source), sink:
         is_zip = source.suffix.lower() == ".zip"
         plain = not is_zip and _opener(source) is open
-        for member in _zip_members(source) if is_zip else _tar_members(source):
+        members = _zip_members(source) if is_zip else _tar_members(source)
+        for member in _with_bounded_names(members, source):
             parts = _parts(member.name, source)
             name = "/".join(parts)
             where = f"{source}: {name}"
@@ -112,6 +119,19 @@ def open_archive(source: Path, unpacked: Path) -> Files:
     names = sorted(files)
     extents = np.array([files[name] for name in names], np.int64).reshape(-1, 2)
     return Files(source, names, sorted(folders), source if plain else unpacked, extents)
+
+
+def _with_bounded_names(members: Iterable[_Member], source: Path) -> Iterator[_Member]:
+    """Pass on members as long as their names are no longer than names can be, one by one and together."""
+    total = 0
+    for member in members:
+        size = len(member.name)
+        total += size
+        if size > MAX_NAME_BYTES:
+            _refuse_size(f"{source}: {member.name[:40]}...", size, MAX_NAME_BYTES, "for one name")
+        if total > MAX_NAMES_BYTES:
+            _refuse_size(f"{source}: names", total, MAX_NAMES_BYTES, "for all names of an archive")
+        yield member
 
 
 def _refuse_size(where: str, found: int, limit: int, what: str) -> None:

@@ -61,8 +61,11 @@ def read_arrays(source: Path) -> dict[str, np.ndarray]:
     """
     try:
         with zipfile.ZipFile(source) as archive:
-            for member in archive.infolist():
+            members = archive.infolist()
+            for member in members:
                 _check_member(archive, member, source)
+            # All are read at once.
+            check_claim(sum(one.file_size for one in members), sum(one.compress_size for one in members), source)
         with np.load(source, allow_pickle=False) as arrays:
             return {name: arrays[name] for name in arrays.files}
     except (*DAMAGE, ValueError) as error:

@@ -176,6 +176,34 @@ def test_a_member_that_claims_too_much_is_not_unpacked(tmp_path) -> None:
         convert(tmp_path / "a.tar.gz", tmp_path / "out")
 
 
+@pytest.mark.parametrize("length", [4090, 10**5])
+def test_a_name_that_no_system_has_is_refused(tmp_path, length) -> None:
+    member = f"cat/{'a' * length}.png"
+    (tmp_path / "a.tar.gz").write_bytes(gzip.compress(tar_of((member, IMAGE), form=tarfile.GNU_FORMAT)))
+    with pytest.raises(
+        InputError, match=rf"cat/a+\.\.\.: too large\. Found {len(member)} bytes; expected at most 4096"
+    ):
+        convert(tmp_path / "a.tar.gz", tmp_path / "out")
+
+
+def test_names_of_all_members_are_bounded(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(archive_module, "MAX_NAMES_BYTES", 30)
+    (tmp_path / "a.tar.gz").write_bytes(gzip.compress(tar_of(*((f"cat/{i:08d}", IMAGE) for i in range(3)))))
+    with pytest.raises(InputError, match=r"names: too large\. Found 36 bytes; expected at most 30 for all names"):
+        convert(tmp_path / "a.tar.gz", tmp_path / "out")
+
+
+@pytest.mark.parametrize("kind", [tarfile.XHDTYPE, tarfile.GNUTYPE_LONGNAME])
+def test_headers_of_headers_are_damage(tmp_path, kind) -> None:
+    header = tarfile.TarInfo("header")
+    record = b"12 path=a/b\n"
+    header.type, header.size = kind, len(record)
+    nested = (header.tobuf(tarfile.USTAR_FORMAT) + record.ljust(512, b"\0")) * 3000
+    (tmp_path / "a.tar").write_bytes(nested + tar_of(("cat/1.png", IMAGE)))
+    with pytest.raises(InputError, match="cannot be read as an archive"):
+        convert(tmp_path / "a.tar", tmp_path / "out")
+
+
 @pytest.mark.parametrize("kind", [tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME])
 def test_a_header_that_claims_much_takes_no_memory(tmp_path, kind) -> None:
     info = tarfile.TarInfo("header")

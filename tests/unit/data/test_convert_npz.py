@@ -11,6 +11,7 @@ import pytest
 from hpdl_mpi.base.errors import InputError
 from hpdl_mpi.data import Dataset
 from hpdl_mpi.data.convert import Options, convert
+from hpdl_mpi.data.convert import limits as limits_module
 
 
 def npy(array: np.ndarray) -> bytes:
@@ -145,4 +146,11 @@ def test_a_claim_beyond_what_zip_can_hold_is_refused(tmp_path) -> None:
     lie = (packed * 1032 + 1).to_bytes(4, "little")
     (tmp_path / "a.npz").write_bytes(data.replace(size.to_bytes(4, "little"), lie))
     with pytest.raises(InputError, match=r"x\.npy: claims more data than it can hold"):
+        convert(tmp_path / "a.npz", tmp_path / "out")
+
+
+def test_arrays_that_do_not_fit_in_memory_together_are_refused(tmp_path, monkeypatch) -> None:
+    np.savez(tmp_path / "a.npz", x=np.zeros(1000), y=np.zeros(1000))
+    monkeypatch.setattr(limits_module.os, "sysconf", lambda name: 100)
+    with pytest.raises(InputError, match=r"a\.npz: does not fit in memory\. Found 16256 bytes; expected at most 10000"):
         convert(tmp_path / "a.npz", tmp_path / "out")

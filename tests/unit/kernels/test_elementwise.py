@@ -18,11 +18,11 @@ PASSES: dict[str, tuple[Callable, Callable]] = {
     "clip, no limit": (lambda a, b, out: clip(a, 0.0, np.inf, out), lambda a, b: np.maximum(a, 0)),
     "clip_backward": (
         lambda a, b, out: clip_backward(a, b, 0.0, 1.0, out),
-        lambda a, b: np.where((b > 0) & (b < 1), a, 0),
+        lambda a, b: np.where((b <= 0) | (b >= 1), 0, a),
     ),
     "clip_backward, no limit": (
         lambda a, b, out: clip_backward(a, b, 0.0, np.inf, out),
-        lambda a, b: np.where(b > 0, a, 0),
+        lambda a, b: np.where(b <= 0, 0, a),
     ),
 }
 

@@ -45,6 +45,7 @@ from hpdl_mpi.nn import (
     make_statistics,
     walk,
 )
+from hpdl_mpi.nn.init import Uniform
 from tests import reference as ref
 
 BATCH = 3
@@ -107,6 +108,30 @@ _batch_norm = _batch_norm_of()
 
 def _linear(path: str = "") -> Callable[[np.ndarray, Parameters], np.ndarray]:
     return lambda x, p: ref.linear(x, p[f"{path}weight"], p.get(f"{path}bias", 0.0))
+
+
+class Bias(Layer):
+    """y = x + bias, with dy itself as dx and kept for backward_weight: no layer may write to what it is given."""
+
+    def build(self, input_shape: Shape) -> None:
+        self.declare("bias", input_shape[-1:], Uniform(-1.0, 1.0))
+
+    def output_shape(self, input_shape: Shape) -> Shape:
+        return input_shape
+
+    def forward(self, x: np.ndarray, ctx: Context) -> np.ndarray:
+        y = ctx.take(x.shape, x.dtype)
+        np.add(x, self.params["bias"], out=y)
+        return y
+
+    def backward_input(self, dy: np.ndarray, ctx: Context) -> np.ndarray:
+        ctx.save(dy=dy)
+        ctx.retain(dy)
+        return dy
+
+    def backward_weight(self, ctx: Context) -> None:
+        self.grads["bias"] += ctx.saved["dy"].sum(axis=0)
+        ctx.drop("dy")
 
 
 def _clipped_block(x: np.ndarray, p: Parameters) -> np.ndarray:
@@ -345,6 +370,18 @@ LAYERS: dict[str, Case] = {
         lambda: Parallel(Linear(3), Linear(2, bias=False)),
         (4,),
         lambda x, p: np.concatenate([_linear("0.")(x, p), _linear("1.")(x, p)], -1),
+    ),
+    "Parallel, gradients handed on": Case(
+        lambda: Sequential(Parallel(Bias(), Sequential(ReLU(), Bias()), Bias()), ReLU()),
+        (4,),
+        lambda x, p: ref.relu(
+            np.concatenate([x + p["0.0.bias"], ref.relu(x) + p["0.1.1.bias"], x + p["0.2.bias"]], axis=-1)
+        ),
+    ),
+    "Residual, gradients handed on": Case(
+        lambda: Residual(Sequential(Bias(), ReLU6(), Bias()), Bias(), activation="relu"),
+        (4,),
+        lambda x, p: ref.relu(ref.relu6(x + p["body.0.bias"]) + p["body.2.bias"] + x + p["shortcut.bias"]),
     ),
     "Parallel, one branch": Case(lambda: Parallel(Linear(3)), (4,), _linear("0.")),
     "Parallel, one branch learns": Case(

@@ -8,7 +8,22 @@ import numpy as np
 import pytest
 
 from hpdl_mpi.base.errors import InputError
-from hpdl_mpi.nn import Context, Conv2d, Layer, Linear, Parallel, ReLU, ReLU6, Residual, Sequential, Shape, Tanh, walk
+from hpdl_mpi.nn import (
+    Context,
+    Conv2d,
+    Dropout,
+    Flatten,
+    Layer,
+    Linear,
+    Parallel,
+    ReLU,
+    ReLU6,
+    Residual,
+    Sequential,
+    Shape,
+    Tanh,
+    walk,
+)
 from tests.unit.nn.cases import BATCH, LAYERS, Case, Rig
 
 
@@ -150,17 +165,70 @@ def test_a_parameter_is_tied_to_one_that_stays() -> None:
         model.build((3,))
 
 
-@pytest.mark.parametrize("layer", [Sequential(ReLU()), Residual(ReLU()), Parallel(ReLU(), ReLU()), Sequential(ReLU6())])
-def test_nothing_takes_the_place_of_what_the_caller_holds(layer: Layer) -> None:
-    rig = Rig(Case(lambda: layer, (4,), lambda x, p: x))
-    rig.batch.begin(np.arange(3), training=True)
-    x, dy = rig.ctx.take((3, 4), np.float64), rig.ctx.take((3, *layer.output_shape((4,))), np.float64)
-    x.fill(-1.0)
-    dy.fill(-1.0)
-    rig.ctx.release(layer.forward(x, rig.ctx))
-    rig.ctx.release(layer.backward(dy, rig.ctx))
-    assert (x == -1.0).all()
-    assert (dy == -1.0).all()
+class Twice(Layer):
+    """y = relu(x) + x, by a layer that works in place and is given the context of this one."""
+
+    def __init__(self) -> None:
+        self._relu = ReLU()
+
+    def output_shape(self, input_shape: Shape) -> Shape:
+        return input_shape
+
+    def forward(self, x: np.ndarray, ctx: Context) -> np.ndarray:
+        return self._plus(self._relu.forward(x, ctx), x, ctx)
+
+    def backward_input(self, dy: np.ndarray, ctx: Context) -> np.ndarray:
+        return self._plus(self._relu.backward_input(dy, ctx), dy, ctx)
+
+    def _plus(self, result: np.ndarray, x: np.ndarray, ctx: Context) -> np.ndarray:
+        y = ctx.take(x.shape, x.dtype)
+        y[...] = result + x
+        ctx.release(result)
+        return y
+
+
+@pytest.mark.parametrize("activation", [ReLU, ReLU6])
+@pytest.mark.parametrize(
+    "around",
+    [
+        lambda layer: Residual(layer),
+        lambda layer: Parallel(layer, layer),
+        lambda layer: Parallel(Flatten(), layer),
+        lambda layer: Residual(Flatten(), layer),
+        lambda layer: Sequential(Flatten(), layer),
+        lambda layer: Sequential(Dropout(0.0), layer, Flatten(), Residual(layer)),
+        lambda layer: Sequential(Residual(Flatten()), Residual(Dropout(0.0), layer)),
+    ],
+)
+def test_nothing_takes_the_place_of_what_the_caller_holds(
+    around: Callable[[Layer], Layer], activation: type[Layer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run() -> list[np.ndarray]:
+        layer = around(activation())
+        rig = Rig(Case(lambda: layer, (4,), lambda x, p: x))
+        rig.batch.begin(np.arange(3), training=True)
+        x, dy = rig.ctx.take((3, 4), np.float64), rig.ctx.take((3, *layer.output_shape((4,))), np.float64)
+        x[...] = np.linspace(-9.0, 9.0, x.size).reshape(x.shape)
+        dy[...] = np.arange(1.0, dy.size + 1).reshape(dy.shape)
+        before = [x.copy(), dy.copy()]
+        y = layer.forward(x, rig.ctx)
+        results = [y.copy(), layer.backward(dy, rig.ctx)]
+        np.testing.assert_array_equal(x, before[0])
+        np.testing.assert_array_equal(dy, before[1])
+        return results
+
+    in_place = run()
+    monkeypatch.setattr(Context, "holds_alone", lambda self, array: False)
+    for found, expected in zip(in_place, run(), strict=True):
+        np.testing.assert_array_equal(found, expected)
+
+
+def test_layer_that_calls_another_with_its_own_context_keeps_its_input() -> None:
+    rig = Rig(Case(lambda: Sequential(Linear(4), Twice()), (4,), lambda x, p: x))
+    h = rig.x @ rig.named_params["0.weight"].T + rig.named_params["0.bias"]
+    np.testing.assert_allclose(rig.output(rig.x), np.maximum(h, 0) + h, rtol=1e-12)
+    dx = rig.step(rig.x, rig.dy)
+    np.testing.assert_allclose(dx, (rig.dy * ((h > 0) + 1.0)) @ rig.named_params["0.weight"], rtol=1e-12)
 
 
 @pytest.mark.parametrize("activation", [ReLU, ReLU6])

@@ -94,6 +94,22 @@ def test_activation_is_that_of_a_layer_behind(activation: Literal["relu", "relu6
     np.testing.assert_array_equal(together.grads, apart.grads)
 
 
+@pytest.mark.parametrize(("activation", "layer"), [("relu", ReLU), ("relu6", ReLU6)])
+def test_activation_is_that_of_a_layer_behind_where_numbers_overflow(
+    activation: Literal["relu", "relu6"], layer: type[Layer]
+) -> None:
+    x = np.array([[1, 2], [3, 4], [-2, np.nan]], np.float32)
+    dy = np.full_like(x, 1e-30)
+    results = []
+    for layers in ([BatchNorm2d(activation=activation)], [BatchNorm2d(), layer()]):
+        rig = Rig(Case(lambda layers=layers: Sequential(*layers), (2,), lambda x, p: x), np.float32)
+        rig.params[...] = 3e38
+        results.append([rig.output(x, np.arange(3)), rig.step(x, dy, np.arange(3)), rig.grads])
+    assert np.isinf(results[0][0][:, 0]).any() == (activation == "relu")
+    for together, apart in zip(*results, strict=True):
+        np.testing.assert_array_equal(together, apart)
+
+
 OF_SAMPLES = {
     "LayerNorm": Case(LayerNorm, (30, 20, 6), lambda x, p: ref.layer_norm(x, p["weight"], p["bias"], 1e-5)),
     "GroupNorm": Case(
