@@ -6,7 +6,8 @@ import csv
 import os
 import signal
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -82,22 +83,50 @@ def convert(
     # Pillow's own words about an image that we refuse, or leave out.
     warnings.filterwarnings("ignore", message="Image size .* exceeds limit")
     ranks = _ranks()
-    before = signal.signal(signal.SIGTERM, _stop)
-    try:
-        splits = run(source, folder, options, ranks)
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    with _stoppable() as check:
+        splits = run(source, folder, options, ranks, check)
     if ranks.rank == 0:
         for split in splits:
             typer.echo(f"{split}: {_totals(summarize(split))}")
         _echo_skipped(splits[0].parent / SKIPPED)
 
 
-def _stop(number: int, frame: object) -> None:
-    """Let what is half done be cleared away, as for Ctrl-C."""
-    error = HpdlError("stopped by SIGTERM; nothing was written")
-    error.exit_code = 128 + number
-    raise error
+class _Signalled(BaseException):
+    """What a signal raises: nobody who catches an Exception takes it for one."""
+
+
+@contextmanager
+def _stoppable() -> Iterator[Callable[[], None]]:
+    """Let Ctrl-C and SIGTERM end what runs inside, so that what is half done is cleared away.
+
+    Yields
+    ------
+    check : callable
+        Ends it too, where a signal has come before: what is raised while Python runs a callback of a weak reference, as
+        it does in the midst of HDF5's, is lost.
+    """
+    received: list[int] = []
+
+    def note(number: int, frame: object) -> None:
+        received.append(number)
+        raise _Signalled
+
+    def check() -> None:
+        if received:
+            raise _Signalled
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield check
+    except _Signalled:
+        if received[0] == signal.SIGINT:
+            raise KeyboardInterrupt from None
+        error = HpdlError("stopped by SIGTERM; nothing was written")
+        error.exit_code = 128 + signal.SIGTERM
+        raise error from None
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _ranks() -> Group:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
@@ -20,6 +19,9 @@ def _pair(size: Size) -> tuple[int, int]:
 
 _MOST_PIXELS = 2**15
 """Of a side: beyond any photograph, and far from what numbers of an image overflow at."""
+
+_MOST_JITTER = 100.0
+"""Of brightness and its like; 1 changes them to nothing or twice as much."""
 
 
 def _is_integer(value: Any, least: int) -> bool:
@@ -49,7 +51,7 @@ _KEYS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "central_fraction": _PART,
     "jitter": (lambda value: isinstance(value, Jitter), "a Jitter"),
     "cutout": (lambda value: _is_integer(value, 1), f"an integer of 1 to {_MOST_PIXELS}"),
-    "mixup": _PART,
+    "mixup": (lambda value: _is_number(value) and 1e-3 <= value <= 1, "a number of 0.001 to 1"),
 }
 """What each key may be, and how it is said; those that are None by default may be that."""
 
@@ -78,8 +80,8 @@ class Jitter:
 
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():
-            most = 0.5 if name == "hue" else math.inf
-            expected = "a number of 0 to 0.5" if name == "hue" else "a number of at least 0"
+            most = 0.5 if name == "hue" else _MOST_JITTER
+            expected = f"a number of 0 to {most:g}"
             require(f"augment.jitter.{name}", value, _is_number(value) and 0 <= value <= most, expected)
 
 

@@ -17,6 +17,10 @@ Layout = Literal["hwc", "hw", "chw"]
 Shape = tuple[int, ...]
 
 
+_LEAST_STD = float(np.finfo(np.float32).tiny)
+"""What it divides would not be numbers below this."""
+
+
 @dataclass(frozen=True)
 class Transform:
     """The map ``(x * scale - mean) / std`` and the layout of stored samples. Immutable and hashable.
@@ -54,10 +58,13 @@ class Transform:
         require("transform.scale", self.scale, self.scale != 0, "a finite number, not 0")
         for name, bound, expected in (
             ("mean", -math.inf, "a finite number, or one per feature"),
-            ("std", 0.0, "a finite number above zero, or one per feature: 1 for one that does not vary"),
+            ("std", _LEAST_STD, "a finite number above zero, or one per feature: 1 for one that does not vary"),
         ):
             if (value := getattr(self, name)) is not None:
-                numbers = np.asarray(value, np.float64)
+                try:
+                    numbers = np.asarray(value, np.float64)
+                except (TypeError, ValueError):
+                    numbers = np.full(1, np.nan)
                 possible = numbers.ndim < 2 and numbers.size > 0 and np.all(np.isfinite(numbers) & (numbers > bound))
                 require(f"transform.{name}", value, bool(possible), expected)
                 object.__setattr__(self, name, tuple(numbers.tolist()) if numbers.ndim else numbers.item())
@@ -94,11 +101,12 @@ class Transform:
         for name in ("mean", "std"):
             value = getattr(self, name)
             if isinstance(value, tuple) and len(value) not in (1, features):
+                possible = f"1 or {features}" if features > 1 else "1"
                 raise InputError(
                     f"wrong number of values for samples of shape {shape}",
                     where=f"transform.{name}",
                     found=f"{len(value)} values",
-                    expected=f"1 or {features}, one per {'channel' if len(shape) > 1 else 'feature'}",
+                    expected=f"{possible}, one per {'channel' if len(shape) > 1 else 'feature'}",
                 )
         return shape
 

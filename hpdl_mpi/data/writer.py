@@ -112,6 +112,7 @@ def write_dataset(
     compression: int = 6,
     notes: Mapping[str, bytes] | None = None,
     ranks: Group | None = None,
+    check: Callable[[], None] = lambda: None,
 ) -> None:
     """Write ``folder/<split>/<split>-00000-of-0000N.h5`` for each split. Collective.
 
@@ -133,6 +134,8 @@ def write_dataset(
         Further files in `folder`, by name.
     ranks : Group, optional
         Who shares the work; by default this process does it alone.
+    check : callable
+        Called between pieces and before the folder gets its name; what it raises ends the work.
 
     Raises
     ------
@@ -162,11 +165,12 @@ def write_dataset(
         if turn + ranks.rank < len(shards):
             name, index, count = shards[turn + ranks.rank]
             with writing(folder):
-                _write_shard(aside / name, name, splits[name], index, count, compression)
+                _write_shard(aside / name, name, splits[name], index, count, compression, check)
 
     def finish() -> None:
         with writing(folder):
             fsync(aside)
+            check()
             aside.rename(folder)
             fsync(folder.parent)
 
@@ -211,7 +215,9 @@ def _shard_count(name: str, split: Split, wanted: int | None) -> int:
     return count
 
 
-def _write_shard(folder: Path, name: str, split: Split, index: int, count: int, compression: int) -> None:
+def _write_shard(
+    folder: Path, name: str, split: Split, index: int, count: int, compression: int, check: Callable[[], None]
+) -> None:
     """Write one file, made in memory first: HDF5 itself can crash the process when the disk is full."""
     path = folder / shard_name(name, index, count)
     first, last = share(split.num_samples, index, count)
@@ -234,6 +240,7 @@ def _write_shard(folder: Path, name: str, split: Split, index: int, count: int, 
             for start in range(first, last, piece):
                 stop = min(start + piece, last)
                 dataset[start - first : stop - first] = array[start:stop]
+                check()
             texts = split.attributes.get(array_name, {})
             dataset.attrs.update({key: fixed_text(text) for key, text in texts.items()})
         file.flush()

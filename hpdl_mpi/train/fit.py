@@ -144,6 +144,8 @@ def fit(assembly: Assembly, course: Course) -> dict[str, Any]:
         reporter.say(headline(replica, loader, num_steps))
         if course.lr_schedule.warmup_steps >= num_steps:
             reporter.say(f"the run ends within its warm-up of {course.lr_schedule.warmup_steps} steps")
+        if course.global_batch_size > loader.dataset.num_samples:
+            reporter.say(f"a batch of {course.global_batch_size:,} is larger than the data: every step sees all of it")
         if course.init is not None and replica.step == 0:
             reporter.say(f"begins with the weights of {course.init}")
         step = TrainingStep(replica, assembly.loss, grid, clip_norm=course.clip_norm, num_flags=len(signals.numbers))

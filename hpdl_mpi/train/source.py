@@ -84,7 +84,7 @@ class Source:
         with amended(f"{key}: " if key else ""):
             dataset = self.open()
         with dataset:
-            with amended("data."):
+            with amended("data." if expected is None else f"{self.path}: data."):
                 shape = self.transform.output_shape(dataset.input_shape)
             shape = self.augment.output_shape(shape, self.path)
             target_shape = dataset.target_shape

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from hpdl_mpi.base.errors import InputError
+from hpdl_mpi.base.errors import InputError, require
 from hpdl_mpi.comm import Communicator, agree, world
 from hpdl_mpi.data import Augment, Transform
 from hpdl_mpi.data.hdf5 import memory_dtype
@@ -181,6 +181,15 @@ class Trainer:
         Stopped
             A signal asked for an end; the state is saved if there is a run folder.
         """
+        for key, value, kind in (
+            ("transform", transform, Transform),
+            ("target_transform", target_transform, Transform),
+            ("augment", augment, Augment),
+            ("early_stopping", early_stopping, EarlyStopping),
+            ("checkpoint", checkpoint, Checkpoint),
+        ):
+            require(f"fit: {key}", repr(value), value is None or isinstance(value, kind), kind.__name__)
+        require("fit: init_skip", repr(init_skip), not isinstance(init_skip, str), "a sequence of patterns")
         course = Course(
             Source(train, inputs, targets, transform or AS_STORED, target_transform or AS_STORED, augment or UNCHANGED),
             global_batch_size=global_batch_size,

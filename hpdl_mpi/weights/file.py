@@ -118,7 +118,7 @@ def _read_header(path: Path) -> dict[str, Entry]:
 
 
 def encode(tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> bytes:
-    """Return the bytes of a file of tensors.
+    """Return the bytes of a file of tensors, the same each time.
 
     Parameters
     ----------
@@ -127,4 +127,11 @@ def encode(tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> by
     metadata : mapping of str to str
         What the header says besides.
     """
-    return save(dict(tensors), {"format": "pt"} | dict(metadata))  # other programs ask for this word
+    data = save(dict(tensors), {"format": "pt"} | dict(metadata))  # other programs ask for this word
+    # The library writes the metadata in another order each time.
+    start = _LENGTH_BYTES + int.from_bytes(data[:_LENGTH_BYTES], "little")
+    header = json.loads(data[_LENGTH_BYTES:start])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % _LENGTH_BYTES)
+    return len(text).to_bytes(_LENGTH_BYTES, "little") + text + data[start:]

@@ -113,6 +113,7 @@ def convert(
     folder: str | os.PathLike[str],
     options: Options | None = None,
     ranks: Group | None = None,
+    check: Callable[[], None] = lambda: None,
 ) -> list[Path]:
     """Convert a source into ``folder/train`` and, where there are such splits, ``folder/test`` and ``folder/val``.
 
@@ -129,6 +130,8 @@ def convert(
     options : Options, optional
     ranks : Group, optional
         Who shares the work; by default this process does it alone.
+    check : callable
+        See `write_dataset`.
 
     Returns
     -------
@@ -157,6 +160,7 @@ def convert(
             compression=options.compression,
             notes={SKIPPED: _table(skipped)} if skipped else {},
             ranks=ranks,
+            check=check,
         )
     finally:
         if ranks.rank == 0:

@@ -130,6 +130,41 @@ main()
     assert [path.name for path in tmp_path.iterdir()] == ["source"]
 
 
+SWALLOWED = """
+import os, signal, sys
+from hpdl_mpi.data import writer
+
+def lose(write):
+    def write_whole(path, data):
+        write(path, data)
+        if "00001-of" in path.name:
+            try:
+                os.kill(os.getpid(), signal.{name})
+            except BaseException:
+                print("lost")
+    return write_whole
+
+writer.write_whole = lose(writer.write_whole)
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "code", "message"),
+    [("SIGTERM", 143, "Error: stopped by SIGTERM; nothing was written.\n"), ("SIGINT", 130, "Interrupted.\n")],
+)
+def test_conversion_ends_though_what_a_signal_raises_is_lost(tmp_path, name: str, code: int, message: str) -> None:
+    write_images(tmp_path / "source", {"cat": 4, "ant": 3})
+    call = f"""
+from hpdl_mpi.cli.main import main
+sys.argv[1:] = ["data", "convert", {str(tmp_path / "source")!r}, {str(tmp_path / "out")!r}, "--shards", "4"]
+main()
+"""
+    program = SWALLOWED.format(name=name) + call
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (code, "lost\n", message)
+    assert [path.name for path in tmp_path.iterdir()] == ["source"]
+
+
 def test_info_describes_foreign_files_and_shows_where_they_differ(hpdl, write_file, tmp_path) -> None:
     write_file("d/1.h5", {"group/a": np.zeros((3, 2), np.float32), "s": np.float64(1.0)})
     write_file("d/2.h5", {"group/a": np.zeros((4, 5), np.float32)})

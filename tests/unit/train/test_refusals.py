@@ -30,6 +30,21 @@ def test_impossible_lengths_are_refused(images, key, value):
         fit_images(make_trainer(SingleCommunicator()), images, **{key: value})
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "expected"),
+    [
+        ("transform", 3, "Transform"),
+        ("augment", {"flip": True}, "Augment"),
+        ("early_stopping", {"patience": 3}, "EarlyStopping"),
+        ("checkpoint", 5, "Checkpoint"),
+        ("init_skip", "fc.*", "a sequence of patterns"),
+    ],
+)
+def test_arguments_of_another_kind_are_refused(images, key, value, expected):
+    with pytest.raises(InputError, match=rf"fit: {key}: out of range\. Found .*; expected {expected}"):
+        fit_images(make_trainer(SingleCommunicator()), images, **{key: value})
+
+
 def test_a_trainer_that_found_bad_data_can_train_on_mended_ones(images):
     with h5py.File(images, "r+") as file:
         labels = file["y"][()]

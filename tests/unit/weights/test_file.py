@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
-from safetensors import TensorSpec, serialize
+from safetensors import TensorSpec, safe_open, serialize
 from safetensors.numpy import load
 
 from hpdl_mpi.base.errors import InputError
@@ -100,3 +100,14 @@ def test_a_file_that_has_shrunk_or_gone_since_is_told(tmp_path: Path) -> None:
     path.unlink()
     with pytest.raises(InputError, match="cannot be read"):
         file.read("x")
+
+
+def test_the_same_tensors_are_the_same_bytes(tmp_path: Path) -> None:
+    tensors = {f"layer.{i}": np.full(i, i, np.float32) for i in range(5)}
+    metadata = {f"key {i}": str(i) for i in range(8)}
+    assert len({encode(tensors, metadata) for _ in range(20)}) == 1
+    (tmp_path / "a.safetensors").write_bytes(encode(tensors, metadata))
+    with safe_open(tmp_path / "a.safetensors", framework="numpy") as file:
+        assert file.metadata() == {"format": "pt", **metadata}
+        for name, values in tensors.items():
+            np.testing.assert_array_equal(file.get_tensor(name), values)
