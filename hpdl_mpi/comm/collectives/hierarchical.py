@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from hpdl_mpi.base.shares import share
 from hpdl_mpi.comm.collectives.adapt import among, shifted
 from hpdl_mpi.comm.collectives.ring import ring_allreduce
-from hpdl_mpi.comm.collectives.shared import PIECE, exchange
+from hpdl_mpi.comm.collectives.shared import exchange
 from hpdl_mpi.comm.schedule import Program
 
 
@@ -15,7 +15,7 @@ def hierarchical_allreduce(
     nodes: Sequence[int],
     num_elements: int,
     rank: int,
-    piece: int = PIECE,
+    piece: int | None = None,
     between: Callable[[int, int, int], Program] = ring_allreduce,
 ) -> Program:
     """Sum inside each machine through shared memory, then between machines, then copy back inside.
@@ -28,7 +28,7 @@ def hierarchical_allreduce(
     nodes : sequence of int
         The machine of each rank.
     num_elements, rank : int
-    piece : int
+    piece : int, optional
         See `two_shot_allreduce`.
     between : callable
         The all-reduce between machines.

@@ -11,8 +11,9 @@ from itertools import chain
 from hpdl_mpi.base.shares import share
 from hpdl_mpi.comm.schedule import Op, Program, Round, Step
 
-PIECE = 1 << 14
-"""Elements of a piece: 64 KiB of float32."""
+_TURN = 1 << 17
+"""Elements of a turn, pieces of all chunks together: 512 KiB of float32. Shorter ones wait more often for one another,
+longer ones leave the cache of a core before they are read again."""
 
 _SLOTS = 3
 """Turns whose pieces a window holds: were they fewer, some would be written anew while others still read them."""
@@ -27,7 +28,7 @@ def one_shot_allreduce(num_ranks: int, num_elements: int, rank: int) -> Program:
     return [(Step(Op.COPY, 0, num_elements, rank), *_signals(others), *_waits(others), *reads)]
 
 
-def two_shot_allreduce(num_ranks: int, num_elements: int, rank: int, piece: int = PIECE) -> Program:
+def two_shot_allreduce(num_ranks: int, num_elements: int, rank: int, piece: int | None = None) -> Program:
     """Let every rank add up its chunk of what the others show, and show the sum: each sum is made once.
 
     Pieces of the chunks pass through the windows in turns, and windows are small enough to stay in the cache.
@@ -35,13 +36,13 @@ def two_shot_allreduce(num_ranks: int, num_elements: int, rank: int, piece: int 
     Parameters
     ----------
     num_ranks, num_elements, rank : int
-    piece : int
+    piece : int, optional
         Elements of a piece.
     """
     return exchange(range(num_ranks), num_ranks, num_elements, rank, piece)
 
 
-def window_allreduce(num_ranks: int, num_elements: int, rank: int, piece: int = PIECE) -> Program:
+def window_allreduce(num_ranks: int, num_elements: int, rank: int, piece: int | None = None) -> Program:
     """Sum arrays that lie in the windows themselves: each rank makes its chunk of the sum and writes it to all.
 
     One pass over the memory, and nothing is copied. See `two_shot_allreduce` for the parameters.
@@ -49,9 +50,10 @@ def window_allreduce(num_ranks: int, num_elements: int, rank: int, piece: int = 
     others = _others(range(num_ranks), rank)
     meet = (*_signals(others), *_waits(others))
     first, last = share(num_elements, rank, num_ranks)
+    length = piece or max(1, _TURN // num_ranks)
     work = [
-        Step(op, start, min(start + piece, last), peer, start)
-        for start in range(first, last, piece)
+        Step(op, start, min(start + length, last), peer, start)
+        for start in range(first, last, length)
         for op in (Op.READ_REDUCE, Op.WRITE)
         for peer in others
     ]
@@ -63,7 +65,7 @@ def exchange(
     num_owners: int,
     num_elements: int,
     rank: int,
-    piece: int = PIECE,
+    piece: int | None = None,
     *,
     reduces: bool = True,
     gathers: bool = True,
@@ -80,7 +82,7 @@ def exchange(
     num_owners : int
         Into how many chunks the array is cut.
     num_elements, rank : int
-    piece : int
+    piece : int, optional
         Elements of a piece at most.
     reduces, gathers : bool
         Whether chunks are summed, and whether they are copied to all.
@@ -88,13 +90,14 @@ def exchange(
     others = _others(ranks, rank)
     if not others:
         return []
+    length = piece or max(1, _TURN // num_owners)
     owners = {owner: share(num_elements, chunk, num_owners) for chunk, owner in enumerate(ranks[:num_owners])}
-    num_turns = max(-(-(stop - start) // piece) for start, stop in owners.values())
+    num_turns = max(-(-(stop - start) // length) for start, stop in owners.values())
 
     def step(op: Op, turn: int, owner: int, peer: int) -> Step:
         first, last = owners[owner]
         start, stop = (first + edge for edge in share(last - first, turn, num_turns))
-        return Step(op, start, stop, peer, (turn % _SLOTS * num_owners + ranks.index(owner)) * piece)
+        return Step(op, start, stop, peer, (turn % _SLOTS * num_owners + ranks.index(owner)) * length)
 
     def show_parts(turn: int) -> Round:
         theirs = [owner for owner in owners if owner != rank]
