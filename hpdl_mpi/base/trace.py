@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple
 now = time.perf_counter
 """The clock of all spans: seconds from an arbitrary point, which differs from machine to machine."""
 
-Kind = Literal["step", "compute", "send", "receive", "wait", "update"]
+Kind = Literal["step", "compute", "send", "receive", "reduce", "wait", "update"]
 
 
 class Span(NamedTuple):
@@ -19,7 +19,8 @@ class Span(NamedTuple):
     Attributes
     ----------
     kind : str
-        A step holds the others. In a ``wait`` the rank can do nothing; the rest is its own work.
+        A step holds the others. In a ``wait`` the rank can do nothing; a ``reduce`` goes on beside the rest, which is
+        the rank's own work.
     name : str
     start, stop : float
         Seconds, by `now`.

@@ -15,6 +15,9 @@ from hpdl_mpi.comm.shared_rounds import SharedMemory
 
 AUTO = "auto"
 
+_SHARED_BYTES = 8 << 20
+"""Of each rank that a collective takes at most: two windows, each of some turns."""
+
 
 def make_allreduce(
     comm: Communicator,
@@ -46,12 +49,19 @@ def make_allreduce(
     """
     if algorithm == AUTO:
         algorithm = choose_allreduce(comm, array.nbytes, "private" if window is None else "shared")
+        if window is None and algorithm != LIBRARY and ALLREDUCES[algorithm].shares and not _can_share(comm):
+            algorithm = "ring"
     if algorithm == LIBRARY:
         return comm.allreduce_init(array)
     kind = find_algorithm(algorithm, comm, in_window=window is not None)
     program = kind.programs(comm.nodes, array.size, comm.rank)
     shared = SharedMemory(comm, window_size([program]), array.dtype, window) if kind.shares else None
     return Collective(comm, program, array, tag=tag, segment_bytes=segment_bytes, shared=shared)
+
+
+def _can_share(comm: Communicator) -> bool:
+    """Return whether all machines have memory that their ranks can share, as much as a collective may need."""
+    return all(comm.allgather_obj(comm.shareable_bytes() >= _SHARED_BYTES))
 
 
 def find_algorithm(name: str, comm: Communicator, *, in_window: bool) -> Algorithm:

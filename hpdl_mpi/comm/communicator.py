@@ -49,7 +49,7 @@ class Work(ABC):
 
     @property
     def progress(self) -> int | None:
-        """What changes whenever the work gets further, if that is no message's doing but that of shared memory."""
+        """What grows whenever the work gets further, while that is no message's doing but that of shared memory."""
         return None
 
     def wait(self) -> None:

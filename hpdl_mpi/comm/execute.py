@@ -14,12 +14,14 @@ from hpdl_mpi.comm.messages import SEGMENT_BYTES, Messages, staging_size
 from hpdl_mpi.comm.schedule import Program, is_shared
 from hpdl_mpi.comm.shared_rounds import SharedMemory, SharedRounds
 from hpdl_mpi.kernels.elementwise import add
+from hpdl_mpi.kernels.shared_steps import run_steps
 
 
 def compile_reduction(dtype: DTypeLike) -> None:
     """Add arrays of this dtype once, so that no call of a `Collective` waits for the compiler. Local."""
-    array = np.zeros(1, dtype)
+    array, counters = np.zeros(1, dtype), np.zeros(1, np.int64)
     add(array, array, array)
+    run_steps(np.zeros((0, 5), np.int64), 0, 0, array, array, counters, counters, counters)
 
 
 class Collective(Transfer):
@@ -94,8 +96,9 @@ class Collective(Transfer):
 
     @property
     def progress(self) -> int | None:
-        pending = self._pending()
-        return pending.progress if isinstance(pending, SharedRounds) else None
+        if not isinstance(self._pending(), SharedRounds):
+            return None
+        return sum(part.steps_done for part in self._parts if isinstance(part, SharedRounds))
 
     @property
     def peers(self) -> Sequence[int]:

@@ -101,12 +101,12 @@ class Mailboxes:
 
     def wait_for(self, work: Work, rank: int) -> None:
         """Block a rank until its work is over, and raise when nothing can ever finish it."""
-        progress = None
+        with self._lock:
+            self._last_progress = time.monotonic()  # it may have written for others until now
+        progress = work.progress
         while True:
             arrived, tested = self._arrived[rank], time.monotonic()
             if work.test():
-                with self._lock:
-                    self._last_progress = time.monotonic()
                 return
             with self._lock:
                 self._check_failure(rank)

@@ -127,6 +127,8 @@ class SharedRounds:
         self._spins = _FEW_SPINS if shared.comm.crowded else _SPINS
         self._table = self._tables[0]
         self._position = len(self._steps)
+        self.steps_done = 0
+        """In all runs."""
 
     def _row(self, step: Step, window: int) -> tuple[int, int, int, int, int]:
         """Return a step as `run_steps` takes it."""
@@ -146,10 +148,10 @@ class SharedRounds:
 
     def test(self) -> bool:
         """Go on as far as the other ranks allow, and say whether all is done."""
-        shared = self._shared
+        shared, before = self._shared, self._position
         self._position = shared_steps.run_steps(
             self._table,
-            self._position,
+            before,
             self._spins,
             self._array,
             shared.memory,
@@ -157,12 +159,8 @@ class SharedRounds:
             shared.raised,
             shared.awaited,
         )
+        self.steps_done += self._position - before
         return self._position == len(self._steps)
-
-    @property
-    def progress(self) -> int:
-        """How many steps are done."""
-        return self._position
 
     @property
     def peers(self) -> Sequence[int]:

@@ -91,7 +91,7 @@ class Residual(Container):
             passed = dy
             ctx.retain(passed)
         pairs = reversed(self._contexts(ctx))
-        results = [getattr(layer, half)(passed, child) for layer, child in pairs if child.needs_backward]
+        results = [self._differentiate(layer, passed, child, half) for layer, child in pairs if child.needs_backward]
         dx = None
         if ctx.needs_dx:
             dx = _take_for_sum(results[0], ctx)
@@ -142,7 +142,7 @@ class Parallel(Container):
                 continue
             part = ctx.take((*dy.shape[:-1], columns.shape[-1]), dy.dtype)
             copy_columns(columns, part.reshape(columns.shape))
-            dx = getattr(layer, half)(part, child)
+            dx = self._differentiate(layer, part, child, half)
             ctx.release(part)
             if total is None or dx is None:
                 total = total if dx is None else dx

@@ -5,7 +5,7 @@ from __future__ import annotations
 import abc
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 
@@ -75,6 +75,20 @@ class Container(Layer):
         for layer, child in reversed(self._contexts(ctx)):
             if child.needs_backward:
                 layer.backward_weight(child)
+                _tell_landed(layer, child)
+
+    @staticmethod
+    def _differentiate(layer: Layer, dy: np.ndarray | None, child: Context, half: str) -> Any:
+        """Call the method named `half` of a layer inside."""
+        dx = getattr(layer, half)(dy, child)
+        if half == "backward":
+            _tell_landed(layer, child)
+        return dx
+
+
+def _tell_landed(layer: Layer, ctx: Context) -> None:
+    if ctx.batch.landed is not None:
+        ctx.batch.landed(layer)
 
 
 def numbered(layers: Iterable[Layer]) -> Iterator[tuple[str, Layer]]:
@@ -190,7 +204,7 @@ class Sequential(Container):
                 ctx.release(gradient)
                 return None
             child.donated = layer.in_place
-            dx = getattr(layer, half)(gradient, child)
+            dx = self._differentiate(layer, gradient, child, half)
             ctx.release(gradient)
             gradient = dx
         return gradient
@@ -236,4 +250,4 @@ class Recompute(Container):
         ctx.release(self.inner.forward(ctx.saved["x"], child))
         ctx.batch.recomputing = False
         ctx.drop("x")
-        return getattr(self.inner, half)(dy, child)
+        return self._differentiate(self.inner, dy, child, half)

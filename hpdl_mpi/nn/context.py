@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -25,12 +26,14 @@ class MicroBatch:
         Whether this forward repeats one: it draws the same and counts nothing, running statistics for one, twice.
     kept : int
         How many values layers keep for backward now.
+    landed : callable or None
+        Is told of each layer in a container whose weight gradients have got all that this micro-batch adds.
     sample_ids : int64 array, shape (n,)
         The samples' numbers in the dataset: randomness belongs to them, not to ranks or positions.
     seed, epoch : int
     """
 
-    __slots__ = ("epoch", "kept", "pool", "recomputing", "sample_ids", "saving", "seed", "training")
+    __slots__ = ("epoch", "kept", "landed", "pool", "recomputing", "sample_ids", "saving", "seed", "training")
 
     def __init__(self, pool: Pool, seed: int = 0) -> None:
         self.pool = pool
@@ -40,6 +43,7 @@ class MicroBatch:
         self.saving = False
         self.recomputing = False
         self.kept = 0
+        self.landed: Callable[[Any], None] | None = None
         self.sample_ids: np.ndarray = np.zeros(0, np.int64)
 
     def begin(self, sample_ids: np.ndarray, *, epoch: int = 0, training: bool) -> None:

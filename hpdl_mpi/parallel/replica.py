@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import weakref
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 import numpy as np
@@ -12,12 +12,12 @@ from numpy.typing import DTypeLike
 
 from hpdl_mpi.base.errors import require
 from hpdl_mpi.base.memory import check_memory
-from hpdl_mpi.comm import Arena, Work
+from hpdl_mpi.comm import Arena
 from hpdl_mpi.nn import Layer, Layout, Loss, LossSums, Pool, Sequential, Shape, make_statistics
 from hpdl_mpi.nn.layer import walk
 from hpdl_mpi.optim import Chunks, Optimizer
 from hpdl_mpi.parallel.average import MovingAverage
-from hpdl_mpi.parallel.pipeline import Executor, Feed, Pipeline, Schedule, complete, cut, forward_only
+from hpdl_mpi.parallel.pipeline import Companion, Executor, Feed, Pipeline, Schedule, complete, cut, forward_only
 
 _DTYPES = (np.dtype(np.float32), np.dtype(np.float64))
 
@@ -122,6 +122,7 @@ class Replica:
         self._predictor: Executor | None = None
         self._optimizer = optimizer
         self._chunks = Chunks(self.layout)
+        self._chunks_of: dict[tuple[int, int], Chunks] = {}
         self._owned_chunks = Chunks(self.layout, names=self.owned)
         self.reset()
 
@@ -166,18 +167,16 @@ class Replica:
             self.average.begin(self.params, self.statistics)
         self.step = 0
 
-    def trainer(self, loss: Loss, reduce: Callable[[int], Iterable[Work]] | None = None) -> Executor:
-        """Return what runs batches forward and backward, as the pipeline's schedule says; for `reduce` see there."""
-        return self._executor(complete(self.pipeline.schedule), loss, reduce)
+    def trainer(self, loss: Loss, companion: Companion | None = None) -> Executor:
+        """Return what runs batches forward and backward, as the pipeline's schedule says; for `companion` see there."""
+        return self._executor(complete(self.pipeline.schedule), loss, companion)
 
     def evaluator(self, loss: Loss | None) -> Executor:
         """Return what runs batches forward only, in the same micro-batches; without a loss it keeps the outputs."""
         schedule = self.pipeline.schedule
         return self._executor(complete(forward_only(schedule.stage_ranks, schedule.num_microbatches)), loss)
 
-    def _executor(
-        self, schedule: Schedule, loss: Loss | None, reduce: Callable[[int], Iterable[Work]] | None = None
-    ) -> Executor:
+    def _executor(self, schedule: Schedule, loss: Loss | None, companion: Companion | None = None) -> Executor:
         return Executor(
             schedule,
             self.stages,
@@ -186,7 +185,7 @@ class Replica:
             dtype=self.dtype,
             loss=loss,
             seed=self.seed,
-            reduce=reduce,
+            companion=companion,
             arena=self._arena,
         )
 
@@ -236,11 +235,28 @@ class Replica:
         """Return whether all of this rank's parameters are numbers whose squares are."""
         return math.isfinite(self._chunks.sum_squares(self.params))
 
-    def update(self, *, lr: float, scale: float) -> None:
-        """Let the optimizer take a step with `scale` times ``grads``, which are zero afterwards."""
-        self._optimizer.update(
-            self.params, self.grads, tuple(self.slots.values()), self._chunks, step=self.step, lr=lr, scale=scale
-        )
+    def update(self, *, lr: float, scale: float, slices: Iterable[tuple[int, int]] | None = None) -> None:
+        """Let the optimizer take a step with `scale` times ``grads``, which are zero afterwards.
+
+        Parameters
+        ----------
+        lr, scale : float
+        slices : iterable of (int, int), optional
+            The flat arrays in parts of whole parameters, updated as they come; by default all at once.
+        """
+        for start, stop in slices or [(0, self.layout.size)]:
+            if (start, stop) not in self._chunks_of:
+                self._chunks_of[start, stop] = Chunks(self.layout, start, stop)
+            part = slice(start, stop)
+            self._optimizer.update(
+                self.params[part],
+                self.grads[part],
+                tuple(slot[part] for slot in self.slots.values()),
+                self._chunks_of[start, stop],
+                step=self.step,
+                lr=lr,
+                scale=scale,
+            )
         self.step += 1
 
     def follow(self) -> None:

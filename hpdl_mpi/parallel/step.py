@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
 from hpdl_mpi.base.errors import require
 from hpdl_mpi.base.memory import aligned
 from hpdl_mpi.base.trace import Kind, Trace, now
-from hpdl_mpi.comm import Collective, Communicator, among, ring_allreduce
+from hpdl_mpi.comm import AUTO, Collective, Communicator, Transfer, among, make_allreduce, ring_allreduce
 from hpdl_mpi.data import Batch
-from hpdl_mpi.nn import Loss, LossSums
+from hpdl_mpi.nn import Layer, Loss, LossSums
 from hpdl_mpi.optim import clip_factor
+from hpdl_mpi.parallel.buckets import BUCKET_BYTES, GradientBuckets, progress_of
 from hpdl_mpi.parallel.grid import ProcessGrid
 from hpdl_mpi.parallel.pipeline import Feed
 from hpdl_mpi.parallel.replica import Replica
@@ -60,11 +61,14 @@ class TrainingStep:
         Upper bound of the gradient's global norm.
     num_flags : int
         Flags that ranks can raise for all to see.
+    bucket_bytes : int
+    algorithm : str
+        How gradients are summed, see `GradientBuckets`.
 
     Raises
     ------
     InputError
-        `clip_norm` is out of range.
+        `clip_norm` is out of range, or the ranks cannot use the algorithm.
     """
 
     def __init__(
@@ -75,23 +79,22 @@ class TrainingStep:
         *,
         clip_norm: float | None = None,
         num_flags: int = 0,
+        bucket_bytes: int = BUCKET_BYTES,
+        algorithm: str = AUTO,
     ) -> None:
         require("training.clip_norm", clip_norm, clip_norm is None or clip_norm > 0, "a number above 0")
         self._replica = replica
         self._clip_norm = clip_norm
         self._trace: Trace | None = None
-        self._executor = replica.trainer(loss, _StageReduction(replica, grid.axis("dp")))
+        self._sums = _Sums(replica, grid, num_flags, bucket_bytes, algorithm)
+        self._executor = replica.trainer(loss, self._sums)
         self._tied = _tied_reductions(replica)
-        self._dp = grid.axis("dp")
-        self._reduce_statistics = _all_reduce(self._dp, replica.statistics)
-        self._totals = aligned(_SUMS + num_flags, np.float64)
-        self._reduce_totals = _all_reduce(grid.comm, self._totals)
         self._squares = aligned(1, np.float64)
-        self._reduce_squares = _all_reduce(grid.axis("pp"), self._squares)
+        self._reduce_squares = make_allreduce(grid.axis("pp"), self._squares)
 
     def record(self, trace: Trace | None) -> None:
-        """Record each step's actions, messages, waits and update from now on, or no longer."""
-        self._trace = self._executor.trace = trace
+        """Record each step's actions, messages, sums, waits and update from now on, or no longer."""
+        self._trace = self._executor.trace = self._sums.buckets.trace = trace
 
     def __call__(
         self, batch: Batch, *, epoch: int, lr: float, flags: Callable[[], Sequence[bool]] = tuple
@@ -105,39 +108,21 @@ class TrainingStep:
         epoch : int
         lr : float
         flags : callable
-            Returns the flags that this rank raises; asked after its gradients are done.
+            Returns the flags that this rank raises; asked after its outputs are done.
         """
         started = now()
-        totals = self._totals
-        totals.fill(0.0)
         nominal = batch.global_size
-        totals[:_SUMS], _ = self._executor.run(Feed.of(batch, epoch, 1.0 / nominal))
+        self._sums.begin(len(batch.sample_ids), nominal, flags)
+        self._executor.run(Feed.of(batch, epoch, 1.0 / nominal))
         began = now()
-        for reduce_tied in self._tied:
-            reduce_tied()
-        for index, flag in enumerate(flags(), _SUMS):
-            totals[index] = flag
-        self._reduce_totals()
+        report = self._sums.report()
         self._note("wait", "totals", began)
-        reduced = totals.tolist()
-        report = StepReport(LossSums(*reduced[:_SUMS]), tuple(int(vote) for vote in reduced[_SUMS:]))
         if report.finite:
             weight = report.sums.weight
             self._update(nominal / weight if weight else 0.0, lr)
-            self._average_statistics(len(batch.sample_ids), nominal)
             self._follow()
         self._note("step", f"step {self._replica.step}", started)
         return report
-
-    def _average_statistics(self, share: int, nominal: int) -> None:
-        """Let all data-parallel ranks have the mean of what their layers track, each weighing as much as it saw."""
-        statistics = self._replica.statistics
-        if statistics.size and self._dp.size > 1:
-            began = now()
-            statistics *= share
-            self._reduce_statistics()
-            statistics /= nominal
-            self._note("wait", "statistics", began)
 
     def _follow(self) -> None:
         if self._replica.average:
@@ -146,6 +131,11 @@ class TrainingStep:
             self._note("update", "moving average", began)
 
     def _update(self, scale: float, lr: float) -> None:
+        slices = self._summed_slices()
+        if self._tied or self._clip_norm is not None:
+            slices = iter(list(slices))
+        for reduce_tied in self._tied:
+            reduce_tied()
         if self._clip_norm is not None:
             began = now()
             self._squares[0] = self._replica.squared_gradient()
@@ -155,54 +145,103 @@ class TrainingStep:
             self._note("wait", "norm", began)
             scale *= clip_factor(scale * math.sqrt(self._squares[0]), self._clip_norm)
         began = now()
-        self._replica.update(lr=lr, scale=scale)
+        self._replica.update(lr=lr, scale=scale, slices=slices)
         self._note("update", "update", began)
+
+    def free(self) -> None:
+        """Give back the memory that ranks share for sums; no further step is taken. Collective."""
+        self._reduce_squares.free()
+        self._sums.free()
+
+    def _summed_slices(self) -> Iterator[tuple[int, int]]:
+        """Yield the slices of the gradients as their sums come in."""
+        slices = self._sums.buckets.wait()
+        while True:
+            began = now()
+            summed = next(slices, None)
+            self._note("wait", "gradients", began)
+            if summed is None:
+                return
+            yield summed
 
     def _note(self, kind: Kind, name: str, began: float) -> None:
         if self._trace:
             self._trace.add(kind, name, began)
 
 
-@dataclass
-class _Part:
-    """A stage's slice of the gradients, the stages that add to it, and those of them that are still to come."""
-
-    collective: Collective
-    sources: frozenset[int]
-    missing: set[int] = field(default_factory=set)
+def _has_averages(dp: Communicator, statistics: np.ndarray) -> bool:
+    """Return whether there are statistics that ranks would track apart."""
+    return dp.size > 1 and statistics.size > 0
 
 
-class _StageReduction:
-    """Sums a stage's gradient over the data-parallel ranks when it is whole, while the pipeline goes on."""
+class _Sums:
+    """What ranks sum in a step, beside its computations: totals, statistics, gradients.
 
-    def __init__(self, replica: Replica, dp: Communicator) -> None:
-        self._parts = []
-        own = replica.pipeline.own
-        sources = {name: frozenset(s for s in own if name in replica.stages[s].names) for name in replica.names}
-        # A parameter lies with the first of the stages that add to its gradient: there the last addition lands.
-        slices: dict[int, list[int]] = {}
-        for segment in replica.layout.segments:
-            slices.setdefault(min(sources[segment.name]), []).extend((segment.start, segment.stop))
-        for tag, (stage, bounds) in enumerate(slices.items()):
-            # Each has a tag of its own, for several may be under way at once.
-            gradient = replica.grads[bounds[0] : bounds[-1]]
-            adding = frozenset.union(*(every for every in sources.values() if min(every) == stage))
-            self._parts.append(_Part(_all_reduce(dp, gradient, tag), adding, set(adding)))
+    Totals and statistics are known when the last output is, so backward hides their sums.
+    """
 
-    def __call__(self, stage: int) -> Iterator[Collective]:
-        """Note that a stage's gradient is whole on this rank; start what waits for nothing else, and yield it."""
-        for part in self._parts:
-            if stage in part.missing:
-                part.missing.remove(stage)
-                if not part.missing:
-                    part.missing.update(part.sources)
-                    part.collective.start()
-                    yield part.collective
+    def __init__(self, replica: Replica, grid: ProcessGrid, num_flags: int, bucket_bytes: int, algorithm: str) -> None:
+        dp = grid.axis("dp")
+        self.buckets = GradientBuckets(replica, dp, max_bytes=bucket_bytes, algorithm=algorithm)
+        self._statistics = replica.statistics
+        self._totals = aligned(_SUMS + num_flags, np.float64)
+        self._early = [make_allreduce(grid.comm, self._totals)]
+        self._averages = _has_averages(dp, self._statistics)
+        if self._averages:
+            self._early.append(make_allreduce(dp, self._statistics))
+        self._share = self._nominal = 0
+        self._flags: Callable[[], Sequence[bool]] = tuple
+        self._pending: list[Transfer] = []
 
+    def begin(self, share: int, nominal: int, flags: Callable[[], Sequence[bool]]) -> None:
+        """Get ready for a batch, of which this rank has `share` of `nominal` samples."""
+        self._share, self._nominal, self._flags = share, nominal, flags
 
-def _all_reduce(comm: Communicator, array: np.ndarray, tag: int | None = None) -> Collective:
-    program = ring_allreduce(comm.size, array.size, comm.rank)
-    return Collective(comm, program, array) if tag is None else Collective(comm, program, array, tag=tag)
+    def forward_done(self, sums: LossSums) -> None:
+        """See `Companion`."""
+        self._totals[:_SUMS] = sums
+        self._totals[_SUMS:] = 0.0
+        for index, flag in enumerate(self._flags(), _SUMS):
+            self._totals[index] = flag
+        if self._averages:
+            self._statistics *= self._share  # the mean weighs what each rank tracks by how much it saw
+        for reduction in self._early:
+            reduction.start()
+        self._pending = list(self._early)
+
+    def layer_landed(self, layer: Layer) -> None:
+        """See `Companion`."""
+        self.buckets.layer_landed(layer)
+
+    def stage_landed(self, stage: int) -> None:
+        """See `Companion`."""
+        self.buckets.stage_landed(stage)
+
+    def move_along(self) -> None:
+        """See `Companion`."""
+        if self._pending:
+            self._pending = [reduction for reduction in self._pending if not reduction.test()]
+        self.buckets.move_along()
+
+    @property
+    def progress(self) -> int | None:
+        """See `Work.progress`."""
+        return progress_of([*self._early, *self.buckets.reductions])
+
+    def free(self) -> None:
+        """See `TrainingStep.free`."""
+        for reduction in [*self._early, *self.buckets.reductions]:
+            reduction.free()
+
+    def report(self) -> StepReport:
+        """Return the totals over all ranks, and let all have the mean of the statistics. Collective."""
+        for reduction in self._pending:
+            reduction.wait()
+        self._pending.clear()
+        if self._averages:
+            self._statistics /= self._nominal
+        reduced = self._totals.tolist()
+        return StepReport(LossSums(*reduced[:_SUMS]), tuple(int(vote) for vote in reduced[_SUMS:]))
 
 
 def _tied_reductions(replica: Replica) -> list[Collective]:

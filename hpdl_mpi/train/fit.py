@@ -148,7 +148,15 @@ def fit(assembly: Assembly, course: Course) -> dict[str, Any]:
             reporter.say(f"a batch of {course.global_batch_size:,} is larger than the data: every step sees all of it")
         if course.init is not None and replica.step == 0:
             reporter.say(f"begins with the weights of {course.init}")
-        step = TrainingStep(replica, assembly.loss, grid, clip_norm=course.clip_norm, num_flags=len(signals.numbers))
+        step = TrainingStep(
+            replica,
+            assembly.loss,
+            grid,
+            clip_norm=course.clip_norm,
+            num_flags=len(signals.numbers),
+            bucket_bytes=round(assembly.parallel.bucket_cap_mb * 1e6),
+            algorithm=assembly.parallel.algorithm,
+        )
         recorder = Recorder(trace, step, replica, grid) if trace is not None else None
         loop = TrainingLoop(
             grid=grid,
@@ -173,6 +181,7 @@ def fit(assembly: Assembly, course: Course) -> dict[str, Any]:
             began=began,
         )
         metrics = loop.run()
+        step.free()
         summary = _summary(assembly, course, progress, metrics)
         if course.early_stopping:
             summary["early_stopping"] = {"stopped": loop.stopped_early} | asdict(progress.watch)

@@ -17,6 +17,7 @@ import pydantic
 from pydantic import BaseModel, ConfigDict, Field
 
 from hpdl_mpi.base.errors import InputError, require
+from hpdl_mpi.comm import ALLREDUCES, AUTO, LIBRARY
 from hpdl_mpi.data.transform import Layout
 from hpdl_mpi.parallel.pipeline import Recomputed
 
@@ -174,6 +175,10 @@ class Parallel(_Section):
     recompute : {"none", "stage", "block"}
         What keeps its input alone and runs forward once more in backward: whole stages, or the model's outermost
         layers that are made of layers.
+    bucket_cap_mb : float
+        Megabytes of gradients that are summed over the data-parallel ranks at once, while backward goes on.
+    algorithm : str
+        How they are summed: ``auto``, or a name that ``hpdl schedule show allreduce`` knows.
     memory_limit : int or str, optional
         Bytes of a rank, or a text such as "2 GiB": for parameters, gradients, optimizer state and activations.
     """
@@ -186,6 +191,8 @@ class Parallel(_Section):
     num_microbatches: Positive | None = None
     cuts: Annotated[tuple[Positive, ...], pydantic.BeforeValidator(_as_tuple)] | None = None
     recompute: Recomputed = "none"
+    bucket_cap_mb: Annotated[float, Field(gt=0)] = 25.0
+    algorithm: Literal[(AUTO, LIBRARY, *ALLREDUCES)] = AUTO  # type: ignore[valid-type]
     memory_limit: Annotated[pydantic.ByteSize, Field(gt=0)] | None = None
 
     def accumulating(self, accumulate: int) -> Parallel:

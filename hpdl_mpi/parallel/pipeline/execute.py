@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import DTypeLike
@@ -11,9 +12,9 @@ from numpy.typing import DTypeLike
 from hpdl_mpi.base.errors import InputError
 from hpdl_mpi.base.shares import share
 from hpdl_mpi.base.trace import Trace, now
-from hpdl_mpi.comm import Arena, Communicator, Work
+from hpdl_mpi.comm import Arena, Communicator
 from hpdl_mpi.data import Batch
-from hpdl_mpi.nn import Context, Loss, LossSums, MicroBatch, Pool
+from hpdl_mpi.nn import Context, Layer, Loss, LossSums, MicroBatch, Pool
 from hpdl_mpi.parallel.pipeline.action import Action, Op, Schedule
 from hpdl_mpi.parallel.pipeline.flow import Flow
 from hpdl_mpi.parallel.pipeline.slots import Key, SharedSlots
@@ -49,6 +50,26 @@ class Feed:
         return cls(batch.sample_ids, batch.inputs, batch.targets, epoch, scale)
 
 
+class Companion(Protocol):
+    """What goes on beside a batch on a rank, such as sums over other ranks."""
+
+    def forward_done(self, sums: LossSums) -> None:
+        """Note that this rank will compute no more outputs of the batch, whose sums are `sums` where there are any."""
+
+    def layer_landed(self, layer: Layer) -> None:
+        """Note that a layer's weight gradients have got all of the batch. Some layers are not told of."""
+
+    def stage_landed(self, stage: int) -> None:
+        """Note the same of a whole stage."""
+
+    def move_along(self) -> None:
+        """Go on without blocking; called often."""
+
+    @property
+    def progress(self) -> int | None:
+        """See `Work.progress`."""
+
+
 @dataclass
 class _Visit:
     """A micro-batch on a stage: what it keeps there between its actions. Used anew from batch to batch."""
@@ -77,9 +98,8 @@ class Executor:
     loss : Loss, optional
         None to predict.
     seed : int
-    reduce : callable, optional
-        Is called with the number of a stage when this rank's part of its gradient is whole. The work that it starts
-        is moved along between actions, and over when `run` returns.
+    companion : Companion, optional
+        Is told how far a batch that trains has come, and moved along between actions.
     arena : Arena, optional
         Memory for messages between ranks of one machine; executors that run by turns can have one together.
 
@@ -99,7 +119,7 @@ class Executor:
         dtype: DTypeLike,
         loss: Loss | None,
         seed: int = 0,
-        reduce: Callable[[int], Iterable[Work]] | None = None,
+        companion: Companion | None = None,
         arena: Arena | None = None,
     ) -> None:
         assert schedule.num_ranks == comm.size, "a schedule has a program for each rank"
@@ -118,8 +138,10 @@ class Executor:
         self._dtype = np.dtype(dtype)
         self._loss = loss
         self._seed = seed
-        self._start_reduction = reduce or (lambda stage: ())
-        self._reducing: list[Work] = []
+        self._companion = companion
+        forwards = [index for index, action in enumerate(self._program) if action.op is Op.F]
+        self._last_forward = forwards[-1]
+        self._last_backward = {a.stage: a.microbatch for a in self._program if a.op in (Op.W, Op.B)}
         self._idle: dict[int, list[_Visit]] = {stage: [] for stage in range(len(stages))}
         self._live: dict[Key, _Visit] = {}
         inputs, outputs = ([getattr(stage, name) for stage in stages] for name in ("input_shape", "output_shape"))
@@ -161,6 +183,8 @@ class Executor:
                 if self._comm.size > 1:
                     error.add_note(self._place(index))
                 raise
+            if index == self._last_forward and self._companion:
+                self._companion.forward_done(self._sums)
         self._finish_messages()
         assert not self._live, f"nothing is left after a batch, but {list(self._live)}"
         return self._sums, self._outputs
@@ -172,19 +196,22 @@ class Executor:
 
     def _perform(self, action: Action) -> None:
         if action.op is Op.REDUCE:
-            self._reducing += self._start_reduction(action.stage)
+            if self._companion:
+                self._companion.stage_landed(action.stage)
         else:
             start, stop = self._bounds[action.microbatch]
             if start < stop:  # a batch with fewer samples than micro-batches leaves some of them empty, on all ranks
                 self._begin(action)
         self._move_along()
 
-    def _move_along(self) -> None:
-        """Move messages and reductions along. Local."""
+    def _move_along(self) -> int | None:
+        """Move messages and the companion along; return how far the latter is, see `Work.progress`. Local."""
         self._forward.move_along()
         self._backward.move_along()
-        if self._reducing:
-            self._reducing = [work for work in self._reducing if not work.test()]
+        if self._companion is None:
+            return None
+        self._companion.move_along()
+        return self._companion.progress
 
     def _begin(self, action: Action) -> None:
         """Compute, or begin to send or to receive."""
@@ -201,11 +228,8 @@ class Executor:
         start = now()
         self._forward.finish()
         self._backward.finish()
-        for work in self._reducing:
-            work.wait()
-        self._reducing.clear()
         if self.trace:
-            self.trace.add("wait", "messages and reductions", start)
+            self.trace.add("wait", "messages", start)
 
     def _compute_forward(self, action: Action) -> None:
         stage, number = key = action.stage, action.microbatch
@@ -259,6 +283,8 @@ class Executor:
         model, visit = self._stages[stage].model, self._live[key]
         dy = self._backward.take(key, self.trace)
         began = now()
+        if both:
+            self._listen(visit, action)
         dx = (model.backward if both else model.backward_input)(dy, visit.context)
         self._pool.release(dy)
         if stage > 0:
@@ -272,9 +298,15 @@ class Executor:
         key = action.stage, action.microbatch
         visit = self._live.pop(key)
         began = now()
+        self._listen(visit, action)
         self._stages[action.stage].model.backward_weight(visit.context)
         self._note(action, began)
         self._end(key, visit)
+
+    def _listen(self, visit: _Visit, action: Action) -> None:
+        """Let the companion hear of layers whose weight gradients this action ends, if it is a stage's last."""
+        last = self._companion is not None and self._last_backward[action.stage] == action.microbatch
+        visit.batch.landed = self._companion.layer_landed if self._companion and last else None
 
     def _end(self, key: Key, visit: _Visit) -> None:
         """Let go of all that a micro-batch has kept on a stage."""

@@ -40,15 +40,20 @@ class _Filling:
 class _Waiting(Work):
     """Some work, with all else that this rank has under way moved along meanwhile."""
 
-    def __init__(self, work: Work, progress: Callable[[], None]) -> None:
+    def __init__(self, work: Work, move_along: Callable[[], int | None]) -> None:
         self.comm = work.comm
-        self._work, self._progress = work, progress
+        self._work, self._move_along = work, move_along
+        self._progress: int | None = None
 
     def test(self) -> bool:
         over = self._work.test()
         if not over:
-            self._progress()
+            self._progress = self._move_along()
         return over
+
+    @property
+    def progress(self) -> int | None:
+        return self._progress
 
     @property
     def peers(self) -> Sequence[int]:
@@ -77,7 +82,7 @@ class Flow:
     arena : Arena
         Where the slots lie.
     progress : callable
-        Moves along whatever the rank has under way; called while it waits.
+        Moves along whatever the rank has under way; called while it waits. Returns a `Work.progress`.
     """
 
     def __init__(
@@ -89,7 +94,7 @@ class Flow:
         dtype: DTypeLike,
         slots: SharedSlots,
         arena: Arena,
-        progress: Callable[[], None],
+        progress: Callable[[], int | None],
     ) -> None:
         self._op, self._direction = receive, 1 if receive is Op.RECV_F else -1
         self._comm, self._pool, self._dtype = comm, pool, np.dtype(dtype)

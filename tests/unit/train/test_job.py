@@ -98,7 +98,7 @@ BAD_KEYS = [
     ("data.augment={crop=8, resized_crop=8}", "data.augment.crop and resized_crop: both say how images"),
     ("data.augment.pad=2", "data.augment.pad: a border is for what is cropped"),
     ("data.augment.cutout=0", "data.augment.cutout: out of range. Found 0; expected an integer of 1 to 32768"),
-    ("data.augment.mixup=2.0", "data.augment.mixup: out of range. Found 2.0; expected a number above 0, at most 1"),
+    ("data.augment.mixup=2.0", "data.augment.mixup: out of range. Found 2.0; expected a number of 0.001 to 1"),
     ("data.augment.jitter.hue=0.7", "data.augment.jitter.hue: out of range. Found 0.7; expected a number of 0 to 0.5"),
     ("data.augment.jitter={light=1.0}", "data.augment.jitter.light: unknown key"),
     ("parallel.pp=0", "parallel.pp: input should be greater than or equal to 1"),

@@ -89,23 +89,53 @@ def feed_of(num_samples: int) -> Feed:
     return Feed.of(make_batch(num_samples), scale=1 / num_samples)
 
 
-def test_a_stage_is_reduced_when_its_last_weight_gradient_is_done_and_the_rank_goes_on() -> None:
+class Listener:
+    """Writes down what it is told of, with the number of spans recorded before."""
+
+    progress = None
+
+    def __init__(self, trace: Trace) -> None:
+        self._trace = trace
+        self.heard: list[tuple[str, int]] = []
+
+    def _hear(self, what: str) -> None:
+        self.heard.append((what, len(self._trace.spans)))
+
+    def forward_done(self, sums: nn.LossSums) -> None:
+        self._hear(f"forward {sums.weight}")
+
+    def layer_landed(self, layer: nn.Layer) -> None:
+        self._hear(f"layer {layer.path}")
+
+    def stage_landed(self, stage: int) -> None:
+        self._hear(f"stage {stage}")
+
+    def move_along(self) -> None:
+        pass
+
+
+def test_companion_hears_of_layers_and_stages_at_their_last_weight_gradient_while_the_rank_goes_on() -> None:
     schedule = make_schedule("interleaved", 1, 4, 2)
     replica = make_replica(Pipeline(schedule=schedule, cuts=(4,)))
-    trace, seen = Trace(), []
-
-    def reduce(stage: int) -> tuple[()]:
-        seen.append((stage, len(trace.spans)))
-        return ()
-
-    executor = replica.trainer(nn.CrossEntropy(), reduce)
+    trace = Trace()
+    listener = Listener(trace)
+    executor = replica.trainer(nn.CrossEntropy(), listener)
     executor.trace = trace
     executor.run(feed_of(8))
-    names = [span.name for span in trace.spans if span.kind == "compute"]
-    assert names == [str(a) for a in complete(schedule).programs[0] if a.op in ("F", "B", "I", "W")]
-    assert [stage for stage, _ in seen] == [1, 0]
-    assert trace.spans[seen[0][1] - 1].name == "1B3"
-    assert seen[0][1] < seen[1][1]
+    computed = [span.name for span in trace.spans]
+    assert computed == [str(a) for a in complete(schedule).programs[0] if a.op in ("F", "B", "I", "W")] + ["messages"]
+    heard = dict(listener.heard)
+    assert len(heard) == len(listener.heard), "each is heard of once"
+    assert [what for what, _ in listener.heard if what.startswith("stage")] == ["stage 1", "stage 0"]
+    assert computed[heard["forward 8.0"] - 1] == "1F3"
+    for stage, layers in ((1, ["7", "6", "5", "4"]), (0, ["3", "2.layer.body.1", "2.layer.body.0", "2", "1", "0"])):
+        told = [what for what, _ in listener.heard if what.removeprefix("layer ") in layers]
+        assert [what.removeprefix("layer ") for what in told if "body" not in what] == [
+            name for name in layers if "body" not in name
+        ]
+        # Before the span of the stage's last backward ends; the stage itself after it.
+        assert {computed[heard[what]] for what in told} == {f"{stage}B3"}
+        assert computed[heard[f"stage {stage}"] - 1] == f"{stage}B3"
 
 
 def test_a_recomputed_stage_keeps_its_input_alone() -> None:
