@@ -121,6 +121,9 @@ class TrainingStep:
             weight = report.sums.weight
             self._update(nominal / weight if weight else 0.0, lr)
             self._follow()
+        else:
+            for _ in self._sums.buckets.wait():
+                pass  # nothing may be under way when the next step begins
         self._note("step", f"step {self._replica.step}", started)
         return report
 
@@ -188,7 +191,8 @@ class _Sums:
         self._early = [make_allreduce(grid.comm, self._totals)]
         self._averages = _has_averages(dp, self._statistics)
         if self._averages:
-            self._early.append(make_allreduce(dp, self._statistics))
+            # Under way at the same time as the buckets, which have the tags before this one, and as the totals.
+            self._early.append(make_allreduce(dp, self._statistics, tag=len(self.buckets.slices)))
         self._share = self._nominal = 0
         self._flags: Callable[[], Sequence[bool]] = tuple
         self._pending: list[Transfer] = []

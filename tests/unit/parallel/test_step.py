@@ -9,7 +9,7 @@ import pytest
 
 from hpdl_mpi import nn, optim
 from hpdl_mpi.base.errors import InputError
-from hpdl_mpi.comm import SingleCommunicator
+from hpdl_mpi.comm import Communicator, SingleCommunicator, run_threads
 from hpdl_mpi.data import Batch
 from hpdl_mpi.parallel import ProcessGrid, Replica, TrainingStep
 from hpdl_mpi.parallel.pipeline import Pipeline, make_schedule
@@ -25,6 +25,26 @@ def make_step(num_microbatches: int = 1, **settings: object) -> TrainingStep:
 def test_impossible_bound_of_the_gradient_is_refused(clip_norm: float) -> None:
     with pytest.raises(InputError, match=r"^training\.clip_norm: out of range.*expected a number above 0"):
         make_step(clip_norm=clip_norm)
+
+
+@pytest.mark.parametrize("nodes", [[0, 0], [0, 1]])
+def test_step_whose_loss_is_no_number_updates_nothing_and_another_one_can_follow(nodes: list[int]) -> None:
+    def run(comm: Communicator) -> list[np.ndarray]:
+        replica = Replica(nn.Linear(2), (3,), optim.SGD(0.1), dtype=np.float32, seed=0)
+        step = TrainingStep(replica, nn.CrossEntropy(), ProcessGrid(comm, {"pp": 1, "dp": 2}), bucket_bytes=1)
+        params = [replica.params.copy()]
+        for value in (np.nan, 1.0):
+            inputs = np.full((2, 3), value if comm.rank else 1.0, np.float32)
+            report = step(Batch(inputs, np.arange(2), np.arange(2), global_size=4, offset=0), epoch=0, lr=0.1)
+            assert report.finite == (value == 1.0)
+            params.append(replica.params.copy())
+            replica.grads.fill(0)
+        return params
+
+    for before, after_nan, after in run_threads(2, run, nodes=nodes):
+        np.testing.assert_array_equal(after_nan, before)
+        assert np.isfinite(after).all()
+        assert (after != before).any()
 
 
 def test_sums_are_over_all_micro_batches_and_votes_are_those_of_this_batch() -> None:

@@ -47,13 +47,14 @@ def whole(images, tmp_path):
     return tmp_path / "whole", summary, statistics
 
 
-def test_data_parallel_ranks_have_the_same(images, tmp_path):
+@pytest.mark.parametrize("nodes", [[0, 0, 0], [0, 1, 2], [0, 0, 1]])
+def test_data_parallel_ranks_have_the_same(images, tmp_path, nodes):
     def run(comm: Communicator) -> tuple[Statistics, dict]:
         trainer = trainer_of(comm)
         summary = fit_images(trainer, images, tmp_path / "run")
         return statistics_of(trainer), summary
 
-    results = run_threads(3, run)
+    results = run_threads(3, run, nodes=nodes)
     for statistics, summary in results:
         assert_same(statistics, results[0][0])
         assert summary["test_loss"] == results[0][1]["test_loss"]
