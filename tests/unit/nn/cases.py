@@ -124,8 +124,10 @@ class Bias(Layer):
         np.add(x, self.params["bias"], out=y)
         return y
 
-    def backward_input(self, dy: np.ndarray, ctx: Context) -> np.ndarray:
+    def backward_input(self, dy: np.ndarray, ctx: Context) -> np.ndarray | None:
         ctx.save(dy=dy)
+        if not ctx.needs_dx:
+            return None
         ctx.retain(dy)
         return dy
 
