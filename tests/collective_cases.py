@@ -308,6 +308,19 @@ def allreduces_of_shared_memory_overlap(comm: Communicator) -> None:
         work.free()
 
 
+def long_arrays_go_past_the_cache(comm: Communicator) -> None:
+    size = 20_001 * comm.size + 3
+    for name in ("one_shot", "two_shot"):
+        if comm.num_nodes == 1:
+            array = np.arange(size, dtype=np.float32) % 97 + comm.rank
+            allreduce = make_allreduce(comm, array, name)
+            for turn in range(2):
+                allreduce()
+                expected = comm.size * (np.arange(size) % 97) + sum(range(comm.size))
+                np.testing.assert_array_equal(array, expected * comm.size**turn)
+            allreduce.free()
+
+
 def unknown_allreduces_are_refused(comm: Communicator) -> None:
     with pytest.raises(InputError, match="no such algorithm"):
         make_allreduce(comm, np.zeros(4), "rings")
@@ -344,6 +357,7 @@ VERBS: list[Callable[[Communicator], None]] = [
 COLLECTIVES: list[Callable[[Communicator], None]] = [
     every_allreduce_sums_to_the_same_bits_everywhere,
     allreduces_of_shared_memory_overlap,
+    long_arrays_go_past_the_cache,
     unknown_allreduces_are_refused,
     ring_adds_chunk_k_from_rank_k_plus_1_to_rank_k,
     halves_of_the_ring_scatter_and_gather,

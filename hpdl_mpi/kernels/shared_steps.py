@@ -6,15 +6,18 @@ reading acquires, so that whoever has seen a signal sees all that was written be
 
 from __future__ import annotations
 
+from llvmlite import ir
 from numba import types
+from numba.core import cgutils
 from numba.core.errors import TypingError
 from numba.extending import intrinsic
 
-from hpdl_mpi.kernels.emit import INDEX, element_pointer
-from hpdl_mpi.kernels.jit import kernel
+from hpdl_mpi.kernels.emit import FEATURES, INDEX, VECTOR_BYTES, Emitter, element_pointer, index
+from hpdl_mpi.kernels.jit import inline, kernel
 
-COPY, READ, READ_REDUCE, SIGNAL, WAIT = range(5)
-"""What is in the first column of a table: towards shared memory, from there, from there to be added."""
+COPY, STREAM, READ, READ_REDUCE, SIGNAL, WAIT = range(6)
+"""What is in the first column of a table: towards shared memory, the same past the cache, from there, from there to be
+added."""
 
 SIGNAL_BYTES = 64
 """From one counter to the next."""
@@ -52,6 +55,47 @@ def _read_signal(typing_context, signals, place):
     return types.int64(signals, types.int64), generate
 
 
+@intrinsic
+def _stream_vectors(typing_context, source, start, target, place, count):
+    """Copy so many whole vectors past the cache; the target is aligned to a vector."""
+    dtype = target.dtype
+
+    def generate(context, builder, signature, arguments):
+        source_, start_, target_, place_, count_ = arguments
+        emit = Emitter(builder, dtype)
+        first = element_pointer(context, builder, source, source_, start_)
+        last = element_pointer(context, builder, target, target_, place_)
+        past_the_cache = builder.module.add_metadata([ir.Constant(ir.IntType(32), 1)])
+        with cgutils.for_range(builder, count_) as vector:
+            offset = builder.mul(vector.index, index(emit.lanes))
+            value = emit.load(builder.gep(first, [offset]))
+            store = builder.store(value, emit.vector(builder.gep(last, [offset])), align=VECTOR_BYTES)
+            store.set_metadata("nontemporal", past_the_cache)
+        # On x86 such stores keep no order, not even with the signal that follows.
+        if "+sse2" in FEATURES:
+            fence = ir.FunctionType(ir.VoidType(), [])
+            builder.call(cgutils.get_or_insert_function(builder.module, fence, "llvm.x86.sse.sfence"), [])
+        else:
+            builder.fence("seq_cst")
+        return context.get_dummy_value()
+
+    return types.void(source, types.int64, target, types.int64, types.int64), generate
+
+
+@inline
+def _stream(source, start, stop, target, place):
+    """target[place:] = source[start:stop], past the cache."""
+    itemsize = target.itemsize
+    head = min(stop - start, (-(target.ctypes.data + place * itemsize) % VECTOR_BYTES) // itemsize)
+    for i in range(head):
+        target[place + i] = source[start + i]
+    lanes = VECTOR_BYTES // itemsize
+    count = (stop - start - head) // lanes
+    _stream_vectors(source, start + head, target, place + head, count)
+    for i in range(head + count * lanes, stop - start):
+        target[place + i] = source[start + i]
+
+
 @kernel
 def run_steps(table, position, spins, array, memory, signals, raised, awaited):
     """Do steps from `position` on; return the position of the first that must wait longer, or the number of steps.
@@ -86,6 +130,8 @@ def run_steps(table, position, spins, array, memory, signals, raised, awaited):
                 if looks > spins:
                     return position
             awaited[peer] = wanted
+        elif op == STREAM:
+            _stream(array, start, stop, memory, place)
         else:
             mine, theirs = array[start:stop], memory[place : place + stop - start]
             if op == COPY:
