@@ -25,6 +25,8 @@ import numba
 import numpy as np
 from numba.core.caching import FunctionCache
 
+from hpdl_mpi.kernels.linking import keep_own_copies
+
 FASTMATH = {"nsz", "arcp", "contract", "afn", "reassoc"}
 """LLVM's fast-math flags without `nnan` and `ninf`: a NaN must survive a kernel to be seen."""
 
@@ -109,6 +111,8 @@ def _warn(what: str, error: Exception) -> None:
     reason = error.strerror if isinstance(error, OSError) else type(error).__name__
     warnings.warn(f"{cache_folder()}: compiled kernels {what} ({reason})", RuntimeWarning, stacklevel=2)
 
+
+keep_own_copies()
 
 _threads = 1
 
