@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from numbers import Integral, Real
 from typing import Any
 
 BAD_INPUT = 2
@@ -16,6 +17,9 @@ BAD_INPUT = 2
 
 FAILURE = 1
 """Exit code for every other failure."""
+
+_ESCAPES = {code: repr(chr(code))[1:-1] for code in (*range(32), 127)}
+"""Of control characters, which a file's name may have: a message stays on its line."""
 
 
 class HpdlError(Exception):
@@ -49,9 +53,9 @@ class HpdlError(Exception):
         shared: bool = False,
     ) -> None:
         self.shared = shared
-        head = f"{where}: {what}" if where is not None else what
-        facts = [f"found {found}"] if found is not None else []
-        facts += [f"expected {expected}"] if expected is not None else []
+        head = f"{_in_line(where)}: {what}" if where is not None else what
+        facts = [f"found {_in_line(found)}"] if found is not None else []
+        facts += [f"expected {_in_line(expected)}"] if expected is not None else []
         sentences = [head] + (["; ".join(facts)] if facts else []) + ([remedy] if remedy else [])
         super().__init__(". ".join(s[:1].upper() + s[1:] if i else s for i, s in enumerate(sentences)) + ".")
 
@@ -97,6 +101,16 @@ def require(key: str, value: Any, possible: bool, expected: str) -> None:
         raise InputError("out of range", where=key, found=repr(value), expected=expected)
 
 
+def is_number(value: object) -> bool:
+    """Return whether a setting is a real number, Python's or NumPy's."""
+    return not isinstance(value, bool) and isinstance(value, Real)
+
+
+def is_integer(value: object, least: int) -> bool:
+    """Return whether a setting is a whole number, Python's or NumPy's, and not below `least`."""
+    return not isinstance(value, bool) and isinstance(value, Integral) and int(value) >= least
+
+
 @contextmanager
 def amended(before: str = "", after: str = "") -> Iterator[None]:
     """Add to the message of an `InputError` from within: in front, whose the key is; at the end, what to do."""
@@ -105,6 +119,10 @@ def amended(before: str = "", after: str = "") -> Iterator[None]:
     except InputError as error:
         error.args = (f"{before}{error}{after}",)
         raise
+
+
+def _in_line(fact: object) -> str:
+    return str(fact).translate(_ESCAPES)
 
 
 def _restore(kind: type[HpdlError], args: tuple, attributes: dict) -> HpdlError:

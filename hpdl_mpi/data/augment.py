@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from hpdl_mpi.base.errors import InputError, require
+from hpdl_mpi.base.errors import InputError, is_integer, is_number, require
 from hpdl_mpi.data.transform import Shape
 
 Size = int | Sequence[int]
@@ -14,7 +14,8 @@ Size = int | Sequence[int]
 
 
 def _pair(size: Size) -> tuple[int, int]:
-    return (size, size) if isinstance(size, int) else (size[0], size[1])
+    height, width = size if isinstance(size, Sequence) else (size, size)
+    return int(height), int(width)
 
 
 _MOST_PIXELS = 2**15
@@ -24,36 +25,32 @@ _MOST_JITTER = 100.0
 """Of brightness and its like; 1 changes them to nothing or twice as much."""
 
 
-def _is_integer(value: Any, least: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and least <= value <= _MOST_PIXELS
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+def _is_length(value: Any, least: int) -> bool:
+    return is_integer(value, least) and value <= _MOST_PIXELS
 
 
 def _is_size(value: Any) -> bool:
     sides = value if isinstance(value, list | tuple) and len(value) == 2 else [value]
-    return all(_is_integer(side, 1) for side in sides)
+    return all(_is_length(side, 1) for side in sides)
 
 
 def _is_part(value: Any) -> bool:
-    return _is_number(value) and 0 < value <= 1
+    return is_number(value) and 0 < value <= 1
 
 
-_SIZE = _is_size, f"an integer of 1 to {_MOST_PIXELS}, or two: height and width"
-_PART = _is_part, "a number above 0, at most 1"
-_KEYS: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "flip": (lambda value: isinstance(value, bool), "true or false"),
+_SIZE = _is_size, f"an integer of 1 to {_MOST_PIXELS}, or two: height and width", _pair
+_PART = _is_part, "a number above 0, at most 1", float
+_KEYS: dict[str, tuple[Callable[[Any], bool], str, Callable[[Any], Any]]] = {
+    "flip": (lambda value: isinstance(value, bool), "true or false", bool),
     "crop": _SIZE,
-    "pad": (lambda value: _is_integer(value, 0), f"an integer of 0 to {_MOST_PIXELS}"),
+    "pad": (lambda value: _is_length(value, 0), f"an integer of 0 to {_MOST_PIXELS}", int),
     "resized_crop": _SIZE,
     "central_fraction": _PART,
-    "jitter": (lambda value: isinstance(value, Jitter), "a Jitter"),
-    "cutout": (lambda value: _is_integer(value, 1), f"an integer of 1 to {_MOST_PIXELS}"),
-    "mixup": (lambda value: _is_number(value) and 1e-3 <= value <= 1, "a number of 0.001 to 1"),
+    "jitter": (lambda value: isinstance(value, Jitter), "a Jitter", lambda value: value),
+    "cutout": (lambda value: _is_length(value, 1), f"an integer of 1 to {_MOST_PIXELS}", int),
+    "mixup": (lambda value: is_number(value) and 1e-3 <= value <= 1, "a number of 0.001 to 1", float),
 }
-"""What each key may be, and how it is said; those that are None by default may be that."""
+"""What each key may be, how that is said, and what it becomes, of NumPy's kinds too; a None by default may stay."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +79,8 @@ class Jitter:
         for name, value in asdict(self).items():
             most = 0.5 if name == "hue" else _MOST_JITTER
             expected = f"a number of 0 to {most:g}"
-            require(f"augment.jitter.{name}", value, _is_number(value) and 0 <= value <= most, expected)
+            require(f"augment.jitter.{name}", value, is_number(value) and 0 <= value <= most, expected)
+            object.__setattr__(self, name, float(value))
 
 
 @dataclass(frozen=True)
@@ -133,10 +131,9 @@ class Augment:
             value = getattr(self, key.name)
             if value is None and key.default is None:
                 continue
-            possible, expected = _KEYS[key.name]
+            possible, expected, convert = _KEYS[key.name]
             require(f"augment.{key.name}", value, possible(value), expected)
-            if key.name in ("crop", "resized_crop"):
-                object.__setattr__(self, key.name, _pair(value))
+            object.__setattr__(self, key.name, convert(value))
         if self.crop and self.resized_crop:
             raise InputError("both say how images are cropped", where="augment.crop and resized_crop")
         if self.pad and not self.crop:

@@ -10,7 +10,7 @@ from collections.abc import Generator
 import numpy as np
 from numpy.typing import DTypeLike
 
-from hpdl_mpi.base.errors import InputError, require
+from hpdl_mpi.base.errors import InputError, is_integer, require
 from hpdl_mpi.base.shares import share
 from hpdl_mpi.data.augment import Augment
 from hpdl_mpi.data.batch import Batch, BatchMaker, Buffers
@@ -81,8 +81,9 @@ class Loader:
         reads_inputs: bool = True,
         reads_targets: bool = True,
     ) -> None:
-        require("global_batch_size", global_batch_size, _is_int(global_batch_size, 1), "an integer above 0")
-        require("seed", seed, _is_int(seed, 0), "an integer of at least 0")
+        possible = is_integer(global_batch_size, 1)
+        require("training.global_batch_size", global_batch_size, possible, "an integer above 0")
+        require("seed", seed, is_integer(seed, 0), "an integer of at least 0")
         require("shuffle", shuffle, shuffle in SHUFFLES, " or ".join(SHUFFLES))
         if dataset.num_samples < dp_size:
             raise InputError(
@@ -97,7 +98,8 @@ class Loader:
         self.dp_rank, self.dp_size = dp_rank, dp_size
         self.training = training
         mixes = training and augment is not None and augment.mixup is not None
-        require("global_batch_size", global_batch_size, not mixes or global_batch_size > 1, "2 or more samples to mix")
+        enough = not mixes or global_batch_size > 1
+        require("training.global_batch_size", global_batch_size, enough, "2 or more samples to mix")
         self._maker = BatchMaker(
             dataset,
             -(-min(global_batch_size, dataset.num_samples) // dp_size),
@@ -193,8 +195,3 @@ class Loader:
                 ready.put(self._maker.fill(buffers, global_ids, *share_of, start, key))
         except BaseException as error:  # noqa: BLE001 - raised again where the batch would have come
             ready.put(error)
-
-
-def _is_int(value: object, least: int) -> bool:
-    """Tell whether a value is an integer, Python's or NumPy's, and not below `least`."""
-    return isinstance(value, int | np.integer) and bool(value >= least)

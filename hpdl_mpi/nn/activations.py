@@ -8,6 +8,7 @@ from typing import Literal
 
 import numpy as np
 
+from hpdl_mpi.base.errors import is_number
 from hpdl_mpi.kernels import activation as kernel
 from hpdl_mpi.kernels import softmax as softmax_kernel
 from hpdl_mpi.nn.context import Context
@@ -66,8 +67,8 @@ class LeakyReLU(_Activation):
     """y = x where x > 0, else slope x, with 0 <= slope (Maas et al., 2013)."""
 
     def __init__(self, slope: float = 0.01) -> None:
-        if not 0 <= slope < math.inf:
-            raise self.refuse("slope out of range", found=slope, expected="a number of at least 0")
+        if not (is_number(slope) and 0 <= slope < math.inf):
+            raise self.refuse("slope out of range", found=repr(slope), expected="a number of at least 0")
         self.slope = slope
 
     def _apply(self, x: np.ndarray, y: np.ndarray) -> None:

@@ -7,6 +7,7 @@ import math
 
 import numpy as np
 
+from hpdl_mpi.base.errors import is_number
 from hpdl_mpi.kernels import random as kernel
 from hpdl_mpi.nn.context import Context
 from hpdl_mpi.nn.layer import Layer, Shape
@@ -20,8 +21,8 @@ class _Dropout(Layer):
     """
 
     def __init__(self, rate: float = 0.5) -> None:
-        if not 0 <= rate < 1:
-            raise self.refuse("rate out of range", found=rate, expected="at least 0 and below 1")
+        if not (is_number(rate) and 0 <= rate < 1):
+            raise self.refuse("rate out of range", found=repr(rate), expected="at least 0 and below 1")
         self.rate = rate
 
     def output_shape(self, input_shape: Shape) -> Shape:

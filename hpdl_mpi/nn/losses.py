@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import abc
-import math
 from typing import Literal, NamedTuple
 
 import numpy as np
 
-from hpdl_mpi.base.errors import BadSample, InputError
+from hpdl_mpi.base.errors import BadSample, InputError, is_number, require
 from hpdl_mpi.kernels import regression, softmax
 from hpdl_mpi.kernels.mixup import MIXED
 from hpdl_mpi.nn.context import Context
@@ -90,8 +89,8 @@ class CrossEntropy(Loss):
     task = "classification"
 
     def __init__(self, label_smoothing: float = 0.0) -> None:
-        if not 0 <= label_smoothing < 1:
-            raise InputError("out of range", where="label_smoothing", found=label_smoothing, expected="0 to below 1")
+        possible = is_number(label_smoothing) and 0 <= label_smoothing < 1
+        require("label_smoothing", label_smoothing, possible, "0 to below 1")
         self.label_smoothing = label_smoothing
 
     def plain(self) -> Loss:
@@ -178,8 +177,7 @@ class Huber(_Regression):
     """Squared near zero, linear beyond `delta`: large errors pull less (Huber, 1964)."""
 
     def __init__(self, delta: float = 1.0) -> None:
-        if not 0 < delta < math.inf:
-            raise InputError("out of range", where="delta", found=delta, expected="a number above 0")
+        require("delta", delta, is_number(delta) and delta > 0, "a number above 0")
         self.delta = delta
 
     def _sums(

@@ -7,21 +7,22 @@ import math
 
 import numpy as np
 
+from hpdl_mpi.base.errors import is_number
 from hpdl_mpi.kernels import normalization as kernel
 from hpdl_mpi.kernels import sample_norm
 from hpdl_mpi.nn.activations import Clipping, clipping_limits
 from hpdl_mpi.nn.context import Context
 from hpdl_mpi.nn.flat import images_in
 from hpdl_mpi.nn.init import Constant
-from hpdl_mpi.nn.layer import Layer, Shape
+from hpdl_mpi.nn.layer import Layer, Shape, require_count
 
 
 class _Norm(Layer):
     """Has a weight and a bias for each channel, the last dimension; backward leaves parts of their gradients."""
 
     def __init__(self, eps: float) -> None:
-        if not 0 < eps < math.inf:
-            raise self.refuse("eps out of range", found=eps, expected="a number above 0")
+        if not (is_number(eps) and 0 < eps < math.inf):
+            raise self.refuse("eps out of range", found=repr(eps), expected="a number above 0")
         self.eps = eps
 
     def build(self, input_shape: Shape) -> None:
@@ -60,8 +61,8 @@ class BatchNorm2d(_Norm):
 
     def __init__(self, *, eps: float = 1e-5, momentum: float = 0.1, activation: Clipping | None = None) -> None:
         super().__init__(eps)
-        if not 0 < momentum <= 1:
-            raise self.refuse("momentum out of range", found=momentum, expected="above 0, at most 1")
+        if not (is_number(momentum) and 0 < momentum <= 1):
+            raise self.refuse("momentum out of range", found=repr(momentum), expected="above 0, at most 1")
         self.momentum = momentum
         self._clips = activation is not None
         self._limits = clipping_limits(self, activation)
@@ -190,11 +191,12 @@ class GroupNorm(_SampleNorm):
 
     def __init__(self, num_groups: int, *, eps: float = 1e-5) -> None:
         super().__init__(eps)
+        require_count(self, num_groups, "groups")
         self.num_groups = num_groups
 
     def build(self, input_shape: Shape) -> None:
         super().build(input_shape)
-        if self.num_groups < 1 or input_shape[-1] % self.num_groups:
+        if input_shape[-1] % self.num_groups:
             raise self.refuse(
                 "channels do not make groups of one size",
                 found=f"{input_shape[-1]} channels in {self.num_groups} groups",

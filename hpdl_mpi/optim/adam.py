@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from hpdl_mpi.base.errors import require
+from hpdl_mpi.base.errors import is_number, require
 from hpdl_mpi.kernels import update as kernel
 from hpdl_mpi.optim.optimizer import Chunks, Optimizer
 
@@ -35,11 +35,12 @@ class Adam(Optimizer):
         eps: float = 1e-8,
         weight_decay: float = 0.0,
     ) -> None:
-        require("optimizer.lr", lr, lr >= 0, "at least 0")
+        require("optimizer.lr", lr, is_number(lr) and lr >= 0, "at least 0")
         for beta in betas:
-            require("optimizer.betas", beta, 0 <= beta < 1, "at least 0 and below 1")
-        require("optimizer.eps", eps, eps > 0, "above 0")
-        require("optimizer.weight_decay", weight_decay, weight_decay >= 0, "at least 0")
+            require("optimizer.betas", beta, is_number(beta) and 0 <= beta < 1, "at least 0 and below 1")
+        require("optimizer.eps", eps, is_number(eps) and eps > 0, "above 0")
+        decays = is_number(weight_decay) and weight_decay >= 0
+        require("optimizer.weight_decay", weight_decay, decays, "at least 0")
         self.lr = lr
         self.betas = (betas[0], betas[1])
         self.eps = eps

@@ -5,7 +5,7 @@ from __future__ import annotations
 import abc
 import math
 
-from hpdl_mpi.base.errors import InputError
+from hpdl_mpi.base.errors import is_integer, is_number, require
 
 
 class Schedule(abc.ABC):
@@ -18,8 +18,7 @@ class Schedule(abc.ABC):
     """
 
     def __init__(self, *, warmup_steps: int = 0) -> None:
-        if warmup_steps < 0:
-            raise _out_of_range("warmup_steps", warmup_steps, "at least 0")
+        require("lr_schedule.warmup_steps", warmup_steps, is_integer(warmup_steps, 0), "an integer of at least 0")
         self.warmup_steps = warmup_steps
 
     def factor(self, step: int, num_steps: int) -> float:
@@ -45,10 +44,8 @@ class Step(Schedule):
 
     def __init__(self, *, every: int, gamma: float = 0.1, warmup_steps: int = 0) -> None:
         super().__init__(warmup_steps=warmup_steps)
-        if every < 1:
-            raise _out_of_range("every", every, "at least 1")
-        if not 0 < gamma < math.inf:
-            raise _out_of_range("gamma", gamma, "a number above 0")
+        require("lr_schedule.every", every, is_integer(every, 1), "an integer of at least 1")
+        require("lr_schedule.gamma", gamma, is_number(gamma) and gamma > 0, "a number above 0")
         self.every = every
         self.gamma = gamma
 
@@ -61,14 +58,9 @@ class Cosine(Schedule):
 
     def __init__(self, *, final: float = 0.0, warmup_steps: int = 0) -> None:
         super().__init__(warmup_steps=warmup_steps)
-        if not 0 <= final <= 1:
-            raise _out_of_range("final", final, "0 to 1")
+        require("lr_schedule.final", final, is_number(final) and 0 <= final <= 1, "0 to 1")
         self.final = final
 
     def _after_warmup(self, step: int, num_steps: int) -> float:
         progress = min(1.0, step / num_steps)
         return self.final + (1.0 - self.final) * 0.5 * (1.0 + math.cos(math.pi * progress))
-
-
-def _out_of_range(key: str, found: object, expected: str) -> InputError:
-    return InputError("out of range", where=f"lr_schedule.{key}", found=found, expected=expected)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from hpdl_mpi.base.errors import InputError, require
+from hpdl_mpi.base.errors import InputError, is_number, require
 from hpdl_mpi.kernels import update as kernel
 from hpdl_mpi.optim.optimizer import Chunks, Optimizer
 
@@ -35,10 +35,11 @@ class SGD(Optimizer):
         weight_decay: float = 0.0,
         l1: float = 0.0,
     ) -> None:
-        require("optimizer.lr", lr, lr >= 0, "at least 0")
-        require("optimizer.momentum", momentum, 0 <= momentum < 1, "at least 0 and below 1")
-        require("optimizer.weight_decay", weight_decay, weight_decay >= 0, "at least 0")
-        require("optimizer.l1", l1, l1 >= 0, "at least 0")
+        require("optimizer.lr", lr, is_number(lr) and lr >= 0, "at least 0")
+        require("optimizer.momentum", momentum, is_number(momentum) and 0 <= momentum < 1, "at least 0 and below 1")
+        decays = is_number(weight_decay) and weight_decay >= 0
+        require("optimizer.weight_decay", weight_decay, decays, "at least 0")
+        require("optimizer.l1", l1, is_number(l1) and l1 >= 0, "at least 0")
         if nesterov and not momentum:
             raise InputError("needs momentum", where="optimizer.nesterov", found="momentum = 0", expected="above 0")
         self.lr = lr

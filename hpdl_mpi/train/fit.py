@@ -70,6 +70,8 @@ class Course:
         for key, value in self._lengths().items():
             possible = value is None or (isinstance(value, int) and value > 0)
             require(f"training.{key}", value, possible, "an integer above 0")
+        if self.init_skip and self.init is None:
+            raise InputError("says what is left out of no file", where="fit: init_skip", remedy="give init")
         if self.early_stopping is not None and self.validate is None:
             remedy = "name test data: data.test, or `validate`"
             raise InputError("nothing to evaluate on", where="training.early_stopping", remedy=remedy, shared=True)
@@ -147,7 +149,8 @@ def fit(assembly: Assembly, course: Course) -> dict[str, Any]:
         if course.global_batch_size > loader.dataset.num_samples:
             reporter.say(f"a batch of {course.global_batch_size:,} is larger than the data: every step sees all of it")
         if course.init is not None and replica.step == 0:
-            reporter.say(f"begins with the weights of {course.init}")
+            count = len(weights.check(weights.TensorFile(course.init), replica.model, course.init_skip))
+            reporter.say(f"begins with {count} of {len(weights.tensors(replica.model))} tensors from {course.init}")
         step = TrainingStep(
             replica,
             assembly.loss,

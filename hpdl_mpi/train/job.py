@@ -11,7 +11,7 @@ import reprlib
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import pydantic
 from pydantic import BaseModel, ConfigDict, Field
@@ -20,6 +20,11 @@ from hpdl_mpi.base.errors import InputError, require
 from hpdl_mpi.comm import ALLREDUCES, AUTO, LIBRARY
 from hpdl_mpi.data.transform import Layout
 from hpdl_mpi.parallel.pipeline import Recomputed
+
+if TYPE_CHECKING:
+    from pydantic._internal._model_construction import ModelMetaclass as _Meta
+else:
+    _Meta = type(BaseModel)
 
 Positive = Annotated[int, Field(ge=1)]
 Text = Annotated[str, Field(min_length=1)]
@@ -30,7 +35,17 @@ def _as_tuple(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
-class _Section(BaseModel):
+class _Checked(_Meta):
+    """Lets a section that is made in Python, rather than read from a file, be refused in words."""
+
+    def __call__(cls, *args: Any, **settings: Any) -> Any:
+        try:
+            return super().__call__(*args, **settings)
+        except pydantic.ValidationError as error:
+            raise InputError("; ".join(problems(error, cls.__name__))) from None
+
+
+class _Section(BaseModel, metaclass=_Checked):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
@@ -232,6 +247,13 @@ class Init(_Section):
     """A .safetensors file."""
     skip: Annotated[tuple[Text, ...], pydantic.BeforeValidator(_as_tuple)] = ()
     """Patterns of names that are left out, such as ``fc.*``."""
+
+    @pydantic.model_validator(mode="before")
+    @classmethod
+    def _of_a_file(cls, settings: Any) -> Any:
+        if isinstance(settings, dict) and "skip" in settings and "file" not in settings:
+            raise ValueError("says what is left out of no file: give init.file (--init), or leave out init.skip")
+        return settings
 
 
 class Job(_Section):

@@ -32,7 +32,7 @@ def check(file: TensorFile, model: Layer, skip: Sequence[str] = ()) -> dict[str,
     ------
     InputError
         The file lacks tensors, or has others, or of other shapes, or of types that are not real numbers; or a pattern
-        matches nothing.
+        matches nothing; or all are left out.
     """
     expected = tensors(model)
     for pattern in skip:
@@ -49,6 +49,10 @@ def check(file: TensorFile, model: Layer, skip: Sequence[str] = ()) -> dict[str,
             present = [alias for alias in (name, *tensor.aliases) if alias in file.entries]
             found |= dict.fromkeys(present[:1], tensor)
             missing += [] if present else [f"{name} {tensor.shape}"]
+    if expected and not found and not missing:
+        raise InputError(
+            "leaves nothing to begin with", where="init.skip", found=", ".join(skip), remedy="leave out init"
+        )
     known = {*counters(model), *(alias for tensor in expected.values() for alias in tensor.aliases)}
     unexpected = [
         f"{name} {entry.shape}"

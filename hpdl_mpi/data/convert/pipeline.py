@@ -248,4 +248,5 @@ def _balanced_split(splits: dict[str, Split], name: str, per_class: int, source:
             found="no such array" if labels is None else f"{labels.dtype} of shape {labels.shape}",
             remedy="name the array of classes with --targets, or leave out --per-class",
         )
-    return splits[name].take(balanced(labels, per_class, options.seed))
+    names = splits[name].attributes.get(options.targets, {}).get("classes", ())
+    return splits[name].take(balanced(labels, per_class, options.seed, names))

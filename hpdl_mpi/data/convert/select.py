@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from hpdl_mpi.base.errors import InputError
@@ -33,10 +35,11 @@ def split_test(num_samples: int, fraction: float, seed: int) -> tuple[np.ndarray
     return order[num_test:], order[:num_test]
 
 
-def balanced(labels: np.ndarray, per_class: int, seed: int) -> np.ndarray:
+def balanced(labels: np.ndarray, per_class: int, seed: int, names: Sequence[str] = ()) -> np.ndarray:
     """Return the ids, int64 (num_classes * per_class,), of the same number of samples of each class.
 
-    Each class gives the first `per_class` of a seeded order; the classes take turns in the result.
+    Each class gives the first `per_class` of a seeded order; the classes take turns in the result. `names` are those
+    of the classes, for a message.
 
     Raises
     ------
@@ -45,10 +48,12 @@ def balanced(labels: np.ndarray, per_class: int, seed: int) -> np.ndarray:
     """
     classes, counts = np.unique(labels, return_counts=True)
     if counts.min() < per_class:
+        label = int(classes[counts.argmin()])
+        name = f" ({names[label]})" if 0 <= label < len(names) else ""
         raise InputError(
             "a class has too few samples",
             where="--per-class",
-            found=f"{counts.min()} samples of class {classes[counts.argmin()]}",
+            found=f"{counts.min()} samples of class {label}{name}",
             expected=f"at least {per_class}",
         )
     order = shuffled(np.arange(len(labels)), derive_key("per class", seed))

@@ -19,6 +19,7 @@ from hpdl_mpi.base.errors import HpdlError, InputError, StorageError, TrainingEr
             {"where": "training.epochs", "found": 0, "expected": "at least 1", "remedy": "raise it"},
             "training.epochs: too small. Found 0; expected at least 1. Raise it.",
         ),
+        ({"where": "a\nb/x.png", "found": "a\tb"}, "a\\nb/x.png: too small. Found a\\tb."),
     ],
 )
 def test_message_is_made_of_the_facts_given(facts: dict, message: str) -> None:

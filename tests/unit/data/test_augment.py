@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import asdict
+
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -250,6 +253,14 @@ def test_a_steady_epoch_that_augments_allocates_no_array_per_batch(write_shards,
 def test_impossible_settings_are_refused(settings, message):
     with pytest.raises(InputError, match=message):
         Augment(**settings)
+
+
+def test_numbers_of_numpy_become_those_of_python():
+    one, half = np.int64(1), np.float32(0.5)
+    found = Augment(crop=(one * 4, 5), pad=one, cutout=one, mixup=half, jitter=Jitter(half))
+    assert found == Augment(crop=(4, 5), pad=1, cutout=1, mixup=0.5, jitter=Jitter(0.5))
+    assert json.loads(json.dumps(asdict(found)))["crop"] == [4, 5]
+    assert Augment(resized_crop=one) == Augment(resized_crop=1)
 
 
 @pytest.mark.parametrize("settings", [{}, {"crop": 8}, {"resized_crop": (12, 8)}])

@@ -220,6 +220,8 @@ def test_per_class_works_on_classes_of_a_table(run) -> None:
     assert classes == ["even", "odd"]
     assert y.tolist() == [0, 1] * 4
     assert (x[:, 0] % 2).tolist() == y.tolist()
+    with pytest.raises(InputError, match=r"Found 9 samples of class 1 \(odd\); expected at least 10"):
+        run(text.rsplit("\n", 2)[0] + "\n", target="kind", per_class=10)
 
 
 def test_a_naive_twin_agrees_on_a_random_table(run, tmp_path: Path) -> None:

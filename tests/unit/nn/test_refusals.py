@@ -14,10 +14,12 @@ from hpdl_mpi.nn import (
     AvgPool2d,
     BatchNorm2d,
     Conv2d,
+    CrossEntropy,
     Dropout,
     Dropout2d,
     Flatten,
     GroupNorm,
+    Huber,
     Layer,
     LayerNorm,
     LeakyReLU,
@@ -117,12 +119,6 @@ BUILDS: dict[str, tuple[Callable[[], Layer], Shape, str]] = {
         "layer net.1 (GroupNorm): channels do not make groups of one size. Found 3 channels in 2 groups; expected a "
         "number of groups that divides them.",
     ),
-    "no groups to normalise": (
-        lambda: GroupNorm(0),
-        IMAGE,
-        "layer net.1 (GroupNorm): channels do not make groups of one size. Found 3 channels in 0 groups; expected a "
-        "number of groups that divides them.",
-    ),
     "single numbers to normalise": (
         lambda: LayerNorm(),
         (),
@@ -197,6 +193,18 @@ def test_layer_that_cannot_take_its_input_is_refused(make: Callable[[], Layer], 
     [
         (lambda: Dropout(1.0), "layer Dropout: rate out of range. Found 1.0; expected at least 0 and below 1."),
         (lambda: Dropout(-0.1), "layer Dropout: rate out of range. Found -0.1; expected at least 0 and below 1."),
+        (lambda: Dropout("a"), "layer Dropout: rate out of range. Found 'a'; expected at least 0 and below 1."),
+        (lambda: Dropout(False), "layer Dropout: rate out of range. Found False; expected at least 0 and below 1."),
+        (lambda: LeakyReLU("a"), "layer LeakyReLU: slope out of range. Found 'a'; expected a number of at least 0."),
+        (
+            lambda: BatchNorm2d(momentum=None),
+            "layer BatchNorm2d: momentum out of range. Found None; expected above 0, at most 1.",
+        ),
+        (lambda: LayerNorm(eps="a"), "layer LayerNorm: eps out of range. Found 'a'; expected a number above 0."),
+        (lambda: GroupNorm(0), "layer GroupNorm: has no groups. Found 0; expected an integer of at least 1."),
+        (lambda: GroupNorm(2.0), "layer GroupNorm: has no groups. Found 2.0; expected an integer of at least 1."),
+        (lambda: CrossEntropy("a"), "label_smoothing: out of range. Found 'a'; expected 0 to below 1."),
+        (lambda: Huber(None), "delta: out of range. Found None; expected a number above 0."),
         (lambda: Dropout(np.nan), "layer Dropout: rate out of range. Found nan; expected at least 0 and below 1."),
         (lambda: Dropout2d(1), "layer Dropout2d: rate out of range. Found 1; expected at least 0 and below 1."),
         (

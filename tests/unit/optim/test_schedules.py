@@ -49,8 +49,11 @@ def test_warmup_may_be_all_there_is() -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: Constant(warmup_steps=-1), "lr_schedule.warmup_steps: out of range. Found -1; expected at least 0."),
-        (lambda: Step(every=0), "lr_schedule.every: out of range. Found 0; expected at least 1."),
+        (
+            lambda: Constant(warmup_steps=-1),
+            "lr_schedule.warmup_steps: out of range. Found -1; expected an integer of at least 0.",
+        ),
+        (lambda: Step(every=0), "lr_schedule.every: out of range. Found 0; expected an integer of at least 1."),
         (lambda: Step(every=1, gamma=0.0), "lr_schedule.gamma: out of range. Found 0.0; expected a number above 0."),
         (
             lambda: Step(every=1, gamma=math.nan),

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+import hpdl_mpi as hp
 from hpdl_mpi.base.errors import InputError
 from hpdl_mpi.nn import Layer
 from hpdl_mpi.train import EarlyStopping, load_job
@@ -43,6 +44,20 @@ def test_none_removes_a_key():
     assert (job.training.epochs, job.training.steps) == (None, 7)
 
 
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: hp.Checkpoint(every=0), "Checkpoint.every: input should be greater than or equal to 1; found 0."),
+        (lambda: hp.EarlyStopping(), "EarlyStopping.patience: missing."),
+        (lambda: hp.Parallel(pp="two"), "Parallel.pp: input should be a valid integer; found 'two'."),
+    ],
+)
+def test_a_section_made_in_python_is_refused_in_words(make, message):
+    with pytest.raises(InputError) as caught:
+        make()
+    assert str(caught.value) == message
+
+
 BAD_KEYS = [
     ("optimizer.lrr=0.1", "optimizer.lrr: unknown key"),
     ("optimizer.name=newton", "optimizer.name: unknown name. Found 'newton'; expected adam or adamw or sgd"),
@@ -70,7 +85,7 @@ BAD_KEYS = [
     ("training.early_stopping={patience=0}", "training.early_stopping.patience: input should be greater than or equal"),
     ("training.early_stopping={patience=1, metric='f1'}", "training.early_stopping.metric: input should be 'loss'"),
     ("training.early_stopping={patience=1, min_delta=-1}", "training.early_stopping.min_delta: input should be great"),
-    ("init.skip=['fc.*']", "init.file: missing"),
+    ("init.skip=['fc.*']", "init: says what is left out of no file: give init.file (--init)"),
     ("init={file='x', skip=[3]}", "init.skip.0: input should be a valid string"),
     ("lr_schedule.warmup_steps=-1", "lr_schedule.warmup_steps: out of range"),
     ("lr_schedule.every=3", "lr_schedule.every: unknown key"),

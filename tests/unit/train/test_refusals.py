@@ -45,6 +45,11 @@ def test_arguments_of_another_kind_are_refused(images, key, value, expected):
         fit_images(make_trainer(SingleCommunicator()), images, **{key: value})
 
 
+def test_leaving_out_of_no_file_is_refused(images):
+    with pytest.raises(InputError, match=r"fit: init_skip: says what is left out of no file\. Give init"):
+        fit_images(make_trainer(SingleCommunicator()), images, init_skip=["fc.*"])
+
+
 def test_a_trainer_that_found_bad_data_can_train_on_mended_ones(images):
     with h5py.File(images, "r+") as file:
         labels = file["y"][()]

@@ -104,6 +104,12 @@ def test_a_pattern_that_matches_nothing_is_refused(tmp_path: Path) -> None:
         check(file, model_of(), ["fc.*", "head.*"])
 
 
+def test_leaving_out_all_is_refused(tmp_path: Path) -> None:
+    file = write(tmp_path / "w.safetensors", weights(model_of()))
+    with pytest.raises(InputError, match=r"init\.skip: leaves nothing to begin with\. Found \*\. Leave out init"):
+        check(file, model_of(), ["*"])
+
+
 def test_a_variance_below_zero_is_refused(tmp_path: Path) -> None:
     model = model_of()
     arrays = weights(model)
