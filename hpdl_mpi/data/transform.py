@@ -121,15 +121,15 @@ class Transform:
         if self.layout == "chw":
             channels, pixels = shape[0], shape[1] * shape[2]
             planes, out = raw.reshape(n, channels, pixels), out.reshape(n, pixels, channels)
-            affine_channels_last(planes, float(self.scale), mean, inverse_std, out)
+            affine_channels_last(planes, self.scale, mean, inverse_std, out)
         else:
             size = math.prod(shape)
-            affine(raw.reshape(n, size), float(self.scale), mean, inverse_std, out.reshape(n, size))
+            affine(raw.reshape(n, size), self.scale, mean, inverse_std, out.reshape(n, size))
 
     def inverse(self, values: np.ndarray) -> None:
         """Undo the affine map in place, such as on predictions: values float (n, *shape), C-contiguous, any layout."""
         mean, std, _ = replace(self, layout="hwc")._tables(values.shape[1:])
-        affine_inverse(values.reshape(values.shape[0], mean.size), float(self.scale), mean, std)
+        affine_inverse(values.reshape(values.shape[0], mean.size), self.scale, mean, std)
 
     def images(self, raw: np.ndarray) -> np.ndarray:
         """Return a view with channels last, (n, height, width, channels), of a batch of images as they are stored."""

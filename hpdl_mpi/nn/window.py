@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from numbers import Integral
 from typing import Protocol
 
 from hpdl_mpi.base.errors import InputError
@@ -31,9 +32,9 @@ def pair(value: int | Pair) -> Pair:
     InputError
         They are something else.
     """
-    numbers = (value, value) if isinstance(value, int) else value
-    if isinstance(numbers, Sequence) and len(numbers) == 2 and all(isinstance(number, int) for number in numbers):
-        return numbers[0], numbers[1]
+    numbers = (value, value) if isinstance(value, Integral) else value
+    if isinstance(numbers, Sequence) and len(numbers) == 2 and all(isinstance(number, Integral) for number in numbers):
+        return int(numbers[0]), int(numbers[1])
     raise InputError("no size of a window", found=repr(value), expected="an integer, or two: vertical and horizontal")
 
 

@@ -41,10 +41,10 @@ class Adam(Optimizer):
         require("optimizer.eps", eps, is_number(eps) and eps > 0, "above 0")
         decays = is_number(weight_decay) and weight_decay >= 0
         require("optimizer.weight_decay", weight_decay, decays, "at least 0")
-        self.lr = lr
-        self.betas = (betas[0], betas[1])
-        self.eps = eps
-        self.weight_decay = weight_decay
+        self.lr = float(lr)
+        self.betas = (float(betas[0]), float(betas[1]))
+        self.eps = float(eps)
+        self.weight_decay = float(weight_decay)
 
     def update(
         self,

@@ -42,11 +42,11 @@ class SGD(Optimizer):
         require("optimizer.l1", l1, is_number(l1) and l1 >= 0, "at least 0")
         if nesterov and not momentum:
             raise InputError("needs momentum", where="optimizer.nesterov", found="momentum = 0", expected="above 0")
-        self.lr = lr
-        self.momentum = momentum
+        self.lr = float(lr)
+        self.momentum = float(momentum)
         self.nesterov = nesterov
-        self.weight_decay = weight_decay
-        self.l1 = l1
+        self.weight_decay = float(weight_decay)
+        self.l1 = float(l1)
         self.slots = ("velocity",) if momentum else ()
 
     def update(

@@ -5,10 +5,16 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import DTypeLike
 
-from hpdl_mpi.base.errors import require
+from hpdl_mpi.base.errors import is_number, require
 from hpdl_mpi.kernels import update as kernel
 from hpdl_mpi.nn import Layout
 from hpdl_mpi.optim import Chunks
+
+
+def checked_decay(value: float) -> float:
+    """Return the decay of an average, or raise an InputError if it is none."""
+    require("training.ema", value, is_number(value) and 0 < value < 1, "a number above 0 and below 1")
+    return float(value)
 
 
 class MovingAverage:
@@ -39,8 +45,7 @@ class MovingAverage:
     """
 
     def __init__(self, decay: float, layout: Layout, statistics_layout: Layout, dtype: DTypeLike) -> None:
-        require("training.ema", decay, isinstance(decay, float) and 0 < decay < 1, "a number above 0 and below 1")
-        self.decay = decay
+        self.decay = checked_decay(decay)
         self.params, self.statistics = layout.allocate(dtype), statistics_layout.allocate(dtype)
         self._chunks, self._statistics_chunks = Chunks(layout), Chunks(statistics_layout)
 

@@ -13,6 +13,7 @@ from hpdl_mpi.data.sampler import Shuffle
 from hpdl_mpi.nn import Layer, Loss, Shape
 from hpdl_mpi.optim import Optimizer
 from hpdl_mpi.parallel import ProcessGrid, Replica
+from hpdl_mpi.parallel.average import checked_decay
 from hpdl_mpi.parallel.grid import check_shape
 from hpdl_mpi.parallel.pipeline import Pipeline
 from hpdl_mpi.plan import Task, plan_pipeline
@@ -60,7 +61,8 @@ class Assembly:
         comm: Communicator,
     ) -> None:
         self.model, self.loss, self.optimizer = model, loss, optimizer
-        self.parallel, self.dtype, self.seed, self.ema, self.comm = parallel, dtype, seed, ema, comm
+        self.parallel, self.dtype, self.seed, self.comm = parallel, dtype, seed, comm
+        self.ema = None if ema is None else checked_decay(ema)
         self.grid = _make_grid(parallel, comm)
         self.threads = start_threads(comm, parallel.threads)
         self.pipeline = Pipeline()

@@ -249,6 +249,7 @@ def test_what_is_no_pair_of_integers_is_refused(size: object) -> None:
 
 
 def test_window_of_one_number_is_square() -> None:
+    assert Conv2d(4, np.int64(3), padding=(np.int32(1), 0)).padding == (1, 0)
     layer = Conv2d(4, 3, stride=2, padding=1)
     assert (layer.kernel_size, layer.stride, layer.padding) == ((3, 3), (2, 2), (1, 1))
     assert MaxPool2d(2).stride == (2, 2)
