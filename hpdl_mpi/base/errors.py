@@ -53,9 +53,9 @@ class HpdlError(Exception):
         shared: bool = False,
     ) -> None:
         self.shared = shared
-        head = f"{_in_line(where)}: {what}" if where is not None else what
-        facts = [f"found {_in_line(found)}"] if found is not None else []
-        facts += [f"expected {_in_line(expected)}"] if expected is not None else []
+        head = f"{in_line(where)}: {what}" if where is not None else what
+        facts = [f"found {in_line(found)}"] if found is not None else []
+        facts += [f"expected {in_line(expected)}"] if expected is not None else []
         sentences = [head] + (["; ".join(facts)] if facts else []) + ([remedy] if remedy else [])
         super().__init__(". ".join(s[:1].upper() + s[1:] if i else s for i, s in enumerate(sentences)) + ".")
 
@@ -97,8 +97,16 @@ def require(key: str, value: Any, possible: bool, expected: str) -> None:
     possible : bool
     expected : str
     """
-    if not possible or (isinstance(value, float) and not math.isfinite(value)):
+    if not possible or (is_number(value) and not math.isfinite(value)):
         raise InputError("out of range", where=key, found=repr(value), expected=expected)
+
+
+def require_kind(key: str, value: object, kind: type | tuple[type, ...], *, optional: bool = False) -> None:
+    """Raise an `InputError` for an argument that is no instance of a class, nor None if that will do."""
+    if not (isinstance(value, kind) or (optional and value is None)):
+        kinds = kind if isinstance(kind, tuple) else (kind,)
+        expected = " or ".join(one.__name__ for one in kinds)
+        raise InputError("of another kind", where=key, found=repr(value), expected=expected)
 
 
 def is_number(value: object) -> bool:
@@ -121,7 +129,8 @@ def amended(before: str = "", after: str = "") -> Iterator[None]:
         raise
 
 
-def _in_line(fact: object) -> str:
+def in_line(fact: object) -> str:
+    """Return a text with its control characters escaped."""
     return str(fact).translate(_ESCAPES)
 
 

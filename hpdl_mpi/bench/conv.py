@@ -15,7 +15,7 @@ from hpdl_mpi.base.errors import require
 from hpdl_mpi.bench.machine import describe_command, describe_machine, describe_versions
 from hpdl_mpi.bench.rounds import turn_order
 from hpdl_mpi.kernels.conv2d import output_size
-from hpdl_mpi.kernels.threads import set_threads
+from hpdl_mpi.kernels.threads import max_threads, set_threads
 from hpdl_mpi.nn import Context, MicroBatch, Pool
 from hpdl_mpi.nn.conv_methods import ConvShape
 from hpdl_mpi.nn.conv_rules import RULES, choose
@@ -114,6 +114,7 @@ def bench_conv(
         method is chosen and which is fastest. Under "rules", when a method is chosen: the first that holds decides.
     """
     require("--rounds", num_rounds, num_rounds >= 1, "at least 1")
+    require("--threads", threads, 1 <= threads <= max_threads(), f"1 to {max_threads()}, the cores of this process")
     set_threads(threads)
     convolutions = []
     for workload in workloads:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from hpdl_mpi.base.agree import Alone, Group
-from hpdl_mpi.base.errors import HpdlError
+from hpdl_mpi.base.errors import HpdlError, in_line
 from hpdl_mpi.base.launcher import launched
 from hpdl_mpi.cli.alone import require_one_rank
 
@@ -43,7 +43,7 @@ def convert(
     per_class: Annotated[int | None, typer.Option(min=1, help="Keep so many samples of each class.")] = None,
     test_per_class: Annotated[int | None, typer.Option(min=1, help="The same for the test split.")] = None,
     test_fraction: Annotated[float, typer.Option(min=0, max=1, help="Part to set aside for test.")] = 0.0,
-    seed: Annotated[int, typer.Option(help="Of the test split, the choice per class, the order of images.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Of the test split, the choice per class, the order of images.")] = 0,
     compression: Annotated[int, typer.Option(min=0, max=9, help="Level of gzip.")] = 6,
     targets: Annotated[str, typer.Option(help="The array of class numbers, for --per-class.")] = "y",
     target: Annotated[str | None, typer.Option(help="CSV: the column to predict.")] = None,
@@ -147,7 +147,7 @@ def _echo_skipped(path: Path) -> None:
         _, *rows = csv.reader(file)
     typer.echo(f"left out: {len(rows)}, all of them in {path}")
     for name, reason in rows[:MAX_ECHOED]:
-        typer.echo(f"  {name}: {reason}")
+        typer.echo(f"  {in_line(name)}: {in_line(reason)}")
 
 
 @app.command()
@@ -179,7 +179,7 @@ def info(path: DatasetPath) -> None:
     console.print(arrays, shards)
     for array in files[0].arrays:
         for key, texts in array.texts.items():
-            console.print(f"{array.name}: {key}: {', '.join(texts)}", markup=False, highlight=False)
+            console.print(f"{array.name}: {key}: {in_line(', '.join(texts))}", markup=False, highlight=False)
     console.print(_totals(files))
 
 

@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+import numpy as np
+
 from hpdl_mpi.base.errors import InputError, is_integer, is_number, require
 from hpdl_mpi.data.transform import Shape
 
@@ -41,7 +43,7 @@ def _is_part(value: Any) -> bool:
 _SIZE = _is_size, f"an integer of 1 to {_MOST_PIXELS}, or two: height and width", _pair
 _PART = _is_part, "a number above 0, at most 1", float
 _KEYS: dict[str, tuple[Callable[[Any], bool], str, Callable[[Any], Any]]] = {
-    "flip": (lambda value: isinstance(value, bool), "true or false", bool),
+    "flip": (lambda value: isinstance(value, bool | np.bool_), "true or false", bool),
     "crop": _SIZE,
     "pad": (lambda value: _is_length(value, 0), f"an integer of 0 to {_MOST_PIXELS}", int),
     "resized_crop": _SIZE,
@@ -191,7 +193,7 @@ class Augment:
                 where=where,
                 found=f"images of {channels} channels",
                 expected="3 channels, red, green and blue; or 1, without saturation and hue",
-                remedy='leave jitter out; images with channels first need data.transform.layout = "chw"',
+                remedy='leave jitter out, or see whether data.transform.layout is that of the images: "hwc" or "chw"',
             )
         sides = self.size or (height, width)
         if self.cutout and self.cutout > min(sides):

@@ -10,7 +10,7 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from hpdl_mpi.base.errors import InputError, require
+from hpdl_mpi.base.errors import InputError, is_number, require
 from hpdl_mpi.kernels.cast import affine, affine_channels_last, affine_inverse
 
 Layout = Literal["hwc", "hw", "chw"]
@@ -54,8 +54,8 @@ class Transform:
 
     def __post_init__(self) -> None:
         # plain numbers and tuples, whatever came in: hashable, and JSON
+        require("transform.scale", self.scale, is_number(self.scale) and self.scale != 0, "a finite number, not 0")
         object.__setattr__(self, "scale", float(self.scale))
-        require("transform.scale", self.scale, self.scale != 0, "a finite number, not 0")
         for name, bound, expected in (
             ("mean", -math.inf, "a finite number, or one per feature"),
             ("std", _LEAST_STD, "a finite number above zero, or one per feature: 1 for one that does not vary"),

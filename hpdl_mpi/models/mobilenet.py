@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hpdl_mpi.base.errors import require
+from hpdl_mpi.base.errors import is_number, require
 from hpdl_mpi.models.naming import numbered
 from hpdl_mpi.nn import BatchNorm2d, Conv2d, Dropout, GlobalAvgPool2d, Layer, Linear, Residual, Sequential
 from hpdl_mpi.nn.init import HeNormal
@@ -27,11 +27,11 @@ def mobilenet_v2(outputs: int = 1000, width_mult: float = 1.0, dropout: float = 
     outputs : int
         Classes.
     width_mult : float
-        Scales the numbers of channels, which are then rounded to multiples of 8; above 0.
+        Scales the numbers of channels, which are then rounded to multiples of 8; above 0, at most 100.
     dropout : float
         Rate, in front of the Linear layer.
     """
-    require("width_mult", width_mult, width_mult > 0, "a number above 0")
+    require("width_mult", width_mult, is_number(width_mult) and 0 < width_mult <= 100, "a number above 0, at most 100")
     channels = _rounded(32 * width_mult)
     features: list[Layer] = [_unit(channels, 3, 2)]
     for expansion, width, count, stride in _STAGES:

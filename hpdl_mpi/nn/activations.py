@@ -28,7 +28,7 @@ def clipping_limits(layer: Layer, activation: Clipping | None) -> tuple[float, f
     InputError
         There is no such activation.
     """
-    if activation not in _LIMITS:
+    if activation not in tuple(_LIMITS):  # what cannot be hashed, too
         raise layer.refuse("no such activation", found=repr(activation), expected="'relu', 'relu6' or None")
     return _LIMITS[activation]
 

@@ -44,6 +44,8 @@ class Residual(Container):
         activation: Clipping | None = None,
         names: tuple[str, str] = ("body", "shortcut"),
     ) -> None:
+        if isinstance(names, str) or len(names) != 2:
+            raise self.refuse("needs two names", found=repr(names), expected="those of body and shortcut")
         super().__init__(zip(names, [body] if shortcut is None else [body, shortcut], strict=False))
         self._clips = activation is not None
         self._limits = clipping_limits(self, activation)

@@ -51,15 +51,16 @@ class Conv2d(Layer):
         bias_init: Initializer = Constant(0.0),
     ) -> None:
         self.out_channels = out_channels
-        self.kernel_size, self.stride, self.padding = pair(kernel_size), pair(stride), pair(padding)
+        self.kernel_size = pair(self, kernel_size, "kernel_size")
+        self.stride, self.padding = pair(self, stride, "stride"), pair(self, padding, "padding")
         self.groups, self.bias, self.exact = groups, bias, exact
         self.init = init
         self.bias_init = bias_init
 
     def build(self, input_shape: Shape) -> None:
         output = window_output(self, input_shape)
-        require_count(self, self.out_channels, "output")
-        require_count(self, self.groups, "groups")
+        self.out_channels = require_count(self, self.out_channels, "output")
+        self.groups = require_count(self, self.groups, "groups")
         channels = input_shape[2]
         if channels % self.groups or self.out_channels % self.groups:
             raise self.refuse(

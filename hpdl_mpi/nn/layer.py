@@ -6,12 +6,11 @@ import abc
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from numbers import Integral
 from typing import Any
 
 import numpy as np
 
-from hpdl_mpi.base.errors import InputError
+from hpdl_mpi.base.errors import InputError, is_integer
 from hpdl_mpi.nn.context import Context, join
 from hpdl_mpi.nn.init import Initializer
 
@@ -189,10 +188,11 @@ class Layer(abc.ABC):
         return InputError(what, where=where, found=found, expected=expected, remedy=remedy)
 
 
-def require_count(layer: Layer, value: object, what: str) -> None:
-    """Raise the error of a layer that is not to have a whole number, 1 or more, of something."""
-    if not isinstance(value, Integral) or value < 1:
+def require_count(layer: Layer, value: int, what: str) -> int:
+    """Return a whole number, 1 or more, of what a layer has; raise its error if that is none."""
+    if not is_integer(value, 1):
         raise layer.refuse(f"has no {what}", found=repr(value), expected="an integer of at least 1")
+    return int(value)
 
 
 def walk(layer: Layer) -> Iterator[Layer]:

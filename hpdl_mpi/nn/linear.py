@@ -40,7 +40,7 @@ class Linear(Layer):
             raise self.refuse("needs features", found="samples that are single numbers", expected="at least one dim")
         if input_shape[-1] < 1:
             raise self.refuse("needs features", found=f"samples of shape {input_shape}", expected="at least 1")
-        require_count(self, self.out_features, "output")
+        self.out_features = require_count(self, self.out_features, "output")
         fans = (input_shape[-1], self.out_features)
         shape = self.out_features, input_shape[-1]
         self.declare("weight", shape, self.init, fans, images=images_in(input_shape))

@@ -191,8 +191,7 @@ class GroupNorm(_SampleNorm):
 
     def __init__(self, num_groups: int, *, eps: float = 1e-5) -> None:
         super().__init__(eps)
-        require_count(self, num_groups, "groups")
-        self.num_groups = num_groups
+        self.num_groups = require_count(self, num_groups, "groups")
 
     def build(self, input_shape: Shape) -> None:
         super().build(input_shape)

@@ -17,8 +17,8 @@ class _Pool2d(Layer):
     """A window of `kernel_size` (vertical, horizontal) moves by `stride`, by default its own size."""
 
     def __init__(self, kernel_size: int | Pair, *, stride: int | Pair | None = None, padding: int | Pair = 0) -> None:
-        self.kernel_size, self.padding = pair(kernel_size), pair(padding)
-        self.stride = pair(stride) if stride is not None else self.kernel_size
+        self.kernel_size, self.padding = pair(self, kernel_size, "kernel_size"), pair(self, padding, "padding")
+        self.stride = pair(self, stride, "stride") if stride is not None else self.kernel_size
 
     def build(self, input_shape: Shape) -> None:
         window_output(self, input_shape)
@@ -87,7 +87,7 @@ class AdaptiveAvgPool2d(Layer):
     """
 
     def __init__(self, output_size: int | Pair) -> None:
-        self.output_size = pair(output_size)
+        self.output_size = pair(self, output_size, "output_size")
         if min(self.output_size) < 1:
             raise self.refuse("has no output", found=f"output size {self.output_size}", expected="at least 1 x 1")
 

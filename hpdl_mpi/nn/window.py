@@ -24,8 +24,8 @@ class Window(Protocol):
         """Return the error of a layer that cannot be built as asked."""
 
 
-def pair(value: int | Pair) -> Pair:
-    """Return (vertical, horizontal) of one number for both or of two.
+def pair(layer: Layer | Window, value: int | Pair, name: str) -> Pair:
+    """Return (vertical, horizontal) of one number for both or of two; `name` is the layer's argument.
 
     Raises
     ------
@@ -35,7 +35,8 @@ def pair(value: int | Pair) -> Pair:
     numbers = (value, value) if isinstance(value, Integral) else value
     if isinstance(numbers, Sequence) and len(numbers) == 2 and all(isinstance(number, Integral) for number in numbers):
         return int(numbers[0]), int(numbers[1])
-    raise InputError("no size of a window", found=repr(value), expected="an integer, or two: vertical and horizontal")
+    expected = "an integer, or two: vertical and horizontal"
+    raise layer.refuse(f"no {name} of a window", found=repr(value), expected=expected)
 
 
 def require_image(layer: Layer | Window, input_shape: Shape) -> None:

@@ -36,6 +36,7 @@ class Adam(Optimizer):
         weight_decay: float = 0.0,
     ) -> None:
         require("optimizer.lr", lr, is_number(lr) and lr >= 0, "at least 0")
+        require("optimizer.betas", betas, isinstance(betas, list | tuple) and len(betas) == 2, "two numbers")
         for beta in betas:
             require("optimizer.betas", beta, is_number(beta) and 0 <= beta < 1, "at least 0 and below 1")
         require("optimizer.eps", eps, is_number(eps) and eps > 0, "above 0")

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from hpdl_mpi import weights
-from hpdl_mpi.base.errors import InputError, require
+from hpdl_mpi.base.errors import InputError, is_integer, require
 from hpdl_mpi.base.files import write_json
 from hpdl_mpi.comm import agree
 from hpdl_mpi.data import Loader
@@ -68,7 +68,7 @@ class Course:
             found = f"epochs={self.epochs}, steps={self.steps}"
             raise InputError("give either epochs or steps", where="fit", found=found)
         for key, value in self._lengths().items():
-            possible = value is None or (isinstance(value, int) and value > 0)
+            possible = value is None or is_integer(value, 1)
             require(f"training.{key}", value, possible, "an integer above 0")
         if self.init_skip and self.init is None:
             raise InputError("says what is left out of no file", where="fit: init_skip", remedy="give init")

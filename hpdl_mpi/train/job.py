@@ -13,10 +13,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
+import numpy as np
 import pydantic
 from pydantic import BaseModel, ConfigDict, Field
 
-from hpdl_mpi.base.errors import InputError, require
+from hpdl_mpi.base.errors import InputError, is_integer, require
 from hpdl_mpi.comm import ALLREDUCES, AUTO, LIBRARY
 from hpdl_mpi.data.transform import Layout
 from hpdl_mpi.parallel.pipeline import Recomputed
@@ -40,7 +41,8 @@ class _Checked(_Meta):
 
     def __call__(cls, *args: Any, **settings: Any) -> Any:
         try:
-            return super().__call__(*args, **settings)
+            plain = {key: value.item() if isinstance(value, np.generic) else value for key, value in settings.items()}
+            return super().__call__(*args, **plain)
         except pydantic.ValidationError as error:
             raise InputError("; ".join(problems(error, cls.__name__))) from None
 
@@ -218,8 +220,7 @@ class Parallel(_Section):
         InputError
             Not a number of at least 1, or both keys ask.
         """
-        possible = isinstance(accumulate, int) and accumulate >= 1
-        require("training.accumulate", accumulate, possible, "an integer of at least 1")
+        require("training.accumulate", accumulate, is_integer(accumulate, 1), "an integer of at least 1")
         if accumulate > 1 and self.num_microbatches not in (None, accumulate):
             raise InputError(
                 "both say into how many micro-batches a batch is cut",
@@ -227,7 +228,7 @@ class Parallel(_Section):
                 found=f"{accumulate} and {self.num_microbatches}",
                 remedy="leave one of them out",
             )
-        return self.model_copy(update={"num_microbatches": accumulate}) if accumulate > 1 else self
+        return self.model_copy(update={"num_microbatches": int(accumulate)}) if accumulate > 1 else self
 
 
 class Checkpoint(_Section):

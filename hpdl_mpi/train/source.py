@@ -12,6 +12,7 @@ from hpdl_mpi.data import Augment, Dataset, Transform, fitted
 from hpdl_mpi.nn import Layer, Loss, Shape
 
 PathLike = str | os.PathLike[str]
+PATHS = str, os.PathLike
 
 AS_STORED = Transform()
 """The transform that changes nothing but the number type."""

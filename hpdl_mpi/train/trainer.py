@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from hpdl_mpi.base.errors import InputError, require
+from hpdl_mpi.base.errors import InputError, amended, is_integer, require, require_kind
 from hpdl_mpi.comm import Communicator, agree, world
 from hpdl_mpi.data import Augment, Transform
 from hpdl_mpi.data.hdf5 import memory_dtype
@@ -25,7 +25,7 @@ from hpdl_mpi.train.fit import Course, fit
 from hpdl_mpi.train.job import Checkpoint, EarlyStopping, Parallel
 from hpdl_mpi.train.launch import rehearse_evaluation
 from hpdl_mpi.train.metrics import Meter, Metrics
-from hpdl_mpi.train.source import AS_STORED, UNCHANGED, PathLike, Source
+from hpdl_mpi.train.source import AS_STORED, PATHS, UNCHANGED, PathLike, Source
 
 _EVALUATED = 256
 """Samples of a batch that is evaluated or predicted, unless told."""
@@ -72,6 +72,14 @@ class Trainer:
         ema: float | None = None,
         comm: Communicator | None = None,
     ) -> None:
+        for key, value, kind, optional in (
+            ("model", model, Layer, False),
+            ("loss", loss, Loss, False),
+            ("optimizer", optimizer, Optimizer, False),
+            ("lr_schedule", lr_schedule, Schedule, True),
+            ("parallel", parallel, Parallel, True),
+        ):
+            require_kind(f"Trainer: {key}", value, kind, optional=optional)
         self.comm = world() if comm is None else comm
         self.model, self.loss = model, loss
         settings = (parallel or Parallel()).accumulating(accumulate)
@@ -181,6 +189,7 @@ class Trainer:
         Stopped
             A signal asked for an end; the state is saved if there is a run folder.
         """
+        require_kind("fit: train", train, PATHS)
         for key, value, kind in (
             ("transform", transform, Transform),
             ("target_transform", target_transform, Transform),
@@ -188,16 +197,19 @@ class Trainer:
             ("early_stopping", early_stopping, EarlyStopping),
             ("checkpoint", checkpoint, Checkpoint),
         ):
-            require(f"fit: {key}", repr(value), value is None or isinstance(value, kind), kind.__name__)
-        require("fit: init_skip", repr(init_skip), not isinstance(init_skip, str), "a sequence of patterns")
+            require_kind(f"fit: {key}", value, kind, optional=True)
+        for key, path in (("validate", validate), ("run_dir", run_dir), ("trace", trace), ("init", init)):
+            require_kind(f"fit: {key}", path, PATHS, optional=True)
+        patterns = isinstance(init_skip, list | tuple) and all(isinstance(pattern, str) for pattern in init_skip)
+        require("fit: init_skip", init_skip, patterns, "a list of patterns")
         course = Course(
             Source(train, inputs, targets, transform or AS_STORED, target_transform or AS_STORED, augment or UNCHANGED),
-            global_batch_size=global_batch_size,
-            epochs=epochs,
-            steps=steps,
+            global_batch_size=_plain(global_batch_size),
+            epochs=_plain(epochs),
+            steps=_plain(steps),
             validate=validate,
             shuffle=shuffle,
-            eval_every=eval_every,
+            eval_every=_plain(eval_every),
             early_stopping=early_stopping,
             checkpoint=checkpoint or Checkpoint(),
             run_dir=run_dir,
@@ -230,6 +242,7 @@ class Trainer:
         InputError
             The checkpoint is damaged, or of another model.
         """
+        require_kind("checkpoint", checkpoint, PATHS)
         path = Path(checkpoint)
         manifest = agree(self.comm, lambda: checkpoints.read_manifest(path))
         input_shape, recipe = tuple(manifest["input_shape"]), manifest["progress"].recipe
@@ -251,6 +264,8 @@ class Trainer:
             Samples of a batch over all ranks.
         """
         assembly, shape = self._assembly, self.replica.input_shape
+        require_kind("data", data, PATHS)
+        require("batch_size", batch_size, is_integer(batch_size, 1), "an integer above 0")
         source, num_ranks = assembly.source.at(data), self.grid.shape["dp"]
         agree(self.comm, lambda: source.check(assembly.model, self.loss, num_ranks, shape))
         loader = assembly.loader(data, batch_size)
@@ -277,8 +292,12 @@ class Trainer:
             Raw outputs: logits of a classification, values of a regression.
         """
         source, replica = self._assembly.source, self.replica
+        require("batch_size", batch_size, is_integer(batch_size, 1), "an integer above 0")
+        numeric = isinstance(inputs, np.ndarray) and inputs.dtype.kind in "iufb"
+        require("inputs", type(inputs).__name__ if not numeric else "", numeric, "an array of real numbers")
         dtype = memory_dtype(inputs.dtype)
-        preparation = Preparation(source.transform, source.augment, inputs.shape[1:], dtype, batch_size)
+        with amended("inputs, prepared like the training data: "):
+            preparation = Preparation(source.transform, source.augment, inputs.shape[1:], dtype, batch_size)
         shape = preparation.output_shape
         if shape != replica.input_shape:
             raise InputError("samples of another shape", where="inputs", found=shape, expected=replica.input_shape)
@@ -316,3 +335,8 @@ class Trainer:
         Only programs that make very many trainers need it.
         """
         self._assembly.free()
+
+
+def _plain(value: Any) -> Any:
+    """Return Python's number for NumPy's, which JSON does not know."""
+    return value.item() if isinstance(value, np.generic) else value

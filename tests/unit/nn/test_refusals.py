@@ -193,6 +193,19 @@ def test_layer_that_cannot_take_its_input_is_refused(make: Callable[[], Layer], 
     [
         (lambda: Dropout(1.0), "layer Dropout: rate out of range. Found 1.0; expected at least 0 and below 1."),
         (lambda: Dropout(-0.1), "layer Dropout: rate out of range. Found -0.1; expected at least 0 and below 1."),
+        (
+            lambda: Residual(ReLU(), activation=["relu"]),
+            "layer Residual: no such activation. Found ['relu']; expected 'relu', 'relu6' or None.",
+        ),
+        (
+            lambda: Residual(ReLU(), ReLU(), names=("a",)),
+            "layer Residual: needs two names. Found ('a',); expected those of body and shortcut.",
+        ),
+        (
+            lambda: Residual(ReLU(), names="ab"),
+            "layer Residual: needs two names. Found 'ab'; expected those of body and shortcut.",
+        ),
+        (lambda: Huber(np.float32("inf")), "delta: out of range. Found np.float32(inf); expected a number above 0."),
         (lambda: Dropout("a"), "layer Dropout: rate out of range. Found 'a'; expected at least 0 and below 1."),
         (lambda: Dropout(False), "layer Dropout: rate out of range. Found False; expected at least 0 and below 1."),
         (lambda: LeakyReLU("a"), "layer LeakyReLU: slope out of range. Found 'a'; expected a number of at least 0."),
@@ -244,8 +257,19 @@ def test_impossible_setting_is_refused(make: Callable[[], Layer], message: str) 
 
 @pytest.mark.parametrize("size", [(3, 3, 3), (3,), "same", 3.0, (3.0, 3), None])
 def test_what_is_no_pair_of_integers_is_refused(size: object) -> None:
-    with pytest.raises(InputError, match="no size of a window"):
+    with pytest.raises(InputError, match="layer Conv2d: no kernel_size of a window"):
         Conv2d(4, size)
+    with pytest.raises(InputError, match="layer MaxPool2d: no padding of a window"):
+        MaxPool2d(2, padding=size)
+
+
+def test_counts_may_be_numpys() -> None:
+    one = np.int8(1)
+    conv, linear = Conv2d(one, one, groups=one), Linear(np.int64(3))
+    conv.build((4, 4, 1))
+    linear.build((4,))
+    counts = conv.out_channels, conv.groups, linear.out_features, GroupNorm(one).num_groups, *conv.kernel_size
+    assert {type(count) for count in counts} == {int}
 
 
 def test_window_of_one_number_is_square() -> None:

@@ -37,12 +37,61 @@ def test_impossible_lengths_are_refused(images, key, value):
         ("augment", {"flip": True}, "Augment"),
         ("early_stopping", {"patience": 3}, "EarlyStopping"),
         ("checkpoint", 5, "Checkpoint"),
-        ("init_skip", "fc.*", "a sequence of patterns"),
+        ("validate", 3, "str or PathLike"),
+        ("run_dir", b"x", "str or PathLike"),
     ],
 )
 def test_arguments_of_another_kind_are_refused(images, key, value, expected):
-    with pytest.raises(InputError, match=rf"fit: {key}: out of range\. Found .*; expected {expected}"):
+    with pytest.raises(InputError, match=rf"fit: {key}: of another kind\. Found .*; expected {expected}"):
         fit_images(make_trainer(SingleCommunicator()), images, **{key: value})
+
+
+@pytest.mark.parametrize("patterns", ["fc.*", 3, [3]])
+def test_what_is_no_list_of_patterns_is_refused(images, patterns):
+    with pytest.raises(InputError, match=r"fit: init_skip: out of range\. Found .*; expected a list of patterns"):
+        fit_images(make_trainer(SingleCommunicator()), images, init_skip=patterns)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "expected"),
+    [
+        ("model", nn.ReLU, "Layer"),
+        ("loss", "cross_entropy", "Loss"),
+        ("optimizer", optim.SGD, "Optimizer"),
+        ("lr_schedule", 0.1, "Schedule"),
+        ("parallel", {"pp": 1}, "Parallel"),
+    ],
+)
+def test_a_trainer_of_other_parts_is_refused(key, value, expected):
+    parts = {"model": nn.Linear(1), "loss": nn.MeanSquaredError(), "optimizer": optim.SGD(0.1)}
+    with pytest.raises(InputError, match=rf"Trainer: {key}: of another kind\. Found .*; expected {expected}\."):
+        Trainer(**(parts | {key: value}), comm=SingleCommunicator())
+
+
+def test_numbers_may_be_numpys(images, tmp_path):
+    trainer = make_trainer(SingleCommunicator(), ema=np.float32(0.5), accumulate=np.int64(2))
+    summary = fit_images(
+        trainer, images, epochs=None, steps=np.int64(2), global_batch_size=np.int16(4), run_dir=tmp_path / "run"
+    )
+    assert (summary["steps"], summary["ema"]) == (2, 0.5)
+
+
+@pytest.mark.parametrize("size", [0, -1, 1.5, None])
+def test_an_impossible_batch_size_is_refused(images, size):
+    trainer = make_trainer(SingleCommunicator())
+    fit_images(trainer, images)
+    with pytest.raises(InputError, match=r"^batch_size: out of range\. Found .*; expected an integer above 0"):
+        trainer.predict(np.zeros((3, 8, 8)), batch_size=size)
+    with pytest.raises(InputError, match=r"^batch_size: out of range\. Found .*; expected an integer above 0"):
+        trainer.evaluate(images, batch_size=size)
+
+
+@pytest.mark.parametrize("inputs", [[[1.0]], np.zeros(3, complex), np.array(["a"])])
+def test_what_is_no_array_of_numbers_cannot_be_predicted(images, inputs):
+    trainer = make_trainer(SingleCommunicator())
+    fit_images(trainer, images)
+    with pytest.raises(InputError, match=r"inputs: out of range\. Found .*; expected an array of real numbers"):
+        trainer.predict(inputs)
 
 
 def test_leaving_out_of_no_file_is_refused(images):
