@@ -9,8 +9,9 @@ with the kernels turned round; the gradient of the weight has the three transfor
 Tiles go by blocks whose values stay in the cache. While a block is multiplied, which is all arithmetic, the processor
 fetches what the block's output will be written to and what the next block reads. Where the weights at the points are
 much more than a cache holds, and the tiles are not, it is the other way round: the values of all tiles are kept, and
-columns of the weights go by groups, whose panels never reach memory. Threads take blocks or groups in turn: none waits
-long for one that is held up, and no result depends on who computed it.
+columns of the weights go by groups, whose panels never reach memory. A thread takes the blocks of its own share of the
+images, which it has written itself in the layer before, and then what others have left of theirs; groups are taken in
+turn. So none waits long for one that is held up, and no result depends on who computed it.
 
 The price is accuracy: transforms add and subtract multiples of numbers that are near one another. In float32 the error
 is about ten times that of a sum in order; `tests/unit/kernels/test_winograd.py` derives its bound.
@@ -135,27 +136,30 @@ def _convolve_blocks(scheme, x, weight, turned, bias, padding, blocks, tickets, 
         size = scheme.points * scheme.points * planes[0]
         values, products = scratch[part, :size], scratch[part, size:]
         x_memory, y_memory = memory_of(x), memory_of(y)
-        number = take_ticket(tickets)
-        while number < blocks:
-            first, last = block_of(number, blocks, np.int64(0), total)
-            later, end = block_of(number + parts, blocks, np.int64(0), total)  # probably this thread's next
-            input_values(scheme, x, padding, tiles, first, last, planes[0], values)
-            _multiply_points(
-                scheme,
-                values,
-                planes[0],
-                last - first,
-                panels,
-                planes[2],
-                depth,
-                products,
-                planes[1],
-                columns,
-                (y_memory, first * y.size // total, last * y.size // total),
-                (x_memory, later * x.size // total, end * x.size // total),
-            )
-            write_outputs(scheme, products, planes[1], bias, tiles, first, last, (np.int64(0), columns), y)
-            number = take_ticket(tickets)
+        for turn in range(parts):
+            roll = (part + turn) % parts
+            start, stop = roll * blocks // parts, (roll + 1) * blocks // parts
+            number = start + take_ticket(tickets[roll:])
+            while number < stop:
+                first, last = block_of(number, blocks, np.int64(0), total)
+                later, end = block_of(number + 1, blocks, np.int64(0), total)  # probably this thread's next
+                input_values(scheme, x, padding, tiles, first, last, planes[0], values)
+                _multiply_points(
+                    scheme,
+                    values,
+                    planes[0],
+                    last - first,
+                    panels,
+                    planes[2],
+                    depth,
+                    products,
+                    planes[1],
+                    columns,
+                    (y_memory, first * y.size // total, last * y.size // total),
+                    (x_memory, later * x.size // total, end * x.size // total),
+                )
+                write_outputs(scheme, products, planes[1], bias, tiles, first, last, (np.int64(0), columns), y)
+                number = start + take_ticket(tickets[roll:])
 
 
 @parallel_kernel
@@ -207,7 +211,8 @@ def _convolve(scheme, x, weight, turned, bias, padding, scratch, y) -> None:
         _convolve_columns(scheme, x, weight, turned, bias, padding, tickets(), planes, rows, shared, own, y)
     else:
         blocks = num_blocks(scheme.count(y.shape), room.block, threads)
-        _convolve_blocks(scheme, x, weight, turned, bias, padding, blocks, tickets(), planes, rows, shared, own, y)
+        places = tickets(threads), planes, rows, shared, own
+        _convolve_blocks(scheme, x, weight, turned, bias, padding, blocks, *places, y)
 
 
 def forward(scheme, x, weight, bias, padding, scratch, y) -> None:

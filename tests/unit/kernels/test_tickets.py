@@ -39,5 +39,5 @@ def test_threads_get_each_number_once_and_in_order() -> None:
 
 
 def test_what_are_no_tickets_is_refused() -> None:
-    with pytest.raises(TypingError, match="tickets are one int64; found array"):
+    with pytest.raises(TypingError, match="tickets are flat int64; found array"):
         take_all(np.zeros(1, np.float32), np.zeros(1, np.int64))
