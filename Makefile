@@ -69,14 +69,18 @@ test-one: $(VENV)/installed-test ## one test: make test-one TEST=tests/mpi/test_
 test-parity: $(VENV)/installed-parity ## against PyTorch, which it installs
 	$(PYTEST) $(WORKERS) tests/parity
 
-.PHONY: test-slurm
-test-slurm: $(VENV)/installed-test ## on a two-node Slurm cluster that it starts on this machine, where Slurm is installed
+.PHONY: test-cluster
+test-cluster: $(VENV)/installed-test ## on a Slurm cluster of two nodes and, as root, on four machines: all of them this one
 	$(PYTEST) tests/cluster
 
 ##@ Measure
 .PHONY: bench
 bench: $(VENV)/installed-parity ## training steps against PyTorch, one after the other, on an idle machine: an hour or more
 	PATH="$(BIN):$$PATH" benchmarks/step.sh
+
+.PHONY: bench-comm
+bench-comm: $(VENV)/installed-parity ## sums over ranks and data-parallel steps, against MPI's and PyTorch's; root for a network
+	PATH="$(BIN):$$PATH" MPIRUN="$(MPIRUN)" benchmarks/comm.sh
 
 ##@ Check
 .PHONY: lint

@@ -13,7 +13,9 @@ from hpdl_mpi.comm import Communicator, agree
 REMEDY = "Install PyTorch with pip install 'hpdl_mpi[bench]'"
 
 
-def make_gloo_contender(comm: Communicator, name: str, loader: str, settings: Mapping[str, Any]) -> Contender:
+def make_gloo_contender(
+    comm: Communicator, name: str, loader: str, settings: Mapping[str, Any], *, threads: int = 1
+) -> Contender:
     """Return this rank's child of a group over Gloo. Collective, and so is entering it.
 
     Parameters
@@ -24,10 +26,13 @@ def make_gloo_contender(comm: Communicator, name: str, loader: str, settings: Ma
     loader : str
         ``module:function``, see `worker`; it is also given `rank`, `world_size`, `address` and `threads`.
     settings : mapping
+    threads : int
     """
     address = agree(comm, lambda: _free_address(comm.num_nodes))
-    place = {"rank": comm.rank, "world_size": comm.size, "address": address, "threads": 1}
-    return Contender(name, worker_command(loader, {**settings, **place}), environ=pool_sizes(1), remedy=REMEDY)
+    place = {"rank": comm.rank, "world_size": comm.size, "address": address, "threads": threads}
+    # Compile in the contender itself: a pool of compiling processes would outlive its use.
+    environ = pool_sizes(threads) | {"TORCHINDUCTOR_COMPILE_THREADS": "1"}
+    return Contender(name, worker_command(loader, {**settings, **place}), environ=environ, remedy=REMEDY)
 
 
 def _free_address(num_nodes: int) -> str:

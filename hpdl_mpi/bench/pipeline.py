@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import importlib.util
-import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from statistics import median
-from typing import Any, Protocol
+from typing import Any
 
 from hpdl_mpi.base.errors import InputError, require
 from hpdl_mpi.bench import memory
-from hpdl_mpi.bench.gloo import REMEDY, make_gloo_contender
+from hpdl_mpi.bench.gloo import REMEDY
 from hpdl_mpi.bench.machine import describe_command, describe_machine, describe_versions
 from hpdl_mpi.bench.pipeline_hpdl import PipelineSubject
 from hpdl_mpi.bench.pipeline_torch import TORCH_SCHEDULES
-from hpdl_mpi.bench.rounds import turn_order
+from hpdl_mpi.bench.players import GlooPlayer, Player, check_twins, play_together, wake_numba
 from hpdl_mpi.bench.statistics import pairwise_ratio, spread
 from hpdl_mpi.bench.workloads import WORKLOADS
 from hpdl_mpi.comm import Communicator, agree
-from hpdl_mpi.kernels.elementwise import add
 from hpdl_mpi.kernels.threads import set_threads
 from hpdl_mpi.models import MODELS
 from hpdl_mpi.nn import CrossEntropy
@@ -27,20 +25,6 @@ from hpdl_mpi.parallel.pipeline import FAMILIES, Schedule, compare, complete
 from hpdl_mpi.plan import Task, plan_pipeline
 
 TORCH = "torch-pipelining"
-
-_PAUSE_SECONDS = 0.05
-_LEAST_STEPS = 3
-
-
-class Player(Protocol):
-    """What takes turns on all ranks at once."""
-
-    warm_seconds: float
-    num_parameters: int
-    peak_bytes: int
-
-    def turn(self, steps: int) -> float:
-        """Run steps and return the seconds of all. Collective."""
 
 
 def bench_pipeline(
@@ -96,7 +80,7 @@ def bench_pipeline(
     """
     agree(comm, lambda: _check(model, vs, schedule, num_rounds))
     set_threads(1)
-    _wake()
+    wake_numba()
     level = memory.resident()
     if comm.rank == 0:
         say("measuring layers")
@@ -105,12 +89,12 @@ def bench_pipeline(
         ours = PipelineSubject(comm, model, microbatch_size, plan, cuts, level)
         players: dict[str, Player] = {schedule: ours}
         if vs == TORCH:
-            players[TORCH] = stack.enter_context(_TorchPlayer(comm, model, microbatch_size, schedule, plan, cuts))
+            players[TORCH] = stack.enter_context(_torch(comm, model, microbatch_size, schedule, plan, cuts))
         elif vs is not None:
             other, other_cuts = _plan(comm, model, vs, num_microbatches, microbatch_size, None, None)
             players[vs] = PipelineSubject(comm, model, microbatch_size, other, other_cuts, memory.resident())
-        _check_twins(comm, players)
-        seconds = _play(comm, players, num_rounds, turn_seconds, say)
+        check_twins(comm, players)
+        seconds = play_together(comm, players, num_rounds, turn_seconds, say)
     figures = {name: _figures(comm, player, name, seconds[name]) for name, player in players.items()}
     result = figures.pop(schedule)
     return {
@@ -156,13 +140,6 @@ def _check(model: str, vs: str | None, schedule: str, num_rounds: int) -> None:
         raise InputError("a schedule is compared with another one", where="--vs", found=vs)
 
 
-def _wake() -> None:
-    """Let Numba load what it loads at its first call, so that this counts as an import."""
-    import numpy as np
-
-    add(np.zeros(1), np.zeros(1), np.zeros(1))
-
-
 def _plan(
     comm: Communicator,
     model: str,
@@ -184,35 +161,6 @@ def _plan(
             cuts=cuts,
         ),
     )
-
-
-def _check_twins(comm: Communicator, players: dict[str, Player]) -> None:
-    """See that all contenders train models of one size."""
-    sizes = {name: sum(comm.allgather_obj(player.num_parameters)) for name, player in players.items()}
-    if len(set(sizes.values())) > 1:
-        raise RuntimeError(f"the contenders' models differ in their numbers of parameters: {sizes}")
-
-
-def _play(
-    comm: Communicator,
-    players: dict[str, Player],
-    num_rounds: int,
-    turn_seconds: float,
-    say: Callable[[str], None],
-) -> dict[str, list[float]]:
-    """Let all players take a turn in each round; return the mean step of each turn, of the slowest rank."""
-    warm = {name: max(comm.allgather_obj(player.warm_seconds)) for name, player in players.items()}
-    steps = {name: max(_LEAST_STEPS, round(turn_seconds / seconds)) for name, seconds in warm.items()}
-    means: dict[str, list[float]] = {name: [] for name in players}
-    for number in range(num_rounds):
-        if comm.rank == 0:
-            say(f"round {number + 1} of {num_rounds}")
-        for name in turn_order(list(players), number):
-            comm.barrier()
-            time.sleep(_PAUSE_SECONDS)
-            seconds = players[name].turn(steps[name])
-            means[name].append(max(comm.allgather_obj(seconds)) / steps[name])
-    return means
 
 
 def _figures(comm: Communicator, player: Player, name: str, seconds: Sequence[float]) -> dict[str, Any]:
@@ -239,40 +187,15 @@ def _figures(comm: Communicator, player: Player, name: str, seconds: Sequence[fl
     }
 
 
-class _TorchPlayer:
-    """Each rank's PyTorch process. All methods are collective."""
-
-    def __init__(
-        self,
-        comm: Communicator,
-        model: str,
-        microbatch_size: int,
-        schedule: str,
-        plan: Schedule,
-        cuts: Sequence[int],
-    ) -> None:
-        settings: dict[str, Any] = {
-            "model": model,
-            "microbatch_size": microbatch_size,
-            "num_microbatches": plan.num_microbatches,
-            "schedule": schedule,
-            "cuts": list(cuts),
-            "stage_ranks": list(plan.stage_ranks),
-        }
-        self._child = make_gloo_contender(comm, TORCH, "hpdl_mpi.bench.pipeline_torch:load", settings)
-        self.warm_seconds, self.num_parameters, self.peak_bytes = 0.0, 0, 0
-
-    def __enter__(self) -> _TorchPlayer:
-        self._child.__enter__()
-        self.warm_seconds = self._child.ready["step_seconds"]
-        self.num_parameters = self._child.ready["num_parameters"]
-        return self
-
-    def __exit__(self, *exception: Any) -> None:
-        self._child.__exit__(*exception)
-
-    def turn(self, steps: int) -> float:
-        """See `Player.turn`."""
-        answer = self._child.ask(steps=steps)
-        self.peak_bytes = max(self.peak_bytes, answer["peak_bytes"])
-        return answer["seconds"]
+def _torch(
+    comm: Communicator, model: str, microbatch_size: int, schedule: str, plan: Schedule, cuts: Sequence[int]
+) -> GlooPlayer:
+    settings: dict[str, Any] = {
+        "model": model,
+        "microbatch_size": microbatch_size,
+        "num_microbatches": plan.num_microbatches,
+        "schedule": schedule,
+        "cuts": list(cuts),
+        "stage_ranks": list(plan.stage_ranks),
+    }
+    return GlooPlayer(comm, TORCH, "hpdl_mpi.bench.pipeline_torch:load", settings)

@@ -13,17 +13,32 @@ from hpdl_mpi.bench.subject import Subject
 
 
 def load(
-    model: str, batch: int, threads: int, *, channels_last: bool = False, compiled: bool = False, bf16: bool = False
+    model: str,
+    batch: int,
+    threads: int,
+    *,
+    channels_last: bool = False,
+    compiled: bool = False,
+    bf16: bool = False,
+    rank: int = 0,
+    world_size: int = 1,
+    address: str | None = None,
 ) -> Callable[[], Subject]:
-    """Import, set the threads, wake the compiler if it is to be used; return what builds the step."""
+    """Import, set the threads, wake the compiler if it is to be used; return what builds the step.
+
+    With an address, ranks meet there, over Gloo, and train together.
+    """
     import torch
     import torch._dynamo  # the first optimizer would import it
+    import torch.distributed as dist
     from torch.nn.functional import cross_entropy
 
     from hpdl_mpi.bench.torch_models import TORCH_MODELS
     from hpdl_mpi.bench.workloads import LEARNING_RATE, MOMENTUM, WORKLOADS
 
     torch.set_num_threads(threads)
+    if address is not None:
+        dist.init_process_group("gloo", init_method=f"tcp://{address}", rank=rank, world_size=world_size)
     if compiled:
         torch.compile(torch.square)(torch.ones(1, requires_grad=True)).backward()
 
@@ -35,6 +50,8 @@ def load(
             layout = torch.channels_last if channels_last else torch.contiguous_format
             inputs = inputs.permute(0, 3, 1, 2).contiguous(memory_format=layout)
             network.to(memory_format=layout)
+        if address is not None:
+            network = torch.nn.parallel.DistributedDataParallel(network, gradient_as_bucket_view=True)
         optimizer = torch.optim.SGD(network.parameters(), LEARNING_RATE, momentum=MOMENTUM, fused=True)
 
         def evaluate(inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:

@@ -17,7 +17,8 @@ _CONV_SPREAD = 0.05
 def step_table(result: dict[str, Any]) -> Table:
     """Return the result of `bench_step` as a table, a row for each contender; ratios are its step over ours."""
     threads = f"{result['threads']} thread{'s' if result['threads'] > 1 else ''}"
-    title = f"Training step: {result['model']}, batch {result['batch']}, {result['precision']}, {threads}"
+    ranks = f" on each of {result['num_ranks']} ranks" if "num_ranks" in result else ""
+    title = f"Training step: {result['model']}, batch {result['batch']}, {result['precision']}, {threads}{ranks}"
     caption = f"{result['machine']['cpu']}; median of {result['rounds']} rounds; memory above the level after imports"
     table = Table(box=box.SIMPLE, title=title, caption="\n".join([caption, *result["notes"]]))
     table.add_column("contender", no_wrap=True)
@@ -26,11 +27,12 @@ def step_table(result: dict[str, Any]) -> Table:
     for name, spread in result["spread"].items():
         figures = result if name == OURS else result["vs"][name]
         seconds = figures["step_seconds"]
+        rate = figures.get("samples_per_second", result["batch"] / seconds)
         table.add_row(
             name,
             _milliseconds(seconds),
             "-".join(_milliseconds(spread[key]) for key in ("lower_quartile", "upper_quartile")),
-            f"{result['batch'] / seconds:.0f}",
+            f"{rate:.0f}" if rate else "",
             f"{figures['peak_bytes'] / 2**20:.0f}",
             f"{seconds / result['step_seconds']:.2f}",
         )

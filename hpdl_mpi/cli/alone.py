@@ -1,4 +1,4 @@
-"""What runs on one rank only."""
+"""What runs on one rank only, and how many there are."""
 
 from __future__ import annotations
 
@@ -6,6 +6,12 @@ import os
 
 from hpdl_mpi.base.errors import InputError
 from hpdl_mpi.base.launcher import launched
+
+
+def several_ranks() -> bool:
+    """Return whether a launcher has started more than one process."""
+    found = launched(os.environ)
+    return found is not None and found[1] > 1
 
 
 def require_one_rank(command: str) -> None:

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from hpdl_mpi.cli.alone import require_one_rank
+from hpdl_mpi.cli.alone import require_one_rank, several_ranks
 from hpdl_mpi.cli.runs import Overrides
 
 app = typer.Typer(help="Measure, beside what others use today.", no_args_is_help=True)
@@ -26,15 +26,14 @@ def step(
         typer.Option(
             metavar="KEY",
             help="torch-eager, torch-channels-last, torch-compile; torch is all three. torch-bf16: autocast. "
-            "one-thread: our own.",
+            "one-thread: our own. On several ranks: torch-ddp.",
         ),
     ] = None,
     rounds: Annotated[int, typer.Option(min=10, help="Every contender takes a turn in each.")] = 10,
     profile: Annotated[bool, typer.Option("--profile", help="Show instead what each kind of layer takes.")] = False,
     json_file: JsonFile = None,
 ) -> None:
-    """Time a full training step: forward, loss, backward, update."""
-    require_one_rank("hpdl bench step")
+    """Time a full training step: forward, loss, backward, update; under mpirun, on all ranks together."""
     from rich.console import Console
 
     from hpdl_mpi.base.errors import InputError
@@ -42,6 +41,22 @@ def step(
     from hpdl_mpi.bench import bench_step
     from hpdl_mpi.bench.table import profile_table, step_table
 
+    say = partial(typer.echo, err=True)
+    if profile:
+        require_one_rank("hpdl bench step --profile")
+    if several_ranks():
+        from hpdl_mpi.bench.data_parallel import bench_data_parallel
+        from hpdl_mpi.comm import agree, world
+
+        comm = world()
+        if json_file:
+            agree(comm, partial(check_destination, json_file))
+        result = bench_data_parallel(comm, model, batch, threads, vs, num_rounds=rounds, say=say)
+        if comm.rank == 0:
+            Console().print(step_table(result))
+            if json_file:
+                write_json(json_file, result)
+        return
     if json_file:
         check_destination(json_file)
     if profile and vs is not None:
@@ -55,7 +70,7 @@ def step(
         Console().print(profile_table(result))
     else:
         # Lines, because whatever moves on the screen would take a core's time from the contenders.
-        result = bench_step(model, batch, threads, vs, num_rounds=rounds, say=partial(typer.echo, err=True))
+        result = bench_step(model, batch, threads, vs, num_rounds=rounds, say=say)
         Console().print(step_table(result))
     if json_file:
         write_json(json_file, result)

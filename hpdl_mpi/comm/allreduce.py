@@ -15,6 +15,9 @@ from hpdl_mpi.comm.shared_rounds import SharedMemory
 
 AUTO = "auto"
 
+_NETWORK_SEGMENT_BYTES = 1 << 19
+"""Of a message between machines: of a few on their way, one is added while the next ones keep the link busy."""
+
 _SHARED_BYTES = 8 << 20
 """Of each rank that a collective takes at most: two windows, each of some turns."""
 
@@ -25,7 +28,7 @@ def make_allreduce(
     algorithm: str = AUTO,
     *,
     tag: int = COLLECTIVE_TAG,
-    segment_bytes: int = SEGMENT_BYTES,
+    segment_bytes: int | None = None,
     window: Window | None = None,
 ) -> Transfer:
     """Prepare a sum over all ranks into everyone's array, to be started again and again. Collective.
@@ -37,8 +40,10 @@ def make_allreduce(
         Of one length on all ranks.
     algorithm : str
         A name of `ALLREDUCES`, `LIBRARY`, or `AUTO`: what suits the array and the place of the ranks.
-    tag, segment_bytes : int
+    tag : int
         See `Collective`.
+    segment_bytes : int, optional
+        See `Collective`; by default what suits one machine, or a network.
     window : Window, optional
         Where the arrays lie, each at the start of its rank's part, for an algorithm made for that.
 
@@ -53,6 +58,8 @@ def make_allreduce(
             algorithm = "ring"
     if algorithm == LIBRARY:
         return comm.allreduce_init(array)
+    if segment_bytes is None:
+        segment_bytes = SEGMENT_BYTES if comm.num_nodes == 1 else _NETWORK_SEGMENT_BYTES
     kind = find_algorithm(algorithm, comm, in_window=window is not None)
     program = kind.programs(comm.nodes, array.size, comm.rank)
     shared = SharedMemory(comm, window_size([program]), array.dtype, window) if kind.shares else None

@@ -57,8 +57,10 @@ def default_rules(comm: Communicator, memory: Memory) -> list[Rule]:
         if memory == "shared":
             return [Rule(algorithm="window")]
         return [Rule(up_to=1 << 15, algorithm="one_shot"), Rule(algorithm="two_shot")]
-    short = Rule(up_to=1 << 14, algorithm="recursive_doubling")
-    return [short, Rule(algorithm="ring" if comm.num_nodes == comm.size else "hierarchical")]
+    short = Rule(up_to=1 << 13, algorithm="recursive_doubling")
+    if comm.num_nodes < comm.size:
+        return [short, Rule(algorithm="hierarchical")]
+    return [short, Rule(up_to=1 << 19, algorithm="halving_doubling"), Rule(algorithm="ring")]
 
 
 def choose_allreduce(comm: Communicator, nbytes: int, memory: Memory = "private") -> str:

@@ -8,9 +8,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import DTypeLike
 
-from hpdl_mpi.base.memory import aligned
 from hpdl_mpi.comm.communicator import COLLECTIVE_TAG, Communicator, Transfer, check_array
-from hpdl_mpi.comm.messages import SEGMENT_BYTES, Messages, staging_size
+from hpdl_mpi.comm.messages import SEGMENT_BYTES, Messages
 from hpdl_mpi.comm.schedule import Program, is_shared
 from hpdl_mpi.comm.shared_rounds import SharedMemory, SharedRounds
 from hpdl_mpi.kernels.elementwise import add
@@ -65,7 +64,6 @@ class Collective(Transfer):
         self.comm = comm
         self._shared = shared
         length = max(1, segment_bytes // array.itemsize)
-        staging = aligned(max((staging_size(steps, length) for steps in program), default=0), array.dtype)
         self._parts: list[Messages | SharedRounds] = []
         numbered = itertools.groupby(enumerate(program), lambda entry: is_shared(entry[1]))
         for through_memory, rounds in numbered:
@@ -73,7 +71,7 @@ class Collective(Transfer):
                 assert shared is not None, "a program that uses shared memory gets some"
                 self._parts.append(SharedRounds(shared, list(rounds), array))
             else:
-                self._parts += [Messages(comm, *one, array, staging, tag, length) for one in rounds]
+                self._parts.append(Messages(comm, list(rounds), array, tag, length))
         self._position = len(self._parts)
         self._run = 0
 

@@ -1,14 +1,22 @@
-"""Runs a round of messages.
+"""Runs rounds of messages, segment by segment.
 
-Messages are cut into segments so that one is added while the next is on its way, and while it is still in the cache.
+Messages are cut into segments, and each goes its own way: one is sent as soon as what it holds is there, though others
+of its round, or of rounds before, are still on theirs; one that has come is added while the next is coming. So links
+are busy all the time, where rounds that wait for one another would leave gaps.
+
+What must wait for what follows from the program: whatever touches an element does so in the order of the rounds. Two
+ranks see the messages between them in one order, so these need no names.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from bisect import bisect_left
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 
+from hpdl_mpi.base.memory import aligned
 from hpdl_mpi.comm.communicator import Communicator, Transfer
 from hpdl_mpi.comm.schedule import Op, Round, Step
 from hpdl_mpi.kernels.elementwise import add
@@ -16,157 +24,247 @@ from hpdl_mpi.kernels.elementwise import add
 SEGMENT_BYTES = 1 << 21
 """The length of a segment. Both ends of a message cut it alike, so all ranks must use the same."""
 
-_WINDOW = 2
-"""How many segments of one reduction may be on their way at once."""
+_SLOTS = 2
+"""How many segments from one peer may be on their way at once to be added; they are received aside."""
+
+
+Counts = Sequence[tuple[int, int]]
+"""How many segments of a channel, by its number, must be over."""
 
 
 class Messages:
-    """A round of messages, under way at once.
+    """Rounds of messages that follow one another.
 
     Parameters
     ----------
     comm : Communicator
-    number : int
-        Of the round, in its program.
-    steps : Round
+    rounds : sequence of (int, Round)
+        Each with its number in the program.
     array : ndarray
         What the program works on.
-    staging : ndarray
-        At least `staging_size` elements, of the same dtype, for what is received to be added; rounds that do not run
-        at once may have it together.
     tag : int
     length : int
         Elements of a segment.
     """
 
     def __init__(
-        self,
-        comm: Communicator,
-        number: int,
-        steps: Round,
-        array: np.ndarray,
-        staging: np.ndarray,
-        tag: int,
-        length: int,
+        self, comm: Communicator, rounds: Sequence[tuple[int, Round]], array: np.ndarray, tag: int, length: int
     ) -> None:
-        self._number = number
-        sends: list[_Stream] = []
-        receives: list[_Stream] = []
-        for step in sorted(steps, key=lambda step: step.op is not Op.SEND):
-            parts = [array[start:stop] for start, stop in _segments(step, length)]
-            if step.op is Op.SEND:
-                sends.append(_Stream(step, [comm.send_init(part, step.peer, tag) for part in parts]))
-            elif step.op is Op.RECV:
-                receives.append(_Stream(step, [comm.recv_init(part, step.peer, tag) for part in parts]))
-            else:
-                exchanged = next((send for send in sends if _exchanged(send.step, step)), None)
-                size = _kept_aside(step, steps, length)
-                slots = [staging[index * length % max(size, 1) :][: part.size] for index, part in enumerate(parts)]
-                staging = staging[size:]
-                transfers = [comm.recv_init(slot, step.peer, tag) for slot in slots]
-                receives.append(_Stream(step, transfers, _adder(parts, slots), exchanged))
-        # Receives are posted before sends, so that no message comes unexpected.
-        self._streams = [*receives, *sends]
+        receiving: dict[int, _Channel] = {}
+        sending: dict[int, _Channel] = {}
+        placed: list[_Placed] = []
+        self._done: list[int] = []
+        for number, steps in rounds:
+            for step in steps:
+                channels = sending if step.op is Op.SEND else receiving
+                if step.peer not in channels:
+                    channels[step.peer] = _Channel(step.peer, self._done)
+                placed.append(channels[step.peer].place(number, step, length))
+        for one, others in _overlapping(placed):
+            _prepare(comm, one, [other for other in others if one.follows(other)], array, tag, length)
+        # What comes in is moved first: it may be what is to be sent on.
+        self._channels = [*receiving.values(), *sending.values()]
 
     def start(self, run: int) -> None:
         """Begin; the run before must be over."""
-        for stream in self._streams:
-            stream.start()
+        for channel in self._channels:
+            channel.begin()
+        self.test()
 
     def test(self) -> bool:
-        """Move all along without blocking and say whether the round is over."""
-        over = True
-        for stream in reversed(self._streams):
-            over &= stream.test()
-        return over
+        """Move all along without blocking and say whether the rounds are over."""
+        moved = True
+        while moved:  # what has ended may let others start
+            moved = False
+            for channel in self._channels:
+                if not channel.over and channel.move():
+                    moved = True
+        return all(channel.over for channel in self._channels)
 
     @property
     def peers(self) -> Sequence[int]:
         """Whom it waits for."""
-        return [stream.step.peer for stream in self._streams if not stream.over]
+        return [channel.peer for channel in self._channels if channel.under_way]
 
     def __str__(self) -> str:
-        return f"round {self._number}: " + "; ".join(str(stream) for stream in self._streams if not stream.over)
+        return "; ".join(str(channel) for channel in self._channels if channel.under_way)
 
 
-def staging_size(steps: Round, length: int) -> int:
-    """Return the number of elements that a round keeps aside."""
-    return sum(_kept_aside(step, steps, length) for step in steps if step.op is Op.RECV_REDUCE)
+@dataclass(slots=True)
+class _Segment:
+    """Part of a message.
+
+    Attributes
+    ----------
+    number : int
+        Of its round.
+    step : Step
+    transfer : Transfer
+    before_start, before_end : Counts
+        What must be over before this one may start, and before it may be added.
+    total, term : array, optional
+        What is added to what when it has come.
+    """
+
+    number: int
+    step: Step
+    transfer: Transfer = field(init=False)
+    before_start: Counts = ()
+    before_end: Counts = ()
+    total: np.ndarray | None = None
+    term: np.ndarray | None = None
 
 
-class _Stream:
-    """The segments of one step.
+class _Channel:
+    """The segments from a peer, or to it, in order.
 
     Parameters
     ----------
-    step : Step
-        What is done.
-    transfers : sequence of Transfer
-        One per segment.
-    arrived : callable, optional
-        Takes the number of a segment that is over; then few are on their way at once.
-    after : _Stream, optional
-        Whose segment of the same number must be over too before `arrived` is called; then all are on their way at once.
+    peer : int
+    done : list of int
+        How many segments of each channel are over, by its number, which this one's is added to.
     """
 
-    def __init__(
-        self,
-        step: Step,
-        transfers: Sequence[Transfer],
-        arrived: Callable[[int], None] | None = None,
-        after: _Stream | None = None,
-    ) -> None:
-        self.step = step
-        self._transfers, self._arrived, self._after = transfers, arrived, after
-        self._window = _WINDOW if arrived and not after else len(transfers)
-        self._done = len(transfers)
+    def __init__(self, peer: int, done: list[int]) -> None:
+        self.peer = peer
+        self.number = len(done)
+        self.segments: list[_Segment] = []
+        self._started = 0
+        self._done = done
+        self._done.append(0)
+        self._longest = 0
+        self._aside: np.ndarray | None = None
+        self._added: list[int] = []
 
-    def start(self) -> None:
-        self._done = 0
-        for transfer in self._transfers[: self._window]:
-            transfer.start()
+    def place(self, number: int, step: Step, length: int) -> _Placed:
+        """Make room for a step's segments."""
+        placed = _Placed(number, step, self, len(self.segments))
+        self.segments += [_Segment(number, step) for _ in range(step.start, step.stop, length)]
+        self._longest = max(self._longest, min(length, step.size))
+        return placed
+
+    def receive_aside(self, index: int, part: np.ndarray) -> tuple[np.ndarray, Counts]:
+        """Return where a segment is received that is added to `part`, and what must be over before it starts."""
+        if self._aside is None:
+            self._aside = aligned(_SLOTS * self._longest, part.dtype)
+        place = len(self._added) % _SLOTS * self._longest
+        before = [(self.number, self._added[-_SLOTS] + 1)] if len(self._added) >= _SLOTS else []
+        self._added.append(index)
+        return self._aside[place : place + part.size], before
+
+    @property
+    def done(self) -> int:
+        """How many segments are over."""
+        return self._done[self.number]
 
     @property
     def over(self) -> bool:
-        return self._done == len(self._transfers)
+        """Whether all segments are."""
+        return self.done == len(self.segments)
 
-    def test(self) -> bool:
-        while self._done < len(self._transfers):
-            if self._after and self._after._done <= self._done:
-                return False
-            if not self._transfers[self._done].test():
-                return False
-            if self._arrived is not None:
-                self._arrived(self._done)
-            self._done += 1
-            following = self._done - 1 + self._window
-            if following < len(self._transfers):
-                self._transfers[following].start()
-        return True
+    @property
+    def under_way(self) -> bool:
+        """Whether a segment has started that is not over."""
+        return self.done < self._started
+
+    def begin(self) -> None:
+        """Get ready for another run."""
+        self._started = self._done[self.number] = 0
+
+    def move(self) -> bool:
+        """End segments that have come or gone, start those that may, and say whether there were any."""
+        # Short sums spend their time here, so there are no calls that could be done without.
+        segments, number, done, started = self.segments, self.number, self.done, self._started
+        before = done + started
+        while done < started:
+            segment = segments[done]
+            if not (_reached(segment.before_end, self._done) and segment.transfer.test()):
+                break
+            if segment.total is not None:
+                add(segment.total, segment.term, segment.total)
+            done += 1
+            self._done[number] = done
+        while started < len(segments) and _reached(segments[started].before_start, self._done):
+            segments[started].transfer.start()
+            started += 1
+        self._started = started
+        return done + started > before
 
     def __str__(self) -> str:
-        return f"{self.step} ({self._done} of {len(self._transfers)} segments)"
+        segment = self.segments[self.done]
+        return f"round {segment.number}: {segment.step} ({self.done} of {len(self.segments)} segments)"
 
 
-def _segments(step: Step, length: int) -> list[tuple[int, int]]:
-    """Cut a step's elements; nothing is left of an empty one, at either end of the message."""
-    return [(start, min(start + length, step.stop)) for start in range(step.start, step.stop, length)]
+@dataclass(frozen=True, slots=True)
+class _Placed:
+    """A step, and the place of its first segment in a channel."""
+
+    number: int
+    step: Step
+    channel: _Channel
+    first: int
+
+    def follows(self, other: _Placed) -> bool:
+        """Return whether this step must wait until another has done with the elements that both touch.
+
+        What is received to be added waits for its own round's sends, too.
+        """
+        mine, theirs = self.step.op, other.step.op
+        if other.number == self.number:
+            return mine is Op.RECV_REDUCE and theirs is Op.SEND
+        return other.number < self.number and not (mine is theirs is Op.SEND)
 
 
-def _kept_aside(step: Step, steps: Round, length: int) -> int:
-    """Return how many elements a reduction keeps aside: all of them if they wait until others have left."""
-    exchanges = any(_exchanged(other, step) for other in steps)
-    return step.size if exchanges else min(_WINDOW * length, step.size)
+def _reached(counts: Counts, done: Sequence[int]) -> bool:
+    for number, count in counts:  # noqa: SIM110 - a generator would take longer than all else here
+        if done[number] < count:
+            return False
+    return True
 
 
-def _exchanged(send: Step, reduction: Step) -> bool:
-    """Return whether elements are sent to the peer whose own are added to them."""
-    same = (send.start, send.stop, send.peer) == (reduction.start, reduction.stop, reduction.peer)
-    return same and send.op is Op.SEND
+def _overlapping(placed: Sequence[_Placed]) -> Iterator[tuple[_Placed, list[_Placed]]]:
+    """Yield each step with all those that touch an element of its own, itself among them."""
+    bounds = sorted({bound for one in placed for bound in (one.step.start, one.step.stop)})
+    touching: list[dict[int, _Placed]] = [{} for _ in bounds]
+
+    def cells(step: Step) -> range:
+        return range(bisect_left(bounds, step.start), bisect_left(bounds, step.stop))
+
+    for number, one in enumerate(placed):
+        for cell in cells(one.step):
+            touching[cell][number] = one
+    for one in placed:
+        yield (
+            one,
+            list({number: other for cell in cells(one.step) for number, other in touching[cell].items()}.values()),
+        )
 
 
-def _adder(totals: Sequence[np.ndarray], terms: Sequence[np.ndarray]) -> Callable[[int], None]:
-    def add_segment(index: int) -> None:
-        add(totals[index], terms[index], totals[index])
+def _prepare(
+    comm: Communicator, placed: _Placed, others: Sequence[_Placed], array: np.ndarray, tag: int, length: int
+) -> None:
+    """Fill in the segments of a step that follows others."""
+    step, channel = placed.step, placed.channel
+    for index, start in enumerate(range(step.start, step.stop, length), placed.first):
+        part = array[start : min(start + length, step.stop)]
+        needed = _needed(start, start + part.size, others, length)
+        segment = channel.segments[index]
+        if step.op is Op.RECV_REDUCE:
+            segment.total = part
+            segment.term, segment.before_start = channel.receive_aside(index, part)
+            segment.before_end = needed
+            segment.transfer = comm.recv_init(segment.term, step.peer, tag)
+        else:
+            prepare = comm.send_init if step.op is Op.SEND else comm.recv_init
+            segment.transfer, segment.before_start = prepare(part, step.peer, tag), needed
 
-    return add_segment
+
+def _needed(start: int, stop: int, others: Sequence[_Placed], length: int) -> Counts:
+    """Return what must be over until all others have touched the elements [start, stop)."""
+    counts: dict[int, int] = {}
+    for other in others:
+        if other.step.start < stop and start < other.step.stop:
+            last = (min(stop, other.step.stop) - 1 - other.step.start) // length
+            number = other.channel.number
+            counts[number] = max(counts.get(number, 0), other.first + last + 1)
+    return list(counts.items())

@@ -30,7 +30,7 @@ from hpdl_mpi.train.restore import plain_values, require_alike, require_same_cal
 from hpdl_mpi.train.runfolder import MetricsLog, RunFolder
 from hpdl_mpi.train.signals import StopSignals
 from hpdl_mpi.train.source import PathLike, Source
-from hpdl_mpi.train.tracing import Recorder, check_trace, describe_times, explain
+from hpdl_mpi.train.tracing import Recorder, check_trace, describe_communication, describe_times, explain
 
 
 @dataclass(frozen=True)
@@ -189,8 +189,10 @@ def fit(assembly: Assembly, course: Course) -> dict[str, Any]:
         if course.early_stopping:
             summary["early_stopping"] = {"stopped": loop.stopped_early} | asdict(progress.watch)
         if recorder and recorder.times:
-            summary["trace"] = explain(recorder.times)
+            summary["trace"] = explain(recorder.times, recorder.communication)
             reporter.say(describe_times(recorder.times))
+            if recorder.communication:
+                reporter.say(describe_communication(recorder.communication))
         if folder and comm.rank == 0:
             write_json(folder.summary, summary)
     return summary

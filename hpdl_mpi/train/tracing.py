@@ -11,6 +11,7 @@ from hpdl_mpi.base.files import check_destination, write_file
 from hpdl_mpi.base.trace import Trace, chrome_trace
 from hpdl_mpi.comm import agree, clock_offset
 from hpdl_mpi.parallel import ProcessGrid, Replica, TrainingStep
+from hpdl_mpi.parallel.communication import CommunicationTimes, measure_communication
 from hpdl_mpi.parallel.pipeline import StepTimes, compare, complete, recorded, split_steps
 
 TRACED_STEPS = 20
@@ -42,6 +43,8 @@ class Recorder:
     ----------
     times : StepTimes or None
         What the first pipeline's steps were made of, once that is known.
+    communication : CommunicationTimes or None
+        What the sums of the first data-parallel ranks cost, if there were any.
     """
 
     def __init__(self, path: Path, step: TrainingStep, replica: Replica, grid: ProcessGrid) -> None:
@@ -50,6 +53,7 @@ class Recorder:
         self._trace = Trace()
         self._done = 0
         self.times: StepTimes | None = None
+        self.communication: CommunicationTimes | None = None
 
     def advance(self) -> None:
         """Note that a step is done; begin to record when it is time, and write when enough is recorded."""
@@ -68,7 +72,9 @@ class Recorder:
         spans = self._grid.comm.allgather_obj(self._trace.shifted(offset))
         self._trace = Trace()
         # Ranks are numbered along the data-parallel axis first, so a pipeline's are as far apart as that is long.
-        steps = [split_steps(mine) for mine in spans[:: self._grid.shape["dp"]]]
+        all_steps = [split_steps(mine) for mine in spans]
+        self.communication = measure_communication(all_steps[: self._grid.shape["dp"]])
+        steps = all_steps[:: self._grid.shape["dp"]]
         self.times, simulation = compare(self._schedule, steps)
         number = _middle([mine[-1].seconds for mine in steps[0]])
         real = recorded([mine[number] for mine in steps])
@@ -89,9 +95,11 @@ def _middle(values: list[float]) -> int:
     return sorted(range(len(values)), key=values.__getitem__)[(len(values) - 1) // 2]
 
 
-def explain(times: StepTimes) -> dict[str, Any]:
-    """Return the numbers of a summary: a step as measured and as predicted, and what the difference is made of."""
+def explain(times: StepTimes, communication: CommunicationTimes | None) -> dict[str, Any]:
+    """Return the numbers of a summary: a step as measured and as predicted, what the difference is made of; sums."""
+    sums = None if communication is None else asdict(communication) | {"hidden": communication.hidden}
     return {
+        "communication": sums,
         "step_seconds": times.step,
         "predicted_seconds": times.predicted,
         "bubble_measured": times.bubble_measured,
@@ -103,6 +111,16 @@ def explain(times: StepTimes) -> dict[str, Any]:
         },
         "parts": asdict(times),
     }
+
+
+def describe_communication(times: CommunicationTimes) -> str:
+    """Return a line for people."""
+    latest = max(range(len(times.lateness)), key=times.lateness.__getitem__)
+    return (
+        f"sums of gradients: {1e3 * times.under_way:.2f} ms under way, {times.hidden:.0%} of it hidden; waits "
+        f"{1e3 * times.exposed:.2f} ms, {1e3 * times.late:.2f} of them for late ranks; the latest is rank {latest}, by "
+        f"{1e3 * times.lateness[latest]:.2f} ms"
+    )
 
 
 def describe_times(times: StepTimes) -> str:

@@ -168,9 +168,9 @@ def test_a_file_that_cannot_be_written_is_refused_before_the_benchmark(tmp_path)
     assert "cannot be written" in str(error)
 
 
-def test_several_ranks_are_refused(monkeypatch):
+def test_a_profile_of_several_ranks_is_refused(monkeypatch):
     monkeypatch.setenv("PMI_SIZE", "2")
     monkeypatch.setenv("PMI_RANK", "0")
-    error = hpdl("bench", "step").exception
+    error = hpdl("bench", "step", "--profile").exception
     assert isinstance(error, InputError)
     assert "runs on one rank" in str(error)

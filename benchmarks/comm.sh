@@ -1,0 +1,39 @@
+#!/bin/sh
+# Times sums over ranks and data-parallel steps and writes benchmarks/results/comm_<machine>_<date>.md.
+# Usage: benchmarks/comm.sh; MPIRUN names another mpirun. Figures of four machines on a 1 Gbit/s network need root, and
+# iproute2; elsewhere the result says why they are missing.
+set -eu
+
+cd "$(dirname "$0")/.."
+mkdir -p benchmarks/results
+result=benchmarks/results/comm_$(uname -n)_$(date +%Y-%m-%d).md
+scratch=$(mktemp -d)
+trap 'rm -rf "$scratch"' EXIT
+failed=0
+
+{
+    echo "# Sums over ranks, and steps with them"
+    while IFS='|' read -r title launcher command; do
+        printf '\n## %s\n\n```\n' "$title"
+        # shellcheck disable=SC2086 # both are words
+        if COLUMNS=120 $launcher $command --json "$scratch/result.json" </dev/null >"$scratch/table.txt" 2>"$scratch/errors.txt"; then
+            cat "$scratch/table.txt"
+            printf '```\n\n<details><summary>Every figure, machine, versions and command</summary>\n\n```json\n'
+            cat "$scratch/result.json"
+            printf '```\n</details>\n'
+        else
+            failed=1
+            tail -n 5 "$scratch/errors.txt"
+            printf '```\n'
+        fi
+    done <<ROWS
+Two ranks|${MPIRUN:-mpirun} -n 2|hpdl bench allreduce --algorithm auto --vs gloo
+Four ranks on the same cores|${MPIRUN:-mpirun} -n 4|hpdl bench allreduce --algorithm auto --vs gloo
+A step on two ranks|${MPIRUN:-mpirun} -n 2|hpdl bench step --model resnet18_cifar --batch 64 --vs torch-ddp
+Two machines, whose sums take about half as long as they compute|python -m tests.cluster.hosts -n 2 --rate 850mbit --|hpdl bench step --model resnet18_cifar --batch 64
+Four machines on 1 Gbit/s|python -m tests.cluster.hosts -n 4 --|hpdl bench allreduce --algorithm auto --sizes 4KiB,16KiB,64KiB,256KiB,1MiB,4MiB,16MiB,64MiB,128MiB
+ROWS
+} >"$scratch/result.md"
+mv "$scratch/result.md" "$result"
+echo "$result"
+exit $failed

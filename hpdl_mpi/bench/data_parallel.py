@@ -1,0 +1,216 @@
+"""``hpdl bench step`` on several ranks: a data-parallel training step, ours and PyTorch's, beside one without sums."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+from contextlib import ExitStack
+from statistics import median
+from typing import Any
+
+import numpy as np
+
+from hpdl_mpi.base.errors import InputError
+from hpdl_mpi.base.trace import now
+from hpdl_mpi.bench import memory
+from hpdl_mpi.bench.gloo import REMEDY
+from hpdl_mpi.bench.machine import describe_command, describe_machine, describe_versions
+from hpdl_mpi.bench.players import GlooPlayer, Player, check_twins, play_together, wake_numba
+from hpdl_mpi.bench.statistics import pairwise_ratio, spread
+from hpdl_mpi.bench.step import OURS, check_settings
+from hpdl_mpi.bench.workloads import LEARNING_RATE, MOMENTUM, WORKLOADS
+from hpdl_mpi.comm import Communicator, SingleCommunicator, agree
+from hpdl_mpi.data import Batch
+from hpdl_mpi.kernels.threads import set_threads
+from hpdl_mpi.models import MODELS
+from hpdl_mpi.nn import CrossEntropy
+from hpdl_mpi.optim import SGD
+from hpdl_mpi.parallel import ProcessGrid, Replica, TrainingStep
+from hpdl_mpi.parallel.buckets import GradientBuckets
+
+TORCH_DDP: dict[str, dict[str, bool]] = {
+    "torch-ddp": {"channels_last": True},
+    "torch-ddp-compile": {"channels_last": True, "compiled": True},
+}
+"""PyTorch's data parallelism over Gloo, with what `step_torch.load` makes of each."""
+
+APART = "apart"
+"""All ranks take our step at once, each by itself: what is left without communication."""
+
+ONE_RANK = "one-rank"
+"""Our step on the first rank, while the others wait: what there was before there were several."""
+
+SUMS = "sums-alone"
+"""The sums of a step's gradients and nothing else: what there is to hide."""
+
+_WARMUP_STEPS = 3
+
+
+def bench_data_parallel(
+    comm: Communicator,
+    model: str,
+    batch: int,
+    threads: int,
+    vs: str | None = None,
+    *,
+    num_rounds: int = 10,
+    turn_seconds: float = 1.0,
+    say: Callable[[str], None] = lambda text: None,
+) -> dict[str, Any]:
+    """Time training steps of a model in float32 on all ranks, with SGD and momentum, on synthetic samples. Collective.
+
+    Parameters
+    ----------
+    comm : Communicator
+        All ranks.
+    model : str
+    batch, threads : int
+        Samples of a step, and threads, of each rank.
+    vs : str, optional
+        ``"torch-ddp"``: PyTorch's, eager and compiled.
+    num_rounds, turn_seconds, say
+        See `bench_step`.
+
+    Returns
+    -------
+    dict
+        Ready for JSON, with the keys of `bench_step` and: ``speedup``, our samples per second over those of one rank;
+        ``efficiency``, the step of ranks without communication over ours; ``hidden``, the share of the sums' time that
+        does not make the step longer. ``ratio`` is the best of PyTorch's steps over ours.
+
+    Raises
+    ------
+    InputError
+        An argument is out of range, or a contender cannot run.
+    ContenderError
+        A contender crashed or hung.
+    """
+    agree(comm, lambda: _check(model, batch, threads, num_rounds, vs))
+    set_threads(threads)
+    wake_numba()
+    with ExitStack() as stack:
+        players: dict[str, Player] = {OURS: _Ranks(comm, model, batch)}
+        apart = _Ranks(SingleCommunicator(), model, batch)
+        players |= {APART: apart, ONE_RANK: _OneRank(apart, comm.rank == 0), SUMS: _SumsAlone(comm, model)}
+        for name in TORCH_DDP if vs is not None else ():
+            if comm.rank == 0:
+                say(f"warming up {name}")
+            settings = {"model": model, "batch": batch, **TORCH_DDP[name]}
+            player = GlooPlayer(comm, name, "hpdl_mpi.bench.step_torch:load", settings, threads=threads)
+            players[name] = stack.enter_context(player)
+        check_twins(comm, players)
+        seconds = play_together(comm, players, num_rounds, turn_seconds, say)
+    steps = {name: median(times) for name, times in seconds.items()}
+    peaks = {name: max(comm.allgather_obj(player.peak_bytes)) for name, player in players.items()}
+    ours = steps[OURS]
+    samples = {ONE_RANK: batch, SUMS: 0}
+    others = [steps[name] for name in players if name in TORCH_DDP]
+    return {
+        "model": model,
+        "batch": batch,
+        "threads": threads,
+        "num_ranks": comm.size,
+        "num_nodes": comm.num_nodes,
+        "precision": "float32",
+        "step_seconds": ours,
+        "samples_per_second": comm.size * batch / ours,
+        "speedup": comm.size * steps[ONE_RANK] / ours,
+        "efficiency": steps[APART] / ours,
+        "hidden": 1.0 - max(0.0, ours - steps[APART]) / steps[SUMS],
+        "peak_bytes": peaks[OURS],
+        "vs": {
+            name: {
+                "step_seconds": steps[name],
+                "samples_per_second": samples.get(name, comm.size * batch) / steps[name],
+                "peak_bytes": peaks[name],
+            }
+            for name in players
+            if name != OURS
+        },
+        "ratio": min(others) / ours if others else None,
+        "ratio_by_round": {name: pairwise_ratio(seconds[name], seconds[OURS]) for name in players if name != OURS},
+        "spread": {name: spread(times) for name, times in seconds.items()},
+        "step_seconds_by_round": seconds,
+        "rounds": num_rounds,
+        "notes": [
+            f"{APART}: {OURS} without sums, on all ranks at once; {ONE_RANK}: on the first alone; {SUMS}: no more than "
+            "the sums of gradients"
+        ],
+        "machine": describe_machine(),
+        "versions": describe_versions("mpi4py", *(["torch"] if others else [])) | {"mpi": comm.library_name()},
+        "command": describe_command(),
+    }
+
+
+def _check(model: str, batch: int, threads: int, num_rounds: int, vs: str | None) -> None:
+    check_settings(model, batch, threads, num_rounds)
+    if vs is not None and vs not in TORCH_DDP:
+        expected = next(iter(TORCH_DDP))
+        raise InputError("no contender on several ranks", where="--vs", found=repr(vs), expected=expected)
+    if vs is not None and importlib.util.find_spec("torch") is None:
+        raise InputError("PyTorch is not installed", where=f"--vs {vs}", remedy=REMEDY)
+
+
+def _make_replica(model: str) -> Replica:
+    optimizer = SGD(LEARNING_RATE, momentum=MOMENTUM)
+    return Replica(MODELS[model](), WORKLOADS[model].input_shape, optimizer, dtype="float32", seed=0)
+
+
+class _Ranks:
+    """Our step on the ranks of a group."""
+
+    def __init__(self, comm: Communicator, model: str, batch: int) -> None:
+        level = memory.resident()
+        replica = _make_replica(model)
+        self._step = TrainingStep(replica, CrossEntropy(), ProcessGrid(comm, {"pp": 1, "dp": comm.size}))
+        offset = comm.rank * batch
+        ids = np.arange(offset, offset + batch)
+        self._batch = Batch(*WORKLOADS[model].batch(batch), ids, global_size=comm.size * batch, offset=offset)
+        self.num_parameters = replica.num_parameters
+        self._run()
+        memory.reset_peak()
+        self.warm_seconds = min(self._run() for _ in range(_WARMUP_STEPS))
+        self.peak_bytes = memory.peak() - level
+
+    def _run(self) -> float:
+        start = now()
+        self._step(self._batch, epoch=0, lr=LEARNING_RATE)
+        return now() - start
+
+    def turn(self, steps: int) -> float:
+        """See `Player.turn`; one more step goes before those that count."""
+        self._run()
+        return sum(self._run() for _ in range(steps))
+
+
+class _SumsAlone:
+    """The sums of gradients that a step has."""
+
+    def __init__(self, comm: Communicator, model: str) -> None:
+        replica = _make_replica(model)
+        self._buckets = GradientBuckets(replica, comm)
+        self.num_parameters = replica.num_parameters
+        self.peak_bytes = 0
+        self.warm_seconds = min(self.turn(1) for _ in range(_WARMUP_STEPS))
+
+    def turn(self, steps: int) -> float:
+        """See `Player.turn`."""
+        start = now()
+        for _ in range(steps):
+            self._buckets.stage_landed(0)
+            for _ in self._buckets.wait():
+                pass
+        return now() - start
+
+
+class _OneRank:
+    """A step that is taken on one rank alone."""
+
+    def __init__(self, step: _Ranks, plays: bool) -> None:
+        self._step, self._plays = step, plays
+        self.warm_seconds, self.num_parameters = step.warm_seconds, step.num_parameters
+        self.peak_bytes = step.peak_bytes
+
+    def turn(self, steps: int) -> float:
+        """See `Player.turn`."""
+        return self._step.turn(steps) if self._plays else 0.0
