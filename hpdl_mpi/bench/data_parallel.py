@@ -116,7 +116,7 @@ def bench_data_parallel(
         "samples_per_second": comm.size * batch / ours,
         "speedup": comm.size * steps[ONE_RANK] / ours,
         "efficiency": steps[APART] / ours,
-        "hidden": 1.0 - max(0.0, ours - steps[APART]) / steps[SUMS],
+        "hidden": float(np.clip(1.0 - (ours - steps[APART]) / steps[SUMS], 0.0, 1.0)),
         "peak_bytes": peaks[OURS],
         "vs": {
             name: {
