@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from hpdl_mpi.train.summary import Summary
 
+from hpdl_mpi.base.errors import in_line
 from hpdl_mpi.cli.alone import require_one_rank
 
 JobFile = Annotated[Path, typer.Argument(metavar="JOB.toml", help="The job file.", show_default=False)]
@@ -121,7 +122,7 @@ def predict(
     trainer, job = open_run(run, comm, pp=pp, ema=ema, best=best)
     count = predict_file(trainer, source, job.data.inputs if array is None else array, output)
     if comm.rank == 0:
-        typer.echo(f"{count} predictions written to {output}")
+        typer.echo(f"{count} predictions written to {in_line(output)}")
 
 
 def export(
@@ -143,7 +144,7 @@ def export(
     trainer.export(output)
     if comm.rank == 0:
         which = ", moving averages" if trainer.averaged else ""
-        typer.echo(f"weights of step {trainer.replica.step}{which} written to {output}")
+        typer.echo(f"weights of step {trainer.replica.step}{which} written to {in_line(output)}")
 
 
 def summary(

@@ -51,6 +51,7 @@ class MicroBatch:
         self.sample_ids = sample_ids
         self.epoch = epoch
         self.training = self.saving = training
+        self.recomputing = False  # an error may have ended the last one in the middle of it
 
 
 def join(path: str, name: str) -> str:

@@ -155,6 +155,8 @@ def test_eval_takes_the_moving_average_unless_told_and_the_best_if_told(averaged
 def test_an_exported_run_begins_another(classifier, averaged, tmp_path):
     weights = tmp_path / "a=b.safetensors"
     assert "weights of step 8, moving averages written to" in succeed("export", averaged, "--output", weights)
+    odd = succeed("export", averaged, "--output", tmp_path / "a\nb.safetensors")
+    assert odd.endswith("a\\nb.safetensors\n")
     tensors = load_file(weights)
     shapes = {name: array.shape for name, array in tensors.items()}
     assert shapes == {"1.weight": (8, 36), "1.bias": (8,), "3.weight": (5, 8), "3.bias": (5,)}

@@ -15,7 +15,9 @@ from hpdl_mpi.nn import (
     Flatten,
     Layer,
     Linear,
+    MicroBatch,
     Parallel,
+    Pool,
     ReLU,
     ReLU6,
     Residual,
@@ -242,3 +244,11 @@ def test_relu_takes_the_place_of_what_only_it_needs(activation: Callable[[], Lay
 
     array = BATCH * width * 8
     assert peak(Tanh) - peak(activation) >= array
+
+
+def test_a_micro_batch_begins_anew_after_an_error() -> None:
+    batch = MicroBatch(Pool())
+    batch.begin(np.arange(2), training=True)
+    batch.recomputing, batch.saving = True, False  # as an error inside `Recompute` leaves it
+    batch.begin(np.arange(2), training=True)
+    assert (batch.recomputing, batch.saving) == (False, True)
