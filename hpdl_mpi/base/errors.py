@@ -7,7 +7,8 @@ without a traceback; any other exception is a bug of ours and keeps its tracebac
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from numbers import Integral, Real
 from typing import Any
@@ -18,8 +19,11 @@ BAD_INPUT = 2
 FAILURE = 1
 """Exit code for every other failure."""
 
-_ESCAPES = {code: repr(chr(code))[1:-1] for code in (*range(32), 127)}
-"""Of control characters, which a file's name may have: a message stays on its line."""
+_ESCAPES = {code: repr(chr(code))[1:-1] for code in (*range(32), 127, *range(0xDC80, 0xDD00))}
+"""Of what a file's name may have: control characters, and bytes that are no text. A message stays on its line."""
+
+_NO_TEXT = re.compile(r"\\udc([89a-f][0-9a-f])")
+"""A byte that is no text, as Python writes it."""
 
 
 class HpdlError(Exception):
@@ -114,9 +118,23 @@ def is_number(value: object) -> bool:
     return not isinstance(value, bool) and isinstance(value, Real)
 
 
-def is_integer(value: object, least: int) -> bool:
+def is_integer(value: object, least: float = -math.inf) -> bool:
     """Return whether a setting is a whole number, Python's or NumPy's, and not below `least`."""
     return not isinstance(value, bool) and isinstance(value, Integral) and int(value) >= least
+
+
+def is_flag(value: object) -> bool:
+    """Return whether a setting is true or false, Python's or NumPy's."""
+    from numpy import bool_  # the help of the command line does without NumPy
+
+    return isinstance(value, bool | bool_)
+
+
+def integers(value: Any, least: float = -math.inf) -> tuple[int, ...] | None:
+    """Return whole numbers, in a sequence or an array, as Python's; None if they are not, or one is below `least`."""
+    numbers = value.tolist() if hasattr(value, "tolist") else value
+    listed = isinstance(numbers, Sequence) and not isinstance(numbers, str | bytes)
+    return tuple(map(int, numbers)) if listed and all(is_integer(number, least) for number in numbers) else None
 
 
 @contextmanager
@@ -125,13 +143,18 @@ def amended(before: str = "", after: str = "") -> Iterator[None]:
     try:
         yield
     except InputError as error:
-        error.args = (f"{before}{error}{after}",)
+        amend(error, before, after)
         raise
 
 
+def amend(error: InputError, before: str = "", after: str = "") -> None:
+    """Add to the message of an error, as `amended` does."""
+    error.args = (f"{in_line(before)}{error}{in_line(after)}",)
+
+
 def in_line(fact: object) -> str:
-    """Return a text with its control characters escaped."""
-    return str(fact).translate(_ESCAPES)
+    """Return a text with its control characters escaped, and the bytes in it that are no text: as ``\\xfd``."""
+    return _NO_TEXT.sub(r"\\x\1", str(fact).translate(_ESCAPES))
 
 
 def _restore(kind: type[HpdlError], args: tuple, attributes: dict) -> HpdlError:

@@ -87,7 +87,7 @@ def convert(
         splits = run(source, folder, options, ranks, check)
     if ranks.rank == 0:
         for split in splits:
-            typer.echo(f"{split}: {_totals(summarize(split))}")
+            typer.echo(f"{in_line(split)}: {_totals(summarize(split))}")
         _echo_skipped(splits[0].parent / SKIPPED)
 
 
@@ -145,7 +145,7 @@ def _echo_skipped(path: Path) -> None:
         return
     with open(path, encoding="utf-8", errors="backslashreplace", newline="") as file:
         _, *rows = csv.reader(file)
-    typer.echo(f"left out: {len(rows)}, all of them in {path}")
+    typer.echo(f"left out: {len(rows)}, all of them in {in_line(path)}")
     for name, reason in rows[:MAX_ECHOED]:
         typer.echo(f"  {in_line(name)}: {in_line(reason)}")
 
@@ -174,7 +174,7 @@ def info(path: DatasetPath) -> None:
     shards = Table("file", "samples", "size", title="Files")
     for file in files:
         counts = _variants(array.shape[0] if array.shape else 1 for array in file.arrays)
-        shards.add_row(file.path.name, counts, _size(file.file_bytes))
+        shards.add_row(in_line(file.path.name), counts, _size(file.file_bytes))
     console = Console()
     console.print(arrays, shards)
     for array in files[0].arrays:
@@ -198,7 +198,7 @@ def verify(
 
 
 def _line(report: ShardReport) -> str:
-    parts = [f"{report.path}: sound", f"{report.num_samples} samples"]
+    parts = [f"{in_line(report.path)}: sound", f"{report.num_samples} samples"]
     if report.class_counts is not None:
         present = report.class_counts[report.class_counts > 0]
         parts.append(f"{len(present)} classes of {present.min()} to {present.max()} samples")

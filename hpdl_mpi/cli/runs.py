@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from hpdl_mpi.train.summary import Summary
 
-from hpdl_mpi.base.errors import in_line
+from hpdl_mpi.base.errors import amended, in_line
 from hpdl_mpi.cli.alone import require_one_rank
 
 JobFile = Annotated[Path, typer.Argument(metavar="JOB.toml", help="The job file.", show_default=False)]
@@ -97,7 +97,7 @@ def evaluate(
     metrics = trainer.evaluate(path)
     if comm.rank == 0:
         weights = "ema" if trainer.averaged else "trained"
-        typer.echo(f"{path}: {metrics}" + "  (ema)" * trainer.averaged)
+        typer.echo(f"{in_line(path)}: {metrics}" + "  (ema)" * trainer.averaged)
         if json_file:
             values = {"data": str(path), "step": trainer.replica.step, "weights": weights, **vars(metrics)}
             write_json(json_file, values)
@@ -163,7 +163,9 @@ def summary(
     from hpdl_mpi.train.choices import read_job
     from hpdl_mpi.train.summary import summarize
 
-    found = summarize(read_job(job, overrides or []), ranks, pp)
+    settings = read_job(job, overrides or [])
+    with amended(f"{job}: "):
+        found = summarize(settings, ranks, pp)
     table = Table(
         "layer", "kind", "output shape", "parameters", "operations per sample", title=f"input {found.input_shape}"
     )

@@ -6,18 +6,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-import numpy as np
-
-from hpdl_mpi.base.errors import InputError, is_integer, is_number, require
+from hpdl_mpi.base.errors import InputError, integers, is_flag, is_integer, is_number, require
 from hpdl_mpi.data.transform import Shape
 
 Size = int | Sequence[int]
 """Of a square, or (height, width)."""
 
 
-def _pair(size: Size) -> tuple[int, int]:
-    height, width = size if isinstance(size, Sequence) else (size, size)
-    return int(height), int(width)
+def _pair(size: Any) -> tuple[int, int]:
+    height, width = integers(size) or (int(size), int(size))
+    return height, width
 
 
 _MOST_PIXELS = 2**15
@@ -32,8 +30,8 @@ def _is_length(value: Any, least: int) -> bool:
 
 
 def _is_size(value: Any) -> bool:
-    sides = value if isinstance(value, list | tuple) and len(value) == 2 else [value]
-    return all(_is_length(side, 1) for side in sides)
+    sides = integers(value)
+    return all(_is_length(side, 1) for side in (sides if sides and len(sides) == 2 else [value]))
 
 
 def _is_part(value: Any) -> bool:
@@ -43,7 +41,7 @@ def _is_part(value: Any) -> bool:
 _SIZE = _is_size, f"an integer of 1 to {_MOST_PIXELS}, or two: height and width", _pair
 _PART = _is_part, "a number above 0, at most 1", float
 _KEYS: dict[str, tuple[Callable[[Any], bool], str, Callable[[Any], Any]]] = {
-    "flip": (lambda value: isinstance(value, bool | np.bool_), "true or false", bool),
+    "flip": (is_flag, "true or false", bool),
     "crop": _SIZE,
     "pad": (lambda value: _is_length(value, 0), f"an integer of 0 to {_MOST_PIXELS}", int),
     "resized_crop": _SIZE,

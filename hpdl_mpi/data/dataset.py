@@ -13,7 +13,7 @@ from typing import Literal
 
 import numpy as np
 
-from hpdl_mpi.base.errors import BadSample, InputError
+from hpdl_mpi.base.errors import BadSample, InputError, amend
 from hpdl_mpi.data.blocks import BlockReader
 from hpdl_mpi.data.hdf5 import ShardArray, ShardFiles, describe, stated_place
 from hpdl_mpi.data.sampler import Shuffle, epoch_order
@@ -165,7 +165,7 @@ class Dataset:
             yield
         except BadSample as error:
             path, number = self._readers["targets"].place(error.sample)
-            error.args = (f"{path}: sample {number}: {error}",)
+            amend(error, f"{path}: sample {number}: ")
             raise
 
     def order(self, seed: int, epoch: int, shuffle: Shuffle = "block") -> np.ndarray:

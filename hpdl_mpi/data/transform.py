@@ -10,7 +10,7 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from hpdl_mpi.base.errors import InputError, is_number, require
+from hpdl_mpi.base.errors import InputError, is_flag, is_number, require
 from hpdl_mpi.kernels.cast import affine, affine_channels_last, affine_inverse
 
 Layout = Literal["hwc", "hw", "chw"]
@@ -69,6 +69,8 @@ class Transform:
                 require(f"transform.{name}", value, bool(possible), expected)
                 object.__setattr__(self, name, tuple(numbers.tolist()) if numbers.ndim else numbers.item())
         require("transform.layout", self.layout, self.layout in get_args(Layout), "hwc, hw or chw")
+        require("transform.standardize", self.standardize, is_flag(self.standardize), "true or false")
+        object.__setattr__(self, "standardize", bool(self.standardize))
         if self.standardize and not (self.mean is None and self.std is None):
             raise InputError(
                 "mean and std are measured when standardize is set",

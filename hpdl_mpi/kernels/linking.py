@@ -5,9 +5,13 @@ own of, say, a product's inner loop, compiled from the same source but not to th
 flags the copies may round otherwise. In the object file their symbols are weak, and of several copies in a process the
 one loaded first serves all. Which that is depends on what was compiled in this process and what came from the cache,
 so without this module the bits of a run would, too.
+
+What the cache keeps for callers is read when one is compiled: it takes ten times the memory of the code itself.
 """
 
 from __future__ import annotations
+
+from typing import Any, Self
 
 from llvmlite import binding
 from numba.core.codegen import JITCodeLibrary
@@ -18,6 +22,21 @@ class OwnCopies(JITCodeLibrary):
     """The code of one function, in whose object file all functions that others may have too are local."""
 
     _shared_module: binding.ModuleRef | None
+    _kept_for_callers: bytes | None = None
+    """The linkable module, if it came from the cache and nobody has linked it yet."""
+
+    @classmethod
+    def _unserialize(cls, codegen: Any, state: tuple[str, str, Any]) -> Self:
+        library: Self = super()._unserialize(codegen, state)
+        _, kind, data = state
+        if kind == "object":
+            library._shared_module, library._kept_for_callers = None, data[1]
+        return library
+
+    def _get_module_for_linking(self) -> binding.ModuleRef:
+        if self._kept_for_callers is not None:
+            self._shared_module, self._kept_for_callers = binding.parse_bitcode(self._kept_for_callers), None
+        return super()._get_module_for_linking()
 
     def _finalize_final_module(self) -> None:
         if self._shared_module is None:  # else it came from the cache, and its object file with it

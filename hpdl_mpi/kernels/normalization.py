@@ -16,6 +16,8 @@ from hpdl_mpi.kernels.elementwise import clipped, held_back
 from hpdl_mpi.kernels.jit import exact_kernel, inline, kernel, parallel_kernel
 
 _BLOCK_ROWS = 256
+_NARROW_BYTES = 128
+"""Of a row, such that four of them are still read as if from one place."""
 
 
 @register_jitable
@@ -37,20 +39,37 @@ def partial_shape(rows: int, channels: int) -> tuple[int, int, int]:
 
 @kernel
 def channel_moments(x, out):
-    """out (3, c) = mean of the rows, the sum of squares of the differences to it, and what it lacks: their sum."""
+    """out (3, c) = mean of the rows, the sum of squares of the differences to it, and what it lacks: their sum.
+
+    Four rows are added to one another before they go to the sums of all, which registers do not hold: these are read
+    and written less often. But wide rows that come from memory are read fastest one after the other.
+    """
     rows, channels = x.shape
+    fours = rows - rows % 4
+    narrow = fours if channels * x.itemsize <= _NARROW_BYTES else 0
     mean, squares, rest = out[0], out[1], out[2]
     for c in range(channels):
         mean[c] = 0
         squares[c] = 0
         rest[c] = 0
-    for p in range(rows):
+    for p in range(0, narrow, 4):
+        first, second, third, fourth = x[p], x[p + 1], x[p + 2], x[p + 3]
+        for c in range(channels):
+            mean[c] += (first[c] + second[c]) + (third[c] + fourth[c])
+    for p in range(narrow, rows):
         row = x[p]
         for c in range(channels):
             mean[c] += row[c]
     for c in range(channels):
         mean[c] /= rows
-    for p in range(rows):
+    for p in range(0, fours, 4):  # of what is in the cache by now
+        first, second, third, fourth = x[p], x[p + 1], x[p + 2], x[p + 3]
+        for c in range(channels):
+            m = mean[c]
+            one, two, three, four = first[c] - m, second[c] - m, third[c] - m, fourth[c] - m
+            squares[c] += (one * one + two * two) + (three * three + four * four)
+            rest[c] += (one + two) + (three + four)
+    for p in range(fours, rows):
         row = x[p]
         for c in range(channels):
             difference = row[c] - mean[c]

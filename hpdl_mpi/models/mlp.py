@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from hpdl_mpi.base.errors import integers, is_integer, require
 from hpdl_mpi.nn import Dropout, Flatten, Layer, Linear, ReLU, Sequential
 
 
@@ -19,8 +20,10 @@ def mlp(hidden: Sequence[int] = (1024, 1024), outputs: int = 10, dropout: float 
     dropout : float
         Rate of the dropout after each hidden layer; none at 0.
     """
+    widths = integers(hidden, 1)
+    require("hidden", hidden, widths is not None, "a sequence of integers of at least 1, such as (64, 64)")
     layers: list[Layer] = [Flatten()]
-    for width in hidden:
+    for width in widths or ():
         layers += [Linear(width), ReLU()] + ([Dropout(dropout)] if dropout else [])
     return Sequential(*layers, Linear(outputs))
 
@@ -36,4 +39,5 @@ def mlp_deep(depth: int = 24, width: int = 1024, outputs: int = 1024) -> Layer:
         Of all but the last.
     outputs : int
     """
+    require("depth", depth, is_integer(depth, 1), "an integer of at least 1")
     return mlp([width] * (depth - 1), outputs)

@@ -11,7 +11,7 @@ from hpdl_mpi.nn.context import Context
 from hpdl_mpi.nn.conv_methods import ConvShape, Method
 from hpdl_mpi.nn.conv_rules import choose
 from hpdl_mpi.nn.init import Constant, HeUniform, Initializer
-from hpdl_mpi.nn.layer import Layer, Shape, require_count
+from hpdl_mpi.nn.layer import Layer, Shape, require_count, require_flag, require_initializer
 from hpdl_mpi.nn.window import Pair, pair, window_output
 
 
@@ -53,9 +53,10 @@ class Conv2d(Layer):
         self.out_channels = out_channels
         self.kernel_size = pair(self, kernel_size, "kernel_size")
         self.stride, self.padding = pair(self, stride, "stride"), pair(self, padding, "padding")
-        self.groups, self.bias, self.exact = groups, bias, exact
-        self.init = init
-        self.bias_init = bias_init
+        self.groups = groups
+        self.bias, self.exact = require_flag(self, bias, "bias"), require_flag(self, exact, "exact")
+        self.init = require_initializer(self, init, "init")
+        self.bias_init = require_initializer(self, bias_init, "bias_init")
 
     def build(self, input_shape: Shape) -> None:
         output = window_output(self, input_shape)

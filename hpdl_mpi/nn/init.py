@@ -8,6 +8,7 @@ from typing import Protocol
 
 import numpy as np
 
+from hpdl_mpi.base.errors import is_number, require
 from hpdl_mpi.kernels.random import fill_normal, fill_uniform
 
 
@@ -17,8 +18,16 @@ class Initializer(Protocol):
     def __call__(self, out: np.ndarray, key: np.uint64, fan_in: int, fan_out: int) -> None: ...
 
 
+class _Given:
+    """Has finite numbers as its fields."""
+
+    def __post_init__(self) -> None:
+        for key, value in vars(self).items():
+            require(f"nn.init.{type(self).__name__}: {key}", value, is_number(value), "a finite number")
+
+
 @dataclass(frozen=True)
-class Constant:
+class Constant(_Given):
     """The same value everywhere."""
 
     value: float = 0.0
@@ -28,7 +37,7 @@ class Constant:
 
 
 @dataclass(frozen=True)
-class Uniform:
+class Uniform(_Given):
     """U(low, high)."""
 
     low: float

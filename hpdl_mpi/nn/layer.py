@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from hpdl_mpi.base.errors import InputError, is_integer
+from hpdl_mpi.base.errors import InputError, is_flag, is_integer
 from hpdl_mpi.nn.context import Context, join
 from hpdl_mpi.nn.init import Initializer
 
@@ -193,6 +193,22 @@ def require_count(layer: Layer, value: int, what: str) -> int:
     if not is_integer(value, 1):
         raise layer.refuse(f"has no {what}", found=repr(value), expected="an integer of at least 1")
     return int(value)
+
+
+def require_flag(layer: Layer, value: bool, name: str) -> bool:
+    """Return a layer's argument that is true or false; raise its error if that is neither."""
+    if not is_flag(value):
+        raise layer.refuse(f"{name} out of range", found=repr(value), expected="true or false")
+    return bool(value)
+
+
+def require_initializer(layer: Layer, value: Initializer, name: str) -> Initializer:
+    """Return a layer's argument that says how parameters start; raise its error if that cannot fill an array."""
+    if isinstance(value, type) or not callable(value):
+        raise layer.refuse(
+            f"{name} is no initialiser", found=repr(value), expected="one of nn.init, such as nn.init.HeUniform()"
+        )
+    return value
 
 
 def walk(layer: Layer) -> Iterator[Layer]:

@@ -9,7 +9,7 @@ from hpdl_mpi.kernels.gemm import as_matrix, matmul
 from hpdl_mpi.nn.context import Context
 from hpdl_mpi.nn.flat import images_in
 from hpdl_mpi.nn.init import Constant, HeUniform, Initializer
-from hpdl_mpi.nn.layer import Layer, Shape, require_count
+from hpdl_mpi.nn.layer import Layer, Shape, require_count, require_flag, require_initializer
 
 
 class Linear(Layer):
@@ -31,9 +31,9 @@ class Linear(Layer):
         bias_init: Initializer = Constant(0.0),
     ) -> None:
         self.out_features = out_features
-        self.bias = bias
-        self.init = init
-        self.bias_init = bias_init
+        self.bias = require_flag(self, bias, "bias")
+        self.init = require_initializer(self, init, "init")
+        self.bias_init = require_initializer(self, bias_init, "bias_init")
 
     def build(self, input_shape: Shape) -> None:
         if not input_shape:

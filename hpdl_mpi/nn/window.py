@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from numbers import Integral
 from typing import Protocol
 
-from hpdl_mpi.base.errors import InputError
+from hpdl_mpi.base.errors import InputError, integers, is_integer
 from hpdl_mpi.kernels.conv2d import output_size
 from hpdl_mpi.nn.layer import Layer, Shape
 
@@ -25,16 +23,16 @@ class Window(Protocol):
 
 
 def pair(layer: Layer | Window, value: int | Pair, name: str) -> Pair:
-    """Return (vertical, horizontal) of one number for both or of two; `name` is the layer's argument.
+    """Return (vertical, horizontal) of one number for both or of two, also in an array; `name` is the argument.
 
     Raises
     ------
     InputError
         They are something else.
     """
-    numbers = (value, value) if isinstance(value, Integral) else value
-    if isinstance(numbers, Sequence) and len(numbers) == 2 and all(isinstance(number, Integral) for number in numbers):
-        return int(numbers[0]), int(numbers[1])
+    numbers = integers([value, value] if is_integer(value) else value)
+    if numbers is not None and len(numbers) == 2:
+        return numbers[0], numbers[1]
     expected = "an integer, or two: vertical and horizontal"
     raise layer.refuse(f"no {name} of a window", found=repr(value), expected=expected)
 

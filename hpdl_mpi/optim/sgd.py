@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from hpdl_mpi.base.errors import InputError, is_number, require
+from hpdl_mpi.base.errors import InputError, is_flag, is_number, require
 from hpdl_mpi.kernels import update as kernel
 from hpdl_mpi.optim.optimizer import Chunks, Optimizer
 
@@ -40,11 +40,12 @@ class SGD(Optimizer):
         decays = is_number(weight_decay) and weight_decay >= 0
         require("optimizer.weight_decay", weight_decay, decays, "at least 0")
         require("optimizer.l1", l1, is_number(l1) and l1 >= 0, "at least 0")
+        require("optimizer.nesterov", nesterov, is_flag(nesterov), "true or false")
         if nesterov and not momentum:
             raise InputError("needs momentum", where="optimizer.nesterov", found="momentum = 0", expected="above 0")
         self.lr = float(lr)
         self.momentum = float(momentum)
-        self.nesterov = nesterov
+        self.nesterov = bool(nesterov)
         self.weight_decay = float(weight_decay)
         self.l1 = float(l1)
         self.slots = ("velocity",) if momentum else ()

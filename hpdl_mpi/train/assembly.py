@@ -76,9 +76,9 @@ class Assembly:
 
     @property
     def replica(self) -> Replica:
-        """This rank's part of the model, once `build` has made it."""
+        """This rank's part of the model, once `build` has made it; an `InputError` before."""
         if self._replica is None:
-            raise RuntimeError("the model is not built yet: call fit or load first")
+            raise InputError("holds no model yet", where="Trainer", remedy="call fit or load first")
         return self._replica
 
     @property

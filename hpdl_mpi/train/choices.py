@@ -132,7 +132,7 @@ def _call(function: Callable[..., T], keywords: dict[str, Any], where: str, befo
     try:
         checked = arguments.model_validate_json(json.dumps(keywords))  # JSON: strict, yet a list makes a tuple
     except pydantic.ValidationError as error:
-        raise InputError("; ".join(problems(error, where))) from None
+        raise InputError("; ".join(problems(error, where, list(fields)))) from None
     with amended(before):
         return function(**{name: value for name, value in checked if name in checked.model_fields_set})
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from hpdl_mpi import weights
-from hpdl_mpi.base.errors import InputError, is_integer, require
+from hpdl_mpi.base.errors import InputError, in_line, is_integer, require
 from hpdl_mpi.base.files import write_json
 from hpdl_mpi.comm import agree
 from hpdl_mpi.data import Loader
@@ -150,7 +150,9 @@ def fit(assembly: Assembly, course: Course) -> dict[str, Any]:
             reporter.say(f"a batch of {course.global_batch_size:,} is larger than the data: every step sees all of it")
         if course.init is not None and replica.step == 0:
             count = len(weights.check(weights.TensorFile(course.init), replica.model, course.init_skip))
-            reporter.say(f"begins with {count} of {len(weights.tensors(replica.model))} tensors from {course.init}")
+            reporter.say(
+                f"begins with {count} of {len(weights.tensors(replica.model))} tensors from {in_line(course.init)}"
+            )
         step = TrainingStep(
             replica,
             assembly.loss,

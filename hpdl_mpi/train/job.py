@@ -17,7 +17,7 @@ import numpy as np
 import pydantic
 from pydantic import BaseModel, ConfigDict, Field
 
-from hpdl_mpi.base.errors import InputError, is_integer, require
+from hpdl_mpi.base.errors import InputError, in_line, is_integer, require
 from hpdl_mpi.comm import ALLREDUCES, AUTO, LIBRARY
 from hpdl_mpi.data.transform import Layout
 from hpdl_mpi.parallel.pipeline import Recomputed
@@ -302,20 +302,20 @@ def load_job(path: str | Path, overrides: Sequence[str] = ()) -> Job:
         raise InputError("; ".join(problems(error)), where=path) from None
 
 
-def problems(error: pydantic.ValidationError, section: str = "") -> list[str]:
-    """Return all that pydantic found in a section, each with the full path of its key."""
+def problems(error: pydantic.ValidationError, section: str = "", known: Sequence[str] = ()) -> list[str]:
+    """Return all that pydantic found in a section, each with the full path of its key; `known` are its keys."""
     found = []
     for issue in error.errors():
         key = ".".join(str(part) for part in (section, *issue["loc"]) if part != "")
         if issue["type"] == "extra_forbidden":
-            what = "unknown key"
+            what = "unknown key" + (f"; expected {' or '.join(known)}" if known else "")
         elif issue["type"] == "missing":
             what = "missing"
         elif issue["type"] == "value_error":
             what = str(issue["ctx"]["error"])
         else:
             what = f"{issue['msg'][:1].lower()}{issue['msg'][1:]}; found {reprlib.repr(issue['input'])}"
-        found.append(f"{key}: {what}" if key else what)
+        found.append(in_line(f"{key}: {what}" if key else what))
     return found
 
 

@@ -8,7 +8,7 @@ import time
 from typing import IO, Any, Protocol, cast
 
 from hpdl_mpi import __version__
-from hpdl_mpi.base.errors import require
+from hpdl_mpi.base.errors import in_line, require
 from hpdl_mpi.base.output import Output, say
 from hpdl_mpi.data import Loader
 from hpdl_mpi.kernels.jit import before_compiling, cache_folder
@@ -128,7 +128,7 @@ def open_report(grid: ProcessGrid, threads: int) -> None:
     ranks = f"{_count(comm.size, 'rank')} on {_count(comm.num_nodes, 'node')}, {_count(threads, 'thread')} each"
     axes = " x ".join(f"{name} {size}" for name, size in grid.shape.items())
     say(f"hpdl_mpi {__version__}: {ranks}; {axes}")
-    before_compiling(lambda: say(f"compiling kernels, which later runs find in {cache_folder().parent}"))
+    before_compiling(lambda: say(f"compiling kernels, which later runs find in {in_line(cache_folder().parent)}"))
 
 
 def headline(replica: Replica, loader: Loader, num_steps: int) -> str:

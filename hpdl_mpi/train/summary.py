@@ -147,6 +147,7 @@ def summarize(job: Job, num_ranks: int, pp: int | None = None) -> Summary:
     set_threads(job.parallel.threads or 1)
     source = make_source(job)
     model, loss, optimizer = make_model(job), make_loss(job), make_optimizer(job)
+    source.check(model, loss, 1, key="data.train")
     with source.open() as dataset:
         loader = Loader(
             dataset,

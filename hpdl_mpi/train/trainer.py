@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from hpdl_mpi.base.errors import InputError, amended, is_integer, require, require_kind
+from hpdl_mpi.base.errors import InputError, amended, is_flag, is_integer, require, require_kind
 from hpdl_mpi.comm import Communicator, agree, world
 from hpdl_mpi.data import Augment, Transform
 from hpdl_mpi.data.hdf5 import memory_dtype
@@ -97,7 +97,7 @@ class Trainer:
 
     @property
     def replica(self) -> Replica:
-        """This rank's part of the model, once `fit` or `load` has made it."""
+        """This rank's part of the model, once `fit` or `load` has made it; an `InputError` before."""
         return self._assembly.replica
 
     @property
@@ -181,7 +181,7 @@ class Trainer:
         Raises
         ------
         InputError
-            Data, model and loss do not fit together, or the run folder cannot be used.
+            Data, model and loss do not fit together, the run folder cannot be used, or the trainer holds a model.
         TrainingError
             The loss is not finite, or ranks have drifted apart.
         StorageError
@@ -200,6 +200,9 @@ class Trainer:
             require_kind(f"fit: {key}", value, kind, optional=True)
         for key, path in (("validate", validate), ("run_dir", run_dir), ("trace", trace), ("init", init)):
             require_kind(f"fit: {key}", path, PATHS, optional=True)
+        for key, array in (("inputs", inputs), ("targets", targets)):
+            require(f"fit: {key}", array, isinstance(array, str), "the name of an array in the data")
+        require("fit: resume", resume, is_flag(resume), "true or false")
         patterns = isinstance(init_skip, list | tuple) and all(isinstance(pattern, str) for pattern in init_skip)
         require("fit: init_skip", init_skip, patterns, "a list of patterns")
         course = Course(
@@ -213,7 +216,7 @@ class Trainer:
             early_stopping=early_stopping,
             checkpoint=checkpoint or Checkpoint(),
             run_dir=run_dir,
-            resume=resume,
+            resume=bool(resume),
             name=name,
             trace=trace,
             init=init,
@@ -224,7 +227,13 @@ class Trainer:
         )
         course.check()
         if self._assembly.built:
-            raise RuntimeError("this trainer holds a trained model already: make a new one to train again")
+            raise InputError(
+                "the trainer holds a model already",
+                where="fit",
+                found=f"one of step {self.replica.step}",
+                expected="a trainer that neither fit nor load has given one",
+                remedy="make a new one to train again; `run_dir` and `resume` let a run go on",
+            )
         return fit(self._assembly, course)
 
     def load(self, checkpoint: PathLike, *, ema: bool = True) -> None:
@@ -243,10 +252,11 @@ class Trainer:
             The checkpoint is damaged, or of another model.
         """
         require_kind("checkpoint", checkpoint, PATHS)
+        require("ema", ema, is_flag(ema), "true or false")
         path = Path(checkpoint)
         manifest = agree(self.comm, lambda: checkpoints.read_manifest(path))
         input_shape, recipe = tuple(manifest["input_shape"]), manifest["progress"].recipe
-        self._loaded_average = ema and recipe.ema is not None
+        self._loaded_average = bool(ema) and recipe.ema is not None
         self._assembly.plan(input_shape, _EVALUATED)
         self._assembly.build(input_shape)
         checkpoints.load(path, self.replica, averaged=self._loaded_average)

@@ -8,7 +8,7 @@ from pathlib import PurePosixPath
 
 import numpy as np
 
-from hpdl_mpi.base.errors import InputError
+from hpdl_mpi.base.errors import InputError, in_line
 from hpdl_mpi.data.convert.files import Files
 
 SUFFIXES = frozenset(
@@ -159,16 +159,14 @@ def _checked(tables: _Tables, places: Mapping[str, str], skip_empty: bool) -> Cl
     names = sorted(tables["train"])
     for name in names:
         if any("\ud800" <= character <= "\udfff" for character in name):  # bytes that are no text
-            raise InputError(
-                "a name that is not UTF-8", where=places["train"], found=repr(name), remedy="rename the folder"
-            )
+            raise InputError("a name that is not UTF-8", where=places["train"], found=name, remedy="rename the folder")
     numbers = {name: number for number, name in enumerate(names)}
     members = {}
     for split, table in tables.items():
         strange = sorted(set(table) - set(names))
         if strange:
             raise InputError(
-                f"classes that are not in {places['train']}",
+                f"classes that are not in {in_line(places['train'])}",
                 where=places[split],
                 found=", ".join(strange[:3]),
                 expected=", ".join(names[:3]) + (", ..." if len(names) > 3 else ""),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import struct
 import zlib
 from collections.abc import Iterator
@@ -106,7 +107,8 @@ def _open(stream: BinaryIO, form: Form) -> Image.Image:
             known = ", ".join(FORMATS)
             raise BadImage("not an image", found=f"first bytes {head.hex()}", expected=f"one of {known}") from error
         except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-            _refuse_pixels(error)
+            # Pillow names a limit of its own beside the number.
+            _refuse_pixels(re.sub(r"^Image size \((\d+ pixels)\).*", r"\1", str(error)))
     if image.mode not in MODES:
         raise BadImage(
             "pixels of a kind that does not fit into 8 bits",

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from hpdl_mpi.base.agree import Group, agree, agree_all
-from hpdl_mpi.base.errors import InputError, require
+from hpdl_mpi.base.errors import InputError, amend, require
 from hpdl_mpi.base.shares import share
 from hpdl_mpi.data.convert.class_folders import Classes, Skipped, classify
 from hpdl_mpi.data.convert.decode import BadImage, Form, decode, measure
@@ -114,10 +114,11 @@ def _check(files: Files, classes: Classes, looks: dict[int, Look]) -> tuple[int,
         ids = indices.tolist()
         if all(isinstance(looks[index], str) for index in ids):
             reason = str(looks[ids[0]]).removesuffix(".")
+            count = "1 bad image, " if len(ids) == 1 else f"{len(ids)} bad images, the first of which is "
             raise InputError(
                 "no image in it can be used",
                 where=classes.places[split],
-                found=f"{len(ids)} bad ones, the first of which is {files.place(ids[0])}: {reason}",
+                found=f"{count}{files.place(ids[0])}: {reason}",
                 remedy="mend them, or remove the folder",
             )
     first: dict[tuple[int, int], int] = {}
@@ -171,8 +172,7 @@ def _naming(files: Files, index: int) -> Iterator[None]:
     try:
         yield
     except InputError as error:
-        remedy = _REMEDY if isinstance(error, BadImage) else ""
-        error.args = (f"{files.place(index)}: {error}{remedy}",)
+        amend(error, f"{files.place(index)}: ", _REMEDY if isinstance(error, BadImage) else "")
         raise
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 
-from hpdl_mpi.base.errors import HpdlError, InputError, StorageError, TrainingError
+from hpdl_mpi.base.errors import HpdlError, InputError, StorageError, TrainingError, amended
 
 
 @pytest.mark.parametrize(
@@ -20,10 +22,20 @@ from hpdl_mpi.base.errors import HpdlError, InputError, StorageError, TrainingEr
             "training.epochs: too small. Found 0; expected at least 1. Raise it.",
         ),
         ({"where": "a\nb/x.png", "found": "a\tb"}, "a\\nb/x.png: too small. Found a\\tb."),
+        (
+            {"where": os.fsdecode(b"\xfd.png"), "found": repr(os.fsdecode(b"\xe9"))},
+            r"\xfd.png: too small. Found '\xe9'.",
+        ),
     ],
 )
 def test_message_is_made_of_the_facts_given(facts: dict, message: str) -> None:
     assert str(HpdlError("too small", **facts)) == message
+
+
+def test_what_is_added_to_a_message_stays_on_its_line_too() -> None:
+    with pytest.raises(InputError) as caught, amended(os.fsdecode(b"a\nb\xfd.toml: "), " Mend it."):
+        raise InputError("too small")
+    assert str(caught.value) == r"a\nb\xfd.toml: too small. Mend it."
 
 
 @pytest.mark.parametrize(

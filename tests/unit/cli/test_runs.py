@@ -266,6 +266,17 @@ def test_a_resumed_run_cannot_become_another(classifier, override, message):
         (["predict", "run", "--input", "images.h5", "--output", "out.txt"], "expected .csv or .npz"),
         (["summary", "nowhere.toml"], "no such job file"),
         (["summary", "job.toml", "--set", "optimizer.lr=-1"], "job.toml: optimizer.lr: out of range"),
+        (
+            ["summary", "job.toml", "--set", "model.hiden=[8]"],
+            "job.toml: model.hiden: unknown key; expected hidden or outputs or dropout.",
+        ),
+        (
+            ["summary", "job.toml", "--set", "model.hidden=none", "--set", "model.name=vgg11_bn"],
+            "job.toml: model: layer features.14 (MaxPool2d): the window does not fit the image",
+        ),
+        (["summary", "job.toml", "--set", "data.transform.layout=hw"], "job.toml: data.transform.layout: "),
+        (["summary", "job.toml", "--set", "data.train=nowhere"], "job.toml: data.train: nowhere: no such file"),
+        (["summary", "job.toml", "--set", "parallel.pp=40"], "job.toml: parallel.pp: more stages than layers"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

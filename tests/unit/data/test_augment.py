@@ -261,6 +261,7 @@ def test_numbers_of_numpy_become_those_of_python():
     assert found == Augment(crop=(4, 5), pad=1, cutout=1, mixup=0.5, jitter=Jitter(0.5))
     assert json.loads(json.dumps(asdict(found)))["crop"] == [4, 5]
     assert Augment(resized_crop=one) == Augment(resized_crop=1)
+    assert Augment(resized_crop=np.array([4, 5])) == Augment(resized_crop=(4, 5))
 
 
 @pytest.mark.parametrize("settings", [{}, {"crop": 8}, {"resized_crop": (12, 8)}])

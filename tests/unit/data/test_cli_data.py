@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -78,6 +79,19 @@ def test_image_options_reach_the_converter_and_what_is_left_out_is_told(hpdl, tm
     assert len(printed) == 2 + 10
     assert "y: classes: ant, cat" in hpdl("info", tmp_path / "out/train")
     assert "7 samples, 2 classes of 3 to 4 samples" in hpdl("verify", tmp_path / "out/train")
+
+
+def test_bytes_of_a_name_that_are_no_text_are_written_one_way(hpdl, tmp_path) -> None:
+    source, out = (tmp_path / os.fsdecode(name) for name in (b"in\xfd", b"out\xfd"))
+    write_images(source, {"cat": 4})
+    (source / "cat" / os.fsdecode(b"bad\xe9.png")).write_bytes(b"")
+    first, second, third = hpdl("convert", source, out, "--skip-bad").splitlines()
+    assert first.startswith(rf"{tmp_path}/out\xfd/train: 1 file, N = 4")
+    assert second == rf"left out: 1, all of them in {tmp_path}/out\xfd/skipped.csv"
+    assert third == rf"  {tmp_path}/in\xfd/cat/bad\xe9.png: an empty file."
+    assert rf"{tmp_path}/out\xfd/train/train-00000-of-00001.h5: sound" in hpdl("verify", out / "train")
+    with pytest.raises(InputError, match=r"in\\xfd/cat/bad\\xe9\.png: an empty file\."):
+        hpdl("convert", source, tmp_path / "none")
 
 
 @needs_mpirun

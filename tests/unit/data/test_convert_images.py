@@ -194,10 +194,9 @@ def test_images_of_different_sizes_are_refused_with_the_remedy(tmp_path) -> None
     assert nothing_left(tmp_path / "out")
 
 
-def huge_png() -> bytes:
+def huge_png(side: int = math.isqrt(MAX_PIXELS) + 1) -> bytes:
     """Return a file of a few bytes that claims more pixels than there may be."""
     data = bytearray(encoded(NOISE))
-    side = math.isqrt(MAX_PIXELS) + 1
     data[16:24] = side.to_bytes(4, "big") * 2
     data[29:33] = zlib.crc32(data[12:29]).to_bytes(4, "big")
     return bytes(data)
@@ -246,6 +245,15 @@ def test_too_many_pixels_are_refused_where_pillow_only_warns(source, tmp_path) -
         convert(source, tmp_path / "out")
 
 
+def test_what_pillow_refuses_itself_is_told_with_one_limit(source, tmp_path) -> None:
+    (source / "cat/huge.png").write_bytes(huge_png(20_000))
+    message = (
+        r"cat/huge\.png: too many pixels\. Found 400000000 pixels; expected at most 89478485, also when scaled\. Sc"
+    )
+    with pytest.raises(InputError, match=message):
+        convert(source, tmp_path / "out")
+
+
 def test_a_narrow_image_is_refused_where_scaling_would_make_it_huge(source, tmp_path) -> None:
     (source / "cat/line.png").write_bytes(encoded(np.zeros((1, 3000), np.uint8)))
     with pytest.raises(InputError, match=r"cat/line\.png: too many pixels\. Found 768000 x 256"):
@@ -255,8 +263,12 @@ def test_a_narrow_image_is_refused_where_scaling_would_make_it_huge(source, tmp_
 def test_nothing_but_bad_images_is_an_error_even_if_they_may_be_left_out(source, tmp_path) -> None:
     for image in source.rglob("*.png"):
         image.write_bytes(b"")
-    message = rf"^{source}: no image in it can be used. Found 7 bad ones, .*ant/0000\.png: an empty file\. Mend them"
+    message = rf"^{source}: no image in it can be used. Found 7 bad images, .*ant/0000\.png: an empty file\. Mend them"
     with pytest.raises(InputError, match=message):
+        convert(source, tmp_path / "out", Options(skip_bad=True))
+    for image in [*source.glob("cat/*"), *source.glob("ant/000[1-9]*")]:
+        image.unlink()
+    with pytest.raises(InputError, match=rf"Found 1 bad image, {source}/ant/0000\.png: an empty file\. Mend"):
         convert(source, tmp_path / "out", Options(skip_bad=True))
 
 
@@ -376,7 +388,7 @@ def test_a_class_needs_a_name_that_is_text_but_a_file_does_not(source, tmp_path)
     assert b"cat/caf\xe9.png,an empty file" in (tmp_path / "out/skipped.csv").read_bytes()
     (source / "cat" / name).unlink()
     write_images(source, {os.fsdecode(b"caf\xe9"): 1})
-    with pytest.raises(InputError, match=r"a name that is not UTF-8. Found 'caf\\udce9'"):
+    with pytest.raises(InputError, match=r"a name that is not UTF-8. Found caf\\xe9\."):
         convert(source, tmp_path / "none")
 
 

@@ -149,6 +149,7 @@ def test_a_transform_that_does_not_fit_says_which_shape_would(
         ({"std": 0.0}, "transform.std: out of range.*1 for one that does not vary"),
         ({"std": [1.0, -1.0]}, "transform.std"),
         ({"layout": "nchw"}, "transform.layout: out of range. Found 'nchw'; expected hwc, hw or chw"),
+        ({"standardize": "yes"}, "transform.standardize: out of range. Found 'yes'; expected true or false"),
         ({"standardize": True, "mean": 1.0}, "transform.standardize: .*Remove standardize, or mean and std"),
     ],
 )

@@ -26,6 +26,33 @@ winograd.forward(scheme, x, weight, np.zeros(64, np.float32), (1, 1), scratch[st
 print(hashlib.sha256(y.tobytes()).hexdigest())
 """
 
+CALL = """
+import numba
+import numpy as np
+from hpdl_mpi.kernels.normalization import channel_moments
+
+@numba.njit
+def call(x, out):
+    channel_moments(x, out)
+
+x = np.arange(12, dtype=np.float32).reshape(4, 3)
+direct, linked = np.empty((2, 3, 3), np.float32)
+channel_moments(x, direct)
+print(sum(channel_moments.stats.cache_hits.values()))
+call(x, linked)
+np.testing.assert_array_equal(linked[0], x.mean(axis=0))
+np.testing.assert_array_equal(linked, direct)
+"""
+
+
+def test_kernel_from_the_cache_can_be_called_by_one_that_is_compiled_now(tmp_path: Path) -> None:
+    environment = os.environ | {"HPDL_CACHE_DIR": str(tmp_path)}
+    hits = [
+        subprocess.run([sys.executable, "-c", CALL], env=environment, check=True, capture_output=True, text=True).stdout
+        for _ in range(2)
+    ]
+    assert hits == ["0\n", "1\n"]
+
 
 @pytest.mark.parametrize("threads", [1, 2])
 def test_bits_are_the_same_whether_kernels_were_compiled_or_loaded(tmp_path: Path, threads: int) -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 
-from hpdl_mpi.models import MODELS, lenet, mlp
-from hpdl_mpi.nn import CrossEntropy, Dropout, Layer, Layout, Shape, walk
+from hpdl_mpi.base.errors import InputError
+from hpdl_mpi.models import MODELS, lenet, mlp, mlp_deep
+from hpdl_mpi.nn import CrossEntropy, Dropout, Layer, Layout, Linear, Shape, walk
 from hpdl_mpi.optim import SGD
 from hpdl_mpi.parallel.pipeline import Feed
 from hpdl_mpi.parallel.replica import Replica
@@ -56,6 +59,42 @@ def test_lenet_is_that_of_its_definition() -> None:
     h = ref.relu(ref.linear(ref.flatten(h), p["7.weight"], p["7.bias"]))
     expected = ref.linear(h, p["9.weight"], p["9.bias"])
     np.testing.assert_allclose(one.predict(x, np.arange(2)), expected, rtol=0, atol=1e-14)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (
+            lambda: lenet(channels=3),
+            "channels: out of range. Found 3; expected two integers of at least 1, such as (32, 64).",
+        ),
+        (
+            lambda: lenet(channels=(3,)),
+            "channels: out of range. Found (3,); expected two integers of at least 1, such as (32, 64).",
+        ),
+        (
+            lambda: mlp(hidden=5),
+            "hidden: out of range. Found 5; expected a sequence of integers of at least 1, such as (64, 64).",
+        ),
+        (
+            lambda: mlp(hidden="12"),
+            "hidden: out of range. Found '12'; expected a sequence of integers of at least 1, such as (64, 64).",
+        ),
+        (lambda: mlp_deep(depth=2.5), "depth: out of range. Found 2.5; expected an integer of at least 1."),
+        (lambda: mlp_deep(depth=0), "depth: out of range. Found 0; expected an integer of at least 1."),
+    ],
+)
+def test_impossible_arguments_are_refused(make: Callable[[], Layer], message: str) -> None:
+    with pytest.raises(InputError) as caught:
+        make()
+    assert str(caught.value) == message
+
+
+def test_widths_may_be_numpys() -> None:
+    for given in (np.array([4, 3]), [np.int8(4), np.int64(3)]):
+        widths = [layer.out_features for layer in walk(mlp(given)) if isinstance(layer, Linear)]
+        assert widths == [4, 3, 10]
+        assert {type(width) for width in widths} == {int}
 
 
 def test_dropout_follows_every_hidden_layer_of_an_mlp() -> None:

@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 
+from hpdl_mpi.base.errors import InputError
 from hpdl_mpi.kernels.random import derive_key
 from hpdl_mpi.nn import Conv2d, Flatten, Layer, Layout, Linear, Parallel, ReLU, Sequential, init
 from tests import reference as ref
@@ -69,6 +70,15 @@ def test_neighbouring_draws_are_independent() -> None:
 def test_constant_is_constant() -> None:
     assert (draw(init.Constant(0.5), 10) == 0.5).all()
     assert (draw(init.Constant(), 10) == 0.0).all()
+
+
+@pytest.mark.parametrize("number", ["a", None, True, math.inf])
+def test_what_is_no_finite_number_is_refused(number: object) -> None:
+    with pytest.raises(InputError) as caught:
+        init.Constant(number)
+    assert str(caught.value) == f"nn.init.Constant: value: out of range. Found {number!r}; expected a finite number."
+    with pytest.raises(InputError, match=r"^nn\.init\.Uniform: high: out of range"):
+        init.Uniform(0.0, number)
 
 
 @pytest.mark.parametrize("initializer", [init.HeUniform(), init.HeNormal()], ids=["uniform", "normal"])

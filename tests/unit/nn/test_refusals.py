@@ -32,6 +32,7 @@ from hpdl_mpi.nn import (
     Shape,
     StochasticDepth,
 )
+from hpdl_mpi.nn.init import HeUniform
 
 IMAGE = (4, 5, 3)
 
@@ -243,6 +244,18 @@ def test_layer_that_cannot_take_its_input_is_refused(make: Callable[[], Layer], 
             lambda: AdaptiveAvgPool2d((2, 0)),
             "layer AdaptiveAvgPool2d: has no output. Found output size (2, 0); expected at least 1 x 1.",
         ),
+        (lambda: Conv2d(4, 3, bias="no"), "layer Conv2d: bias out of range. Found 'no'; expected true or false."),
+        (lambda: Conv2d(4, 3, exact=1), "layer Conv2d: exact out of range. Found 1; expected true or false."),
+        (lambda: Linear(4, bias=None), "layer Linear: bias out of range. Found None; expected true or false."),
+        (
+            lambda: Conv2d(4, 3, init=0.1),
+            "layer Conv2d: init is no initialiser. Found 0.1; expected one of nn.init, such as nn.init.HeUniform().",
+        ),
+        (
+            lambda: Linear(4, bias_init=HeUniform),
+            "layer Linear: bias_init is no initialiser. Found <class 'hpdl_mpi.nn.init.HeUniform'>; "
+            "expected one of nn.init, such as nn.init.HeUniform().",
+        ),
         (lambda: GELU("erf"), "layer GELU: no such form. Found 'erf'; expected 'none' or 'tanh'."),
         (lambda: LeakyReLU(-1), "layer LeakyReLU: slope out of range. Found -1; expected a number of at least 0."),
         (lambda: LeakyReLU(np.nan), "layer LeakyReLU: slope out of range. Found nan; expected a number of at least 0."),
@@ -255,7 +268,9 @@ def test_impossible_setting_is_refused(make: Callable[[], Layer], message: str) 
     assert str(caught.value) == message
 
 
-@pytest.mark.parametrize("size", [(3, 3, 3), (3,), "same", 3.0, (3.0, 3), None])
+@pytest.mark.parametrize(
+    "size", [(3, 3, 3), (3,), "same", b"ab", 3.0, (3.0, 3), None, True, np.array([3.0, 3.0]), np.ones((2, 2), int)]
+)
 def test_what_is_no_pair_of_integers_is_refused(size: object) -> None:
     with pytest.raises(InputError, match="layer Conv2d: no kernel_size of a window"):
         Conv2d(4, size)
@@ -270,6 +285,19 @@ def test_counts_may_be_numpys() -> None:
     linear.build((4,))
     counts = conv.out_channels, conv.groups, linear.out_features, GroupNorm(one).num_groups, *conv.kernel_size
     assert {type(count) for count in counts} == {int}
+
+
+def test_flags_may_be_numpys() -> None:
+    conv = Conv2d(4, 3, bias=np.bool_(False), exact=np.True_)
+    assert (conv.bias, conv.exact, Linear(4, bias=np.False_).bias) == (False, True, False)
+    assert type(conv.bias) is bool
+
+
+@pytest.mark.parametrize("size", [[3, 2], np.array([3, 2]), np.array([3, 2], np.uint8), (np.int64(3), np.int8(2))])
+def test_window_may_be_any_sequence_of_two_integers(size: object) -> None:
+    for sides in (Conv2d(4, size).kernel_size, MaxPool2d(5, padding=size).padding, AdaptiveAvgPool2d(size).output_size):
+        assert sides == (3, 2)
+        assert {type(side) for side in sides} == {int}
 
 
 def test_window_of_one_number_is_square() -> None:

@@ -204,6 +204,10 @@ def test_optimizers_are_found_by_name() -> None:
         (lambda: SGD(1.0, weight_decay=-1), "optimizer.weight_decay: out of range. Found -1; expected at least 0."),
         (lambda: SGD(1.0, l1=-1), "optimizer.l1: out of range. Found -1; expected at least 0."),
         (
+            lambda: SGD(1.0, momentum=0.9, nesterov="no"),
+            "optimizer.nesterov: out of range. Found 'no'; expected true or false.",
+        ),
+        (
             lambda: SGD(1.0, nesterov=True),
             "optimizer.nesterov: needs momentum. Found momentum = 0; expected above 0.",
         ),

@@ -189,7 +189,7 @@ def test_a_closed_trainer_lets_go_of_its_model(images):
         fit_images(trainer, images, epochs=1)
         model = trainer.model
         trainer.close()
-        with pytest.raises(RuntimeError, match="not built"):
+        with pytest.raises(InputError, match="holds no model"):
             _ = trainer.replica
         settings = {
             "loss": nn.CrossEntropy(),

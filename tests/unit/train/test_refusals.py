@@ -46,6 +46,23 @@ def test_arguments_of_another_kind_are_refused(images, key, value, expected):
         fit_images(make_trainer(SingleCommunicator()), images, **{key: value})
 
 
+@pytest.mark.parametrize("key", ["inputs", "targets"])
+@pytest.mark.parametrize("value", [3, np.zeros(3), None])
+def test_what_is_no_name_of_an_array_is_refused(images, key, value):
+    with pytest.raises(
+        InputError, match=rf"^fit: {key}: out of range\. Found .*; expected the name of an array in the"
+    ):
+        fit_images(make_trainer(SingleCommunicator()), images, **{key: value})
+
+
+def test_what_is_neither_true_nor_false_is_refused(images, tmp_path):
+    trainer = make_trainer(SingleCommunicator())
+    with pytest.raises(InputError, match=r"^fit: resume: out of range\. Found 'false'; expected true or false\.$"):
+        fit_images(trainer, images, resume="false")
+    with pytest.raises(InputError, match=r"^ema: out of range\. Found 'no'; expected true or false\.$"):
+        trainer.load(tmp_path, ema="no")
+
+
 @pytest.mark.parametrize("patterns", ["fc.*", 3, [3]])
 def test_what_is_no_list_of_patterns_is_refused(images, patterns):
     with pytest.raises(InputError, match=r"fit: init_skip: out of range\. Found .*; expected a list of patterns"):
@@ -245,5 +262,24 @@ def test_a_run_folder_that_a_rank_does_not_share_is_refused(images, tmp_path):
 def test_a_trainer_trains_once(images):
     trainer = make_trainer(SingleCommunicator())
     fit_images(trainer, images, epochs=1)
-    with pytest.raises(RuntimeError, match="make a new one"):
+    message = (
+        r"^fit: the trainer holds a model already\. Found one of step 4; expected .*\. Make a new one to train again"
+    )
+    with pytest.raises(InputError, match=message):
         fit_images(trainer, images, epochs=1)
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda trainer, data, file: trainer.evaluate(data),
+        lambda trainer, data, file: trainer.predict(np.zeros((3, 6, 6, 1))),
+        lambda trainer, data, file: trainer.export(file),
+        lambda trainer, data, file: trainer.averaged,
+    ],
+    ids=["evaluate", "predict", "export", "averaged"],
+)
+def test_a_trainer_without_a_model_says_how_to_get_one(images, tmp_path, use):
+    with pytest.raises(InputError) as caught:
+        use(make_trainer(SingleCommunicator()), images, tmp_path / "model.safetensors")
+    assert str(caught.value) == "Trainer: holds no model yet. Call fit or load first."
