@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from numbers import Integral, Real
 from typing import Any
@@ -19,8 +19,14 @@ BAD_INPUT = 2
 FAILURE = 1
 """Exit code for every other failure."""
 
-_ESCAPES = {code: repr(chr(code))[1:-1] for code in (*range(32), 127, *range(0xDC80, 0xDD00))}
-"""Of what a file's name may have: control characters, and bytes that are no text. A message stays on its line."""
+_CONTROLS = (*range(0x20), *range(0x7F, 0xA0))
+_SEPARATORS = (0x2028, 0x2029)
+_DIRECTIONS = (0x061C, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A))
+_BYTES = range(0xDC80, 0xDD00)
+
+_ESCAPES = {code: repr(chr(code))[1:-1] for code in (*_CONTROLS, *_SEPARATORS, *_DIRECTIONS, *_BYTES)}
+"""Of what a file's name may have: control characters, ends of lines, what turns the direction of writing, and bytes
+that are no text. A message stays on its line, reads as it is written, and drives no terminal."""
 
 _NO_TEXT = re.compile(r"\\udc([89a-f][0-9a-f])")
 """A byte that is no text, as Python writes it."""
@@ -101,7 +107,7 @@ def require(key: str, value: Any, possible: bool, expected: str) -> None:
     possible : bool
     expected : str
     """
-    if not possible or (is_number(value) and not math.isfinite(value)):
+    if not possible or (is_number(value) and not is_finite(value)):
         raise InputError("out of range", where=key, found=repr(value), expected=expected)
 
 
@@ -118,6 +124,14 @@ def is_number(value: object) -> bool:
     return not isinstance(value, bool) and isinstance(value, Real)
 
 
+def is_finite(value: object) -> bool:
+    """Return whether a setting is a real number that a float can be."""
+    try:
+        return is_number(value) and math.isfinite(value)  # type: ignore[arg-type]
+    except OverflowError:  # an integer of hundreds of digits
+        return False
+
+
 def is_integer(value: object, least: float = -math.inf) -> bool:
     """Return whether a setting is a whole number, Python's or NumPy's, and not below `least`."""
     return not isinstance(value, bool) and isinstance(value, Integral) and int(value) >= least
@@ -130,11 +144,29 @@ def is_flag(value: object) -> bool:
     return isinstance(value, bool | bool_)
 
 
+def is_one_of(value: object, choices: Iterable[str]) -> bool:
+    """Return whether a setting is one of some words; what else it is does not matter, an array or what has no hash."""
+    return isinstance(value, str) and value in tuple(choices)
+
+
 def integers(value: Any, least: float = -math.inf) -> tuple[int, ...] | None:
     """Return whole numbers, in a sequence or an array, as Python's; None if they are not, or one is below `least`."""
-    numbers = value.tolist() if hasattr(value, "tolist") else value
-    listed = isinstance(numbers, Sequence) and not isinstance(numbers, str | bytes)
-    return tuple(map(int, numbers)) if listed and all(is_integer(number, least) for number in numbers) else None
+    numbers = _listed(value)
+    possible = numbers is not None and all(is_integer(number, least) for number in numbers)
+    return tuple(map(int, numbers)) if numbers is not None and possible else None
+
+
+def finite_numbers(value: Any) -> tuple[float, ...] | None:
+    """Return finite numbers, in a sequence or an array, as Python's; None if they are not."""
+    numbers = _listed(value)
+    possible = numbers is not None and all(map(is_finite, numbers))
+    return tuple(map(float, numbers)) if numbers is not None and possible else None
+
+
+def _listed(value: Any) -> Sequence | None:
+    """Return what is in a sequence or an array; None if it is neither, or a text."""
+    items = value.tolist() if hasattr(value, "tolist") else value
+    return items if isinstance(items, Sequence) and not isinstance(items, str | bytes) else None
 
 
 @contextmanager
@@ -153,7 +185,7 @@ def amend(error: InputError, before: str = "", after: str = "") -> None:
 
 
 def in_line(fact: object) -> str:
-    """Return a text with its control characters escaped, and the bytes in it that are no text: as ``\\xfd``."""
+    """Return a text with what would not stay on its line escaped, and the bytes in it that are no text: ``\\xfd``."""
     return _NO_TEXT.sub(r"\\x\1", str(fact).translate(_ESCAPES))
 
 

@@ -42,7 +42,14 @@ def aligned(shape: int | tuple[int, ...], dtype: DTypeLike, allocate: Allocator 
     return allocate(math.prod(shape) * dtype.itemsize).view(dtype).reshape(shape)
 
 
-def check_memory(nbytes: int, what: str, processes: int = 1) -> None:
+_BY_BATCHES = (
+    "make micro-batches smaller (parallel.num_microbatches), cut the model into more stages (parallel.pp), "
+    "or start fewer ranks on a node"
+)
+"""What makes room for what grows with a batch."""
+
+
+def check_memory(nbytes: int, what: str, processes: int = 1, remedy: str = _BY_BATCHES) -> None:
     """Raise an `InputError` if more is wanted than is `available`: the system may promise it, and end the job later.
 
     Parameters
@@ -52,12 +59,13 @@ def check_memory(nbytes: int, what: str, processes: int = 1) -> None:
         For which they are, in the message.
     processes : int
         How many of this machine's processes will take as much, this one among them.
+    remedy : str
+        What would make it fit.
     """
     left = available()
     if nbytes * processes > left:
-        raise _lacking(
-            what if processes == 1 else f"{what}, of {processes} ranks", nbytes * processes, f"{left:,} bytes"
-        )
+        what = what if processes == 1 else f"{what}, of {processes} ranks"
+        raise _lacking(what, nbytes * processes, f"{left:,} bytes", remedy)
 
 
 def available(root: Path = Path("/")) -> int:
@@ -94,11 +102,5 @@ def _lines(path: Path) -> list[str]:
         return []
 
 
-def _lacking(what: str, nbytes: int, found: str | None = None) -> InputError:
-    return InputError(
-        f"not enough memory for {what}",
-        found=found,
-        expected=f"{nbytes:,} bytes",
-        remedy="make micro-batches smaller (parallel.num_microbatches), cut the model into more stages (parallel.pp), "
-        "or start fewer ranks on a node",
-    )
+def _lacking(what: str, nbytes: int, found: str | None = None, remedy: str = _BY_BATCHES) -> InputError:
+    return InputError(f"not enough memory for {what}", found=found, expected=f"{nbytes:,} bytes", remedy=remedy)

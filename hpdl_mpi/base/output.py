@@ -41,6 +41,11 @@ def say(text: str) -> None:
     print(text, file=Output(), flush=True)
 
 
+def counted(number: int, noun: str, nouns: str | None = None) -> str:
+    """Return how many there are of something: "1 rank", "2 ranks"; `nouns` is a plural that has more than an s."""
+    return f"{number} {noun if number == 1 else nouns or noun + 's'}"
+
+
 def drop_output() -> None:
     """Send what this process still writes to standard output nowhere, also what Python flushes at its end."""
     nowhere = os.open(os.devnull, os.O_WRONLY)

@@ -19,7 +19,7 @@ from hpdl_mpi.base.files import write_json
 from hpdl_mpi.bench.contender import Contender
 from hpdl_mpi.bench.gloo import REMEDY, make_gloo_contender
 from hpdl_mpi.bench.machine import describe_command, describe_machine, describe_versions
-from hpdl_mpi.bench.rounds import turn_order
+from hpdl_mpi.bench.rounds import require_rounds, turn_order
 from hpdl_mpi.bench.statistics import pairwise_ratio, spread
 from hpdl_mpi.comm import ALLREDUCES, AUTO, LIBRARY, Arena, Communicator, agree, choose_allreduce, make_allreduce
 from hpdl_mpi.comm.choice import Memory, Rule, Table, place_of, read_table, table_path
@@ -114,7 +114,7 @@ def bench_allreduce(
 def _check(
     comm: Communicator, sizes: Sequence[int], algorithms: Sequence[str] | None, vs: str | None, num_rounds: int
 ) -> None:
-    require("--rounds", num_rounds, num_rounds >= 1, "at least 1")
+    require_rounds(num_rounds)
     if not comm.library_name():
         remedy = "start it with mpirun -n 2 or more"
         raise InputError("one rank has nothing to sum", where="hpdl bench allreduce", remedy=remedy)

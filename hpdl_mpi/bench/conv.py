@@ -11,9 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from hpdl_mpi.base.errors import require
+from hpdl_mpi.base.errors import InputError, require
+from hpdl_mpi.base.output import counted
 from hpdl_mpi.bench.machine import describe_command, describe_machine, describe_versions
-from hpdl_mpi.bench.rounds import turn_order
+from hpdl_mpi.bench.rounds import require_rounds, turn_order
 from hpdl_mpi.kernels.conv2d import output_size
 from hpdl_mpi.kernels.threads import max_threads, set_threads
 from hpdl_mpi.nn import Context, MicroBatch, Pool
@@ -89,6 +90,17 @@ CONVOLUTIONS = (
 )
 
 
+def named(part: str) -> list[ConvWorkload]:
+    """Return those of `CONVOLUTIONS` whose name has this part, in letters of either case; an `InputError` if none."""
+    found = [workload for workload in CONVOLUTIONS if part.lower() in workload.name.lower()]
+    if not found:
+        known = "; ".join(workload.name for workload in CONVOLUTIONS)
+        raise InputError(
+            "no convolution of such a name", where="--only", found=repr(part), expected=f"part of: {known}"
+        )
+    return found
+
+
 def bench_conv(
     workloads: Sequence[ConvWorkload] = CONVOLUTIONS,
     threads: int = 1,
@@ -113,14 +125,13 @@ def bench_conv(
         Ready for JSON. Under "convolutions", each has the seconds of its methods by pass, medians over rounds, which
         method is chosen and which is fastest. Under "rules", when a method is chosen: the first that holds decides.
     """
-    require("--rounds", num_rounds, num_rounds >= 1, "at least 1")
+    require_rounds(num_rounds)
     require("--threads", threads, 1 <= threads <= max_threads(), f"1 to {max_threads()}, the cores of this process")
     set_threads(threads)
     convolutions = []
-    for workload in workloads:
-        say(workload.name)
+    for number, workload in enumerate(workloads, 1):
         shape = workload.shape
-        seconds = _time_methods(workload, num_rounds)
+        seconds = _time_methods(workload, num_rounds, f"{number} of {len(workloads)}, {workload.name}", say)
         convolutions.append(
             asdict(workload)
             | {
@@ -142,7 +153,9 @@ def bench_conv(
     }
 
 
-def _time_methods(workload: ConvWorkload, num_rounds: int) -> dict[str, dict[str, float]]:
+def _time_methods(
+    workload: ConvWorkload, num_rounds: int, label: str, say: Callable[[str], None]
+) -> dict[str, dict[str, float]]:
     """Return the seconds of each pass of each method."""
     shape = workload.shape
     rng = np.random.default_rng(0)
@@ -157,6 +170,8 @@ def _time_methods(workload: ConvWorkload, num_rounds: int) -> dict[str, dict[str
     methods = {rule.method.name: rule.method(shape) for rule in RULES if rule.method.can(shape)}
     taken: dict[str, dict[str, list[float]]] = {name: {key: [] for key in PASSES} for name in methods}
     for number in range(-1, num_rounds):  # the first one compiles, and fills the pool
+        if number <= 0:
+            say(f"{label}: {'warming up' if number < 0 else counted(num_rounds, 'round')}")
         for name in turn_order(list(methods), number):
             method = methods[name]
             calls = (

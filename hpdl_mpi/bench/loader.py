@@ -10,7 +10,7 @@ from typing import Any
 from hpdl_mpi.base.errors import InputError, require
 from hpdl_mpi.bench.contender import Contender, pool_sizes, worker_command
 from hpdl_mpi.bench.machine import describe_command, describe_machine, describe_versions
-from hpdl_mpi.bench.rounds import Turns, play
+from hpdl_mpi.bench.rounds import Turns, play, require_rounds
 from hpdl_mpi.bench.statistics import spread
 from hpdl_mpi.data import Dataset
 from hpdl_mpi.kernels.threads import available_cores
@@ -69,7 +69,7 @@ def bench_loader(
     """
     cores = len(available_cores())
     require("--threads", threads, 1 <= threads <= cores, f"1 to {cores}, the cores of this process")
-    require("--rounds", num_rounds, num_rounds >= 1, "at least 1")
+    require_rounds(num_rounds)
     require("--batch", batch, batch is None or batch >= 1, "at least 1")
     names, wanted, available = _check(path, overrides)
     settings: dict[str, Any] = {

@@ -8,13 +8,14 @@ from contextlib import ExitStack
 from statistics import median
 from typing import Any
 
-from hpdl_mpi.base.errors import InputError, require
+from hpdl_mpi.base.errors import InputError
 from hpdl_mpi.bench import memory
 from hpdl_mpi.bench.gloo import REMEDY
 from hpdl_mpi.bench.machine import describe_command, describe_machine, describe_versions
 from hpdl_mpi.bench.pipeline_hpdl import PipelineSubject
 from hpdl_mpi.bench.pipeline_torch import TORCH_SCHEDULES
 from hpdl_mpi.bench.players import GlooPlayer, Player, check_twins, play_together, wake_numba
+from hpdl_mpi.bench.rounds import require_rounds
 from hpdl_mpi.bench.statistics import pairwise_ratio, spread
 from hpdl_mpi.bench.workloads import WORKLOADS
 from hpdl_mpi.comm import Communicator, agree
@@ -120,7 +121,7 @@ def bench_pipeline(
 def _check(model: str, vs: str | None, schedule: str, num_rounds: int) -> None:
     if model not in WORKLOADS:
         raise InputError("unknown model", where="--model", found=repr(model), expected=" or ".join(WORKLOADS))
-    require("--rounds", num_rounds, num_rounds >= 1, "at least 1")
+    require_rounds(num_rounds)
     if vs == TORCH:
         if schedule not in TORCH_SCHEDULES:
             raise InputError(

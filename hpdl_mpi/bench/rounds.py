@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
+from hpdl_mpi.base.errors import require
 from hpdl_mpi.bench.contender import Contender
 
 T = TypeVar("T")
@@ -32,6 +33,11 @@ class Turns:
     steps: int
     step_seconds: list[float] = field(default_factory=list)
     peak_bytes: int = 0
+
+
+def require_rounds(num_rounds: int) -> None:
+    """Raise an `InputError` if there are no rounds."""
+    require("--rounds", num_rounds, num_rounds >= 1, "at least 1")
 
 
 def turn_order(contenders: Sequence[T], round_number: int) -> list[T]:

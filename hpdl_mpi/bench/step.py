@@ -10,7 +10,7 @@ from typing import Any
 from hpdl_mpi.base.errors import InputError
 from hpdl_mpi.bench.contender import Contender, pool_sizes, worker_command
 from hpdl_mpi.bench.machine import describe_command, describe_machine, describe_versions
-from hpdl_mpi.bench.rounds import Turns, play
+from hpdl_mpi.bench.rounds import Turns, play, require_rounds
 from hpdl_mpi.bench.statistics import pairwise_ratio, spread
 from hpdl_mpi.bench.workloads import WORKLOADS
 
@@ -177,8 +177,8 @@ def check_settings(model: str, batch: int, threads: int, num_rounds: int) -> Non
     for option, value, most in (
         ("--batch", batch, None),
         ("--threads", threads, cores),
-        ("--rounds", num_rounds, None),
     ):
         if value < 1 or (most is not None and value > most):
             expected = "at least 1" if most is None else f"1 to {most}, the cores of this process"
             raise InputError("out of range", where=option, found=value, expected=expected)
+    require_rounds(num_rounds)

@@ -13,6 +13,7 @@ from hpdl_mpi.cli.runs import Overrides
 
 app = typer.Typer(help="Measure, beside what others use today.", no_args_is_help=True)
 
+Rounds = Annotated[int, typer.Option(help="Every contender takes a turn in each; at least one.")]
 JsonFile = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the result here too.")]
 
 
@@ -78,8 +79,12 @@ def step(
 
 @app.command()
 def conv(
+    only: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Part of the shapes' names, such as resnet50.", show_default="all shapes"),
+    ] = None,
     threads: Annotated[int, typer.Option(min=1, help="Threads of each method.")] = 1,
-    rounds: Annotated[int, typer.Option(min=10, help="Every method takes a turn in each.")] = 10,
+    rounds: Rounds = 10,
     json_file: JsonFile = None,
 ) -> None:
     """Time the methods of convolution on shapes of well-known networks, and show which one a layer takes, and why."""
@@ -87,12 +92,12 @@ def conv(
     from rich.console import Console
 
     from hpdl_mpi.base.files import check_destination, write_json
-    from hpdl_mpi.bench.conv import bench_conv
+    from hpdl_mpi.bench.conv import bench_conv, named
     from hpdl_mpi.bench.table import conv_rules_table, conv_table
 
     if json_file:
         check_destination(json_file)
-    result = bench_conv(threads=threads, num_rounds=rounds, say=partial(typer.echo, err=True))
+    result = bench_conv(named(only or ""), threads, num_rounds=rounds, say=partial(typer.echo, err=True))
     Console().print(conv_table(result), conv_rules_table(result))
     if json_file:
         write_json(json_file, result)
@@ -106,7 +111,7 @@ def loader(
     overrides: Overrides = None,
     batch: Annotated[int | None, typer.Option(min=1, help="Samples of a batch.", show_default="the job's")] = None,
     threads: Annotated[int, typer.Option(min=1, help="Threads of the training step.")] = 1,
-    rounds: Annotated[int, typer.Option(min=10, help="Every contender takes a turn in each.")] = 10,
+    rounds: Rounds = 10,
     json_file: JsonFile = None,
 ) -> None:
     """Time a job's loader (read, augment, convert) beside its training step, and show which one is the bottleneck."""
@@ -148,10 +153,11 @@ def pipeline(
     from hpdl_mpi.base.files import check_destination, write_json
     from hpdl_mpi.bench.pipeline import bench_pipeline
     from hpdl_mpi.bench.table import pipeline_table
+    from hpdl_mpi.cli.sizes import parse_numbers
     from hpdl_mpi.comm import agree, world
 
     comm = world()
-    bounds = agree(comm, lambda: None if cuts is None else _numbers(cuts))
+    bounds = agree(comm, lambda: None if cuts is None else parse_numbers(cuts, "--cuts", "such as 8,16"))
     if json_file:
         agree(comm, partial(check_destination, json_file))
     result = bench_pipeline(
@@ -205,12 +211,3 @@ def allreduce(
             write_json(json_file, result)
         if tune:
             typer.echo(f"written: {write_rules(result)}")
-
-
-def _numbers(text: str) -> list[int]:
-    from hpdl_mpi.base.errors import InputError
-
-    try:
-        return [int(number) for number in text.split(",")]
-    except ValueError:
-        raise InputError("no list of numbers", where="--cuts", found=repr(text), expected="such as 8,16") from None

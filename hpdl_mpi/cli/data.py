@@ -16,6 +16,7 @@ import typer
 from hpdl_mpi.base.agree import Alone, Group
 from hpdl_mpi.base.errors import HpdlError, in_line
 from hpdl_mpi.base.launcher import launched
+from hpdl_mpi.base.output import counted
 from hpdl_mpi.cli.alone import require_one_rank
 
 if TYPE_CHECKING:
@@ -198,10 +199,12 @@ def verify(
 
 
 def _line(report: ShardReport) -> str:
-    parts = [f"{in_line(report.path)}: sound", f"{report.num_samples} samples"]
+    parts = [f"{in_line(report.path)}: sound", counted(report.num_samples, "sample")]
     if report.class_counts is not None:
         present = report.class_counts[report.class_counts > 0]
-        parts.append(f"{len(present)} classes of {present.min()} to {present.max()} samples")
+        least, most = present.min(), present.max()
+        sizes = counted(most, "sample") if least == most else f"{least} to {most} samples"
+        parts.append(f"{counted(len(present), 'class', 'classes')} of {sizes}")
     if report.target_range is not None:
         parts.append("targets from {:g} to {:g}".format(*report.target_range))
     return ", ".join(parts if report.checksums else [*parts, "no checksums: damage to the numbers would go unseen"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -10,11 +11,14 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from rich.table import Table
 
     from hpdl_mpi.train.summary import Summary
 
 from hpdl_mpi.base.errors import amended, in_line
+from hpdl_mpi.base.output import counted
 from hpdl_mpi.cli.alone import require_one_rank
 
 JobFile = Annotated[Path, typer.Argument(metavar="JOB.toml", help="The job file.", show_default=False)]
@@ -29,6 +33,9 @@ Averaged = Annotated[
 ]
 Best = Annotated[bool, typer.Option("--best", help="Take the best checkpoint, not the latest: of early stopping.")]
 Run = Annotated[Path, typer.Argument(metavar="RUN", help="The run folder.", show_default=False)]
+
+PREDICTIONS, WEIGHTS = "predictions.csv", "model.safetensors"
+"""What `predict` and `export` write in the run folder, unless told."""
 
 
 def train(
@@ -105,29 +112,51 @@ def evaluate(
 
 def predict(
     run: Run,
-    source: Annotated[str, typer.Option("--input", metavar="FILE", help="An .h5 or .npz file.", show_default=False)],
-    output: Annotated[Path, typer.Option(metavar="FILE", help="A .csv or .npz file.")] = Path("predictions.csv"),
-    array: Annotated[str | None, typer.Option(help="The array in the file.", show_default="the job's inputs")] = None,
+    source: Annotated[
+        str,
+        typer.Option(
+            "--input",
+            metavar="PATH",
+            help="A folder of shards, a glob, or one .h5 or .npz file.",
+            show_default=False,
+        ),
+    ],
+    output: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="A .csv or .npz file.", show_default=f"RUN/{PREDICTIONS}")
+    ] = None,
+    array: Annotated[str | None, typer.Option(help="The array in the files.", show_default="the job's inputs")] = None,
     pp: Pipelined = 1,
     ema: Averaged = True,
     best: Best = False,
 ) -> None:
-    """Write the class and its probability, or the value, of each sample of a file."""
+    """Write the class and its probability, or the value, of each sample of some files.
+
+    Where the outputs are not finite numbers, the class is -1 and the probability nan.
+    """
     from hpdl_mpi.comm import agree, world
     from hpdl_mpi.train import open_run
-    from hpdl_mpi.train.predict import check_output, predict_file
+    from hpdl_mpi.train.predict import check_output, predict_files
 
     comm = world()
-    agree(comm, partial(check_output, output))
+    path, replaces = agree(comm, lambda: _destination(run, output, PREDICTIONS, check_output))
     trainer, job = open_run(run, comm, pp=pp, ema=ema, best=best)
-    count = predict_file(trainer, source, job.data.inputs if array is None else array, output)
-    if comm.rank == 0:
-        typer.echo(f"{count} predictions written to {in_line(output)}")
+    done = predict_files(trainer, source, job.data.inputs if array is None else array, path, job.data)
+    if comm.rank == 0 and done is not None:
+        predictions = counted(done.count, "prediction")
+        typer.echo(f"{predictions} written to {in_line(path)}{replaces}")
+        if done.bad:
+            verb = "is not a finite number" if done.bad == 1 else "are not finite numbers"
+            typer.echo(
+                f"{done.bad} of {predictions} {verb}, the first of sample {done.first_bad}: look at the inputs",
+                err=True,
+            )
 
 
 def export(
     run: Run,
-    output: Annotated[Path, typer.Option(metavar="FILE", help="The file.")] = Path("model.safetensors"),
+    output: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="The file.", show_default=f"RUN/{WEIGHTS}")
+    ] = None,
     file_format: Annotated[Literal["safetensors"], typer.Option("--format", help="Of the file.")] = "safetensors",
     pp: Pipelined = 1,
     ema: Averaged = True,
@@ -139,12 +168,23 @@ def export(
     from hpdl_mpi.train import open_run
 
     comm = world()
-    agree(comm, partial(check_destination, output))
+    path, replaces = agree(comm, lambda: _destination(run, output, WEIGHTS, check_destination))
     trainer, _ = open_run(run, comm, pp=pp, ema=ema, best=best)
-    trainer.export(output)
+    trainer.export(path)
     if comm.rank == 0:
         which = ", moving averages" if trainer.averaged else ""
-        typer.echo(f"weights of step {trainer.replica.step}{which} written to {in_line(output)}")
+        typer.echo(f"weights of step {trainer.replica.step}{which} written to {in_line(path)}{replaces}")
+
+
+def _destination(run: Path, output: Path | None, name: str, check: Callable[[Path], None]) -> tuple[Path, str]:
+    """Return the full path of a result, by default of that name in the run folder, and what to say if it is there."""
+    path = run / name if output is None else output
+    if output is not None:
+        check(path)
+    elif run.is_dir():  # if not, what is wrong is the run
+        with amended(after=" Or name another one with --output."):
+            check(path)
+    return Path(os.path.abspath(path)), ", which replaces the one that was there" if path.exists() else ""
 
 
 def summary(
@@ -154,18 +194,28 @@ def summary(
     pp: Annotated[
         int | None, typer.Option(min=1, help="Ranks of a pipeline.", show_default="the job's parallel.pp")
     ] = None,
+    input_shape: Annotated[
+        str | None,
+        typer.Option(
+            metavar="N,N,...",
+            help="Shape of a sample as stored, such as 224,224,3: no data are read.",
+            show_default="that of the job's training data",
+        ),
+    ] = None,
 ) -> None:
     """Show a job's model: layers, output shapes, parameters, operations and memory per rank."""
     require_one_rank("hpdl summary")
     from rich.console import Console
     from rich.table import Table
 
+    from hpdl_mpi.cli.sizes import parse_numbers
     from hpdl_mpi.train.choices import read_job
     from hpdl_mpi.train.summary import summarize
 
+    stored = None if input_shape is None else tuple(parse_numbers(input_shape, "--input-shape", "such as 224,224,3"))
     settings = read_job(job, overrides or [])
     with amended(f"{job}: "):
-        found = summarize(settings, ranks, pp)
+        found = summarize(settings, ranks, pp, stored)
     table = Table(
         "layer", "kind", "output shape", "parameters", "operations per sample", title=f"input {found.input_shape}"
     )
@@ -174,7 +224,7 @@ def summary(
     parameters, operations = (sum(getattr(row, key) for row in found.rows) for key in ("num_parameters", "operations"))
     table.add_section()
     table.add_row("all", "", "", f"{parameters:,}", f"{operations:,}")
-    memory, reading = found.memory, found.reading
+    memory = found.memory
     console = Console()
     console.print(table)
     whose = "a rank"
@@ -185,12 +235,17 @@ def summary(
         f"memory of {whose} with micro-batches of {found.microbatch_size}, {found.num_microbatches} of them: "
         f"{_mib(memory.total)} = "
         f"parameters {_mib(memory.parameters)} + gradients {_mib(memory.gradients)} + "
-        f"optimizer {_mib(memory.optimizer)} + activations {_mib(memory.activations)}\n"
-        f"besides, to read the training data: buffers {_mib(reading.buffers)}, and blocks of files up to "
-        f"{_mib(reading.cache)}; test data take theirs",
+        f"optimizer {_mib(memory.optimizer)} + activations {_mib(memory.activations)}",
         highlight=False,
         soft_wrap=True,
     )
+    if found.reading:
+        console.print(
+            f"besides, to read the training data: buffers {_mib(found.reading.buffers)}, and blocks of files up to "
+            f"{_mib(found.reading.cache)}; test data take theirs",
+            highlight=False,
+            soft_wrap=True,
+        )
 
 
 def _stage_table(found: Summary) -> Table:

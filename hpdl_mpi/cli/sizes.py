@@ -1,8 +1,19 @@
-"""Sizes as people write them."""
+"""Sizes and lists of numbers as people write them."""
 
 from __future__ import annotations
 
 from hpdl_mpi.base.errors import InputError
+
+
+def parse_numbers(text: str, option: str, expected: str) -> list[int]:
+    """Return the numbers of a text such as ``8,16``, none below 1."""
+    try:
+        numbers = [int(number) for number in text.split(",")]
+    except ValueError:
+        numbers = []
+    if not numbers or min(numbers) < 1:
+        raise InputError("no list of numbers above 0", where=option, found=repr(text), expected=expected)
+    return numbers
 
 
 def parse_sizes(text: str, option: str) -> list[int]:

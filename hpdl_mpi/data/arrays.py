@@ -31,7 +31,9 @@ def read_samples(path: str | os.PathLike[str], name: str, rows: int) -> Iterator
     elif path.suffix == ".npz":
         yield from _from_npz(path, name, rows)
     else:
-        raise InputError("a file of unknown format", where=path, found=path.suffix, expected=".h5, .hdf5 or .npz")
+        raise InputError(
+            "a file of unknown format", where=path, found=path.suffix or "no suffix", expected=".h5, .hdf5 or .npz"
+        )
 
 
 def _from_hdf5(path: Path, name: str, rows: int) -> Iterator[np.ndarray]:

@@ -199,7 +199,7 @@ class Augment:
                 "nothing could be left of an image",
                 where="data.augment.cutout",
                 found=self.cutout,
-                expected=f"at most {min(sides)}, of images of {sides[0]} x {sides[1]} pixels",
+                expected=f"at most {min(sides)}, of images of {sides[0]} x {sides[1]} pixels (height x width)",
             )
         if self.size is None:
             return shape
@@ -209,7 +209,7 @@ class Augment:
             raise InputError(
                 "images are smaller than the crop",
                 where=where,
-                found=f"{height} x {width} pixels{border}",
+                found=f"{height} x {width} pixels (height x width){border}",
                 expected="at least {} x {} pixels in all".format(*self.size),
                 remedy="lower data.augment.crop, raise data.augment.pad, or take data.augment.resized_crop, which "
                 "enlarges",

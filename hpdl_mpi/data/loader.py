@@ -10,7 +10,7 @@ from collections.abc import Generator
 import numpy as np
 from numpy.typing import DTypeLike
 
-from hpdl_mpi.base.errors import InputError, is_integer, require
+from hpdl_mpi.base.errors import InputError, is_integer, is_one_of, require
 from hpdl_mpi.base.shares import share
 from hpdl_mpi.data.augment import Augment
 from hpdl_mpi.data.batch import Batch, BatchMaker, Buffers
@@ -84,7 +84,7 @@ class Loader:
         possible = is_integer(global_batch_size, 1)
         require("training.global_batch_size", global_batch_size, possible, "an integer above 0")
         require("seed", seed, is_integer(seed, 0), "an integer of at least 0")
-        require("shuffle", shuffle, shuffle in SHUFFLES, " or ".join(SHUFFLES))
+        require("shuffle", shuffle, is_one_of(shuffle, SHUFFLES), " or ".join(SHUFFLES))
         if dataset.num_samples < dp_size:
             raise InputError(
                 "fewer samples than ranks that share them",

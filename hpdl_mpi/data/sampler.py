@@ -11,7 +11,7 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from hpdl_mpi.base.errors import require
+from hpdl_mpi.base.errors import is_one_of, require
 from hpdl_mpi.kernels.random import derive_key, sample_keys
 
 Shuffle = Literal["block", "global", "none"]
@@ -50,7 +50,7 @@ def epoch_order(
     InputError
         `shuffle` is none of these.
     """
-    require("shuffle", shuffle, shuffle in SHUFFLES, " or ".join(SHUFFLES))
+    require("shuffle", shuffle, is_one_of(shuffle, SHUFFLES), " or ".join(SHUFFLES))
     if shuffle == "none":
         return np.arange(num_samples)
     sample_key = derive_key("samples", int(seed), int(epoch))

@@ -10,7 +10,7 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from hpdl_mpi.base.errors import InputError, is_flag, is_number, require
+from hpdl_mpi.base.errors import InputError, finite_numbers, is_flag, is_number, is_one_of, require
 from hpdl_mpi.kernels.cast import affine, affine_channels_last, affine_inverse
 
 Layout = Literal["hwc", "hw", "chw"]
@@ -61,14 +61,12 @@ class Transform:
             ("std", _LEAST_STD, "a finite number above zero, or one per feature: 1 for one that does not vary"),
         ):
             if (value := getattr(self, name)) is not None:
-                try:
-                    numbers = np.asarray(value, np.float64)
-                except (TypeError, ValueError):
-                    numbers = np.full(1, np.nan)
-                possible = numbers.ndim < 2 and numbers.size > 0 and np.all(np.isfinite(numbers) & (numbers > bound))
-                require(f"transform.{name}", value, bool(possible), expected)
-                object.__setattr__(self, name, tuple(numbers.tolist()) if numbers.ndim else numbers.item())
-        require("transform.layout", self.layout, self.layout in get_args(Layout), "hwc, hw or chw")
+                plain = value.item() if isinstance(value, np.ndarray) and value.ndim == 0 else value
+                single = is_number(plain)
+                numbers = finite_numbers([plain] if single else plain) or ()
+                require(f"transform.{name}", value, bool(numbers) and min(numbers) > bound, expected)
+                object.__setattr__(self, name, numbers[0] if single else numbers)
+        require("transform.layout", self.layout, is_one_of(self.layout, get_args(Layout)), "hwc, hw or chw")
         require("transform.standardize", self.standardize, is_flag(self.standardize), "true or false")
         object.__setattr__(self, "standardize", bool(self.standardize))
         if self.standardize and not (self.mean is None and self.std is None):

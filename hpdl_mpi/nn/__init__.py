@@ -5,7 +5,7 @@ from hpdl_mpi.nn.activations import GELU, LeakyReLU, ReLU, ReLU6, Sigmoid, SiLU,
 from hpdl_mpi.nn.branches import Parallel, Residual
 from hpdl_mpi.nn.containers import Recompute, Sequential
 from hpdl_mpi.nn.context import Context, MicroBatch
-from hpdl_mpi.nn.conv import Conv2d
+from hpdl_mpi.nn.conv import Conv2d, make_exact
 from hpdl_mpi.nn.dropout import Dropout, Dropout2d, StochasticDepth
 from hpdl_mpi.nn.flat import images_in
 from hpdl_mpi.nn.layer import Layer, Parameter, Shape, has_parameters, walk
@@ -59,6 +59,7 @@ __all__ = [
     "has_parameters",
     "images_in",
     "init",
+    "make_exact",
     "make_statistics",
     "walk",
 ]

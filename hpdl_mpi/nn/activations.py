@@ -8,7 +8,7 @@ from typing import Literal
 
 import numpy as np
 
-from hpdl_mpi.base.errors import is_number
+from hpdl_mpi.base.errors import is_number, is_one_of
 from hpdl_mpi.kernels import activation as kernel
 from hpdl_mpi.kernels import softmax as softmax_kernel
 from hpdl_mpi.nn.context import Context
@@ -28,7 +28,7 @@ def clipping_limits(layer: Layer, activation: Clipping | None) -> tuple[float, f
     InputError
         There is no such activation.
     """
-    if activation not in tuple(_LIMITS):  # what cannot be hashed, too
+    if activation is not None and not is_one_of(activation, filter(None, _LIMITS)):
         raise layer.refuse("no such activation", found=repr(activation), expected="'relu', 'relu6' or None")
     return _LIMITS[activation]
 
@@ -147,7 +147,7 @@ class GELU(_Activation):
     keeps_input = True
 
     def __init__(self, approximate: Literal["none", "tanh"] = "none") -> None:
-        if approximate not in ("none", "tanh"):
+        if not is_one_of(approximate, ("none", "tanh")):
             raise self.refuse("no such form", found=repr(approximate), expected="'none' or 'tanh'")
         self.approximate = approximate
 

@@ -44,7 +44,8 @@ class Residual(Container):
         activation: Clipping | None = None,
         names: tuple[str, str] = ("body", "shortcut"),
     ) -> None:
-        if isinstance(names, str) or len(names) != 2:
+        pair = isinstance(names, list | tuple) and len(names) == 2
+        if not (pair and all(isinstance(name, str) for name in names)):
             raise self.refuse("needs two names", found=repr(names), expected="those of body and shortcut")
         super().__init__(zip(names, [body] if shortcut is None else [body, shortcut], strict=False))
         self._clips = activation is not None

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
+from typing import TypeVar
 
 import numpy as np
 
@@ -11,8 +13,10 @@ from hpdl_mpi.nn.context import Context
 from hpdl_mpi.nn.conv_methods import ConvShape, Method
 from hpdl_mpi.nn.conv_rules import choose
 from hpdl_mpi.nn.init import Constant, HeUniform, Initializer
-from hpdl_mpi.nn.layer import Layer, Shape, require_count, require_flag, require_initializer
+from hpdl_mpi.nn.layer import Layer, Shape, require_count, require_flag, require_initializer, walk
 from hpdl_mpi.nn.window import Pair, pair, window_output
+
+Model = TypeVar("Model", bound=Layer)
 
 
 class Conv2d(Layer):
@@ -110,3 +114,24 @@ class Conv2d(Layer):
         if self.bias:
             add_row_sums(dy.reshape(-1, self.out_channels), self.grads["bias"])
         ctx.drop("x", "dy")
+
+
+def make_exact(model: Model) -> Model:
+    """Let all convolutions in a layer, built or not, be `exact`; return the layer. Local.
+
+    Parameters
+    ----------
+    model : Layer
+        Changed in place.
+
+    Returns
+    -------
+    Layer
+        The same one.
+    """
+    for layer in walk(model):
+        if isinstance(layer, Conv2d):
+            layer.exact = True
+            if layer.declared:  # built: it has chosen a method
+                layer._method = choose(replace(layer._method.shape, exact=True))
+    return model

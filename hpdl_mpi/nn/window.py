@@ -10,6 +10,9 @@ from hpdl_mpi.nn.layer import Layer, Shape
 
 Pair = tuple[int, int]
 
+MOST_PIXELS = 2**15
+"""Of a window's side, stride or padding: beyond any photograph, and far from what kernels overflow at."""
+
 
 class Window(Protocol):
     """A layer with a kernel size, a stride and a padding, each vertical and horizontal."""
@@ -28,12 +31,12 @@ def pair(layer: Layer | Window, value: int | Pair, name: str) -> Pair:
     Raises
     ------
     InputError
-        They are something else.
+        They are something else, or larger than `MOST_PIXELS`.
     """
     numbers = integers([value, value] if is_integer(value) else value)
-    if numbers is not None and len(numbers) == 2:
+    if numbers is not None and len(numbers) == 2 and max(numbers) <= MOST_PIXELS:
         return numbers[0], numbers[1]
-    expected = "an integer, or two: vertical and horizontal"
+    expected = f"an integer of at most {MOST_PIXELS}, or two: vertical and horizontal"
     raise layer.refuse(f"no {name} of a window", found=repr(value), expected=expected)
 
 

@@ -6,11 +6,12 @@ import math
 import weakref
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 from numpy.typing import DTypeLike
 
-from hpdl_mpi.base.errors import require
+from hpdl_mpi.base.errors import is_integer, is_one_of, require
 from hpdl_mpi.base.memory import check_memory
 from hpdl_mpi.comm import Arena
 from hpdl_mpi.nn import Layer, Layout, Loss, LossSums, Pool, Sequential, Shape, make_statistics
@@ -19,10 +20,23 @@ from hpdl_mpi.optim import Chunks, Optimizer
 from hpdl_mpi.parallel.average import MovingAverage
 from hpdl_mpi.parallel.pipeline import Companion, Executor, Feed, Pipeline, Schedule, complete, cut, forward_only
 
-_DTYPES = (np.dtype(np.float32), np.dtype(np.float64))
-
 _owners: weakref.WeakKeyDictionary[Layer, weakref.ref[Replica]] = weakref.WeakKeyDictionary()
 """Which replica has last given a layer its parameters; it may be gone."""
+
+
+def checked_dtype(value: DTypeLike) -> np.dtype:
+    """Return the type of a model's numbers, given by its name or as NumPy's, or raise an InputError if it is none."""
+    name: Any = value.name if isinstance(value, np.dtype) else value
+    if isinstance(value, type) and issubclass(value, np.generic):
+        name = value.__name__
+    require("training.dtype", value, is_one_of(name, ("float32", "float64")), "float32 or float64")
+    return np.dtype(name)
+
+
+def checked_seed(value: int) -> int:
+    """Return the seed of a run as Python's integer, or raise an InputError if it is none."""
+    require("seed", value, is_integer(value, 0), "an integer of at least 0")
+    return int(value)
 
 
 class Replica:
@@ -87,13 +101,10 @@ class Replica:
         ema: float | None = None,
         ranks_on_node: int = 1,
     ) -> None:
-        require("training.dtype", dtype, dtype in _DTYPES, "float32 or float64")
-        require("seed", seed, isinstance(seed, (int, np.integer)) and seed >= 0, "an integer of at least 0")
+        self.dtype, self.seed = checked_dtype(dtype), checked_seed(seed)
         _refuse_owned(model)
         self.model = model
         self.input_shape = input_shape
-        self.dtype = np.dtype(dtype)
-        self.seed = seed
         self.pipeline = pipeline or Pipeline()
         self.stages = cut(model, input_shape, self.pipeline.cuts, self.pipeline.recompute)
         self.shapes = {
@@ -109,6 +120,8 @@ class Replica:
             (2 + len(optimizer.slots) + (ema is not None)) * self.layout.size * self.dtype.itemsize,
             "the model's parameters, gradients and optimizer state",
             ranks_on_node,
+            "take a smaller model, cut it over more ranks and nodes by a pipeline (parallel.pp), or start fewer ranks "
+            "on a node",
         )
         self.params = self.layout.allocate(dtype)
         self.grads = self.layout.allocate(dtype)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hpdl_mpi.base.errors import require
+from hpdl_mpi.base.errors import is_number, require
 from hpdl_mpi.base.memory import aligned
 from hpdl_mpi.base.trace import Kind, Trace, now
 from hpdl_mpi.comm import AUTO, Collective, Communicator, Transfer, among, make_allreduce, ring_allreduce
@@ -21,6 +21,13 @@ from hpdl_mpi.parallel.pipeline import Feed
 from hpdl_mpi.parallel.replica import Replica
 
 _SUMS = len(LossSums._fields)
+
+
+def checked_clip_norm(value: float | None) -> float | None:
+    """Return the upper bound of a gradient's norm, or None without one; raise an InputError if it is none."""
+    possible = value is None or (is_number(value) and value > 0)
+    require("training.clip_norm", value, possible, "a number above 0")
+    return None if value is None else float(value)
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,9 +89,8 @@ class TrainingStep:
         bucket_bytes: int = BUCKET_BYTES,
         algorithm: str = AUTO,
     ) -> None:
-        require("training.clip_norm", clip_norm, clip_norm is None or clip_norm > 0, "a number above 0")
         self._replica = replica
-        self._clip_norm = clip_norm
+        self._clip_norm = checked_clip_norm(clip_norm)
         self._trace: Trace | None = None
         self._sums = _Sums(replica, grid, num_flags, bucket_bytes, algorithm)
         self._executor = replica.trainer(loss, self._sums)

@@ -6,6 +6,8 @@ from collections.abc import Callable
 from contextlib import closing
 from typing import Any
 
+from numpy.typing import DTypeLike
+
 from hpdl_mpi.base.errors import HpdlError, InputError
 from hpdl_mpi.comm import Communicator, agree
 from hpdl_mpi.data import Batch, Loader
@@ -16,6 +18,7 @@ from hpdl_mpi.parallel import ProcessGrid, Replica
 from hpdl_mpi.parallel.average import checked_decay
 from hpdl_mpi.parallel.grid import check_shape
 from hpdl_mpi.parallel.pipeline import Pipeline
+from hpdl_mpi.parallel.replica import checked_dtype, checked_seed
 from hpdl_mpi.plan import Task, plan_pipeline
 from hpdl_mpi.train.job import Parallel
 from hpdl_mpi.train.launch import first_on_node, rehearse, start_threads
@@ -34,7 +37,7 @@ class Assembly:
     ----------
     model, loss, optimizer : Layer, Loss, Optimizer
     parallel : Parallel
-    dtype, seed, ema, comm : str, int, float or None, Communicator
+    dtype, seed, ema, comm : dtype, int, float or None, Communicator
         All as `Trainer` takes them.
 
     Attributes
@@ -55,13 +58,14 @@ class Assembly:
         optimizer: Optimizer,
         *,
         parallel: Parallel,
-        dtype: str,
+        dtype: DTypeLike,
         seed: int,
         ema: float | None = None,
         comm: Communicator,
     ) -> None:
         self.model, self.loss, self.optimizer = model, loss, optimizer
-        self.parallel, self.dtype, self.seed, self.comm = parallel, dtype, seed, comm
+        self.parallel, self.comm = parallel, comm
+        self.dtype, self.seed = checked_dtype(dtype), checked_seed(seed)
         self.ema = None if ema is None else checked_decay(ema)
         self.grid = _make_grid(parallel, comm)
         self.threads = start_threads(comm, parallel.threads)

@@ -18,9 +18,10 @@ import pydantic
 from hpdl_mpi.base.errors import InputError, amended
 from hpdl_mpi.data import Augment, Jitter, Transform
 from hpdl_mpi.models import MODELS
-from hpdl_mpi.nn import Conv2d, CrossEntropy, Huber, Layer, Loss, MeanSquaredError, walk
+from hpdl_mpi.nn import CrossEntropy, Huber, Layer, Loss, MeanSquaredError, make_exact
 from hpdl_mpi.optim import OPTIMIZERS, SCHEDULES, Optimizer, Schedule
-from hpdl_mpi.train.job import Job, Named, load_job, problems
+from hpdl_mpi.train.job import Job, Named, load_job
+from hpdl_mpi.train.problems import problems
 
 LOSSES: dict[str, type[Loss]] = {"cross_entropy": CrossEntropy, "huber": Huber, "mse": MeanSquaredError}
 
@@ -78,9 +79,7 @@ def make_schedule(job: Job) -> Schedule:
 def make_model(job: Job) -> Layer:
     """Return the model, not built yet, that a job names or whose factory it gives."""
     layer = _make_layer(job)
-    for conv in (each for each in walk(layer) if isinstance(each, Conv2d)):
-        conv.exact = conv.exact or job.training.exact
-    return layer
+    return make_exact(layer) if job.training.exact else layer
 
 
 def _make_layer(job: Job) -> Layer:
@@ -132,7 +131,7 @@ def _call(function: Callable[..., T], keywords: dict[str, Any], where: str, befo
     try:
         checked = arguments.model_validate_json(json.dumps(keywords))  # JSON: strict, yet a list makes a tuple
     except pydantic.ValidationError as error:
-        raise InputError("; ".join(problems(error, where, list(fields)))) from None
+        raise InputError("; ".join(problems(error, keywords, where, list(fields)))) from None
     with amended(before):
         return function(**{name: value for name, value in checked if name in checked.model_fields_set})
 

@@ -68,7 +68,7 @@ class Course:
             found = f"epochs={self.epochs}, steps={self.steps}"
             raise InputError("give either epochs or steps", where="fit", found=found)
         for key, value in self._lengths().items():
-            possible = value is None or is_integer(value, 1)
+            possible = is_integer(value, 1) or (value is None and key != "global_batch_size")
             require(f"training.{key}", value, possible, "an integer above 0")
         if self.init_skip and self.init is None:
             raise InputError("says what is left out of no file", where="fit: init_skip", remedy="give init")

@@ -7,7 +7,6 @@ the types of its signature. So a constructor is the one place that says what can
 from __future__ import annotations
 
 import json
-import reprlib
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,10 +16,11 @@ import numpy as np
 import pydantic
 from pydantic import BaseModel, ConfigDict, Field
 
-from hpdl_mpi.base.errors import InputError, in_line, is_integer, require
+from hpdl_mpi.base.errors import InputError, is_integer, require
 from hpdl_mpi.comm import ALLREDUCES, AUTO, LIBRARY
 from hpdl_mpi.data.transform import Layout
 from hpdl_mpi.parallel.pipeline import Recomputed
+from hpdl_mpi.train.problems import problems
 
 if TYPE_CHECKING:
     from pydantic._internal._model_construction import ModelMetaclass as _Meta
@@ -29,6 +29,8 @@ else:
 
 Positive = Annotated[int, Field(ge=1)]
 Text = Annotated[str, Field(min_length=1)]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.-]*$")]
+Factory = Annotated[str, Field(pattern=r"^[\w.]+:\w+$")]
 Signal = Literal["SIGUSR1", "SIGUSR2", "SIGHUP", "SIGALRM"]
 
 
@@ -40,11 +42,25 @@ class _Checked(_Meta):
     """Lets a section that is made in Python, rather than read from a file, be refused in words."""
 
     def __call__(cls, *args: Any, **settings: Any) -> Any:
+        plain = {key: value.item() if isinstance(value, np.generic) else value for key, value in settings.items()}
         try:
-            plain = {key: value.item() if isinstance(value, np.generic) else value for key, value in settings.items()}
             return super().__call__(*args, **plain)
         except pydantic.ValidationError as error:
-            raise InputError("; ".join(problems(error, cls.__name__))) from None
+            raise InputError("; ".join(problems(error, plain, cls.__name__))) from None
+
+
+_MODEL_NAME: pydantic.TypeAdapter[str] = pydantic.TypeAdapter(Name | Factory)
+MODEL_NAME = "a name of letters, digits, '_', '.' and '-' that begins with a letter or digit, or module:function"
+"""In words what `is_model_name` tells."""
+
+
+def is_model_name(value: object) -> bool:
+    """Return whether a summary can name a model so: by rules of a job's `name`, or as its factory."""
+    try:
+        _MODEL_NAME.validate_python(value, strict=True)
+    except pydantic.ValidationError:
+        return False
+    return True
 
 
 class _Section(BaseModel, metaclass=_Checked):
@@ -68,7 +84,7 @@ class Model(_Section):
 
     model_config = ConfigDict(extra="allow", frozen=True, strict=True, allow_inf_nan=False)
     name: Text | None = None
-    factory: str | None = Field(None, pattern=r"^[\w.]+:\w+$")
+    factory: Factory | None = None
     folder: Text | None = None
     """Where the factory's module is looked up first: the job file's folder."""
 
@@ -260,7 +276,7 @@ class Init(_Section):
 class Job(_Section):
     """All that a run depends on; see the tables of its sections."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][\w.-]*$")
+    name: Name
     seed: int = Field(0, ge=0)
     model: Model
     data: Data
@@ -299,24 +315,7 @@ def load_job(path: str | Path, overrides: Sequence[str] = ()) -> Job:
     try:
         return Job.model_validate(tree)
     except pydantic.ValidationError as error:
-        raise InputError("; ".join(problems(error)), where=path) from None
-
-
-def problems(error: pydantic.ValidationError, section: str = "", known: Sequence[str] = ()) -> list[str]:
-    """Return all that pydantic found in a section, each with the full path of its key; `known` are its keys."""
-    found = []
-    for issue in error.errors():
-        key = ".".join(str(part) for part in (section, *issue["loc"]) if part != "")
-        if issue["type"] == "extra_forbidden":
-            what = "unknown key" + (f"; expected {' or '.join(known)}" if known else "")
-        elif issue["type"] == "missing":
-            what = "missing"
-        elif issue["type"] == "value_error":
-            what = str(issue["ctx"]["error"])
-        else:
-            what = f"{issue['msg'][:1].lower()}{issue['msg'][1:]}; found {reprlib.repr(issue['input'])}"
-        found.append(in_line(f"{key}: {what}" if key else what))
-    return found
+        raise InputError("; ".join(problems(error, tree)), where=path) from None
 
 
 def _override(tree: dict[str, Any], override: str) -> None:

@@ -9,7 +9,7 @@ from typing import IO, Any, Protocol, cast
 
 from hpdl_mpi import __version__
 from hpdl_mpi.base.errors import in_line, require
-from hpdl_mpi.base.output import Output, say
+from hpdl_mpi.base.output import Output, counted, say
 from hpdl_mpi.data import Loader
 from hpdl_mpi.kernels.jit import before_compiling, cache_folder
 from hpdl_mpi.parallel import ProcessGrid, Replica
@@ -125,7 +125,7 @@ def open_report(grid: ProcessGrid, threads: int) -> None:
     comm = grid.comm
     if comm.rank != 0 or progress_style() == "silent":
         return
-    ranks = f"{_count(comm.size, 'rank')} on {_count(comm.num_nodes, 'node')}, {_count(threads, 'thread')} each"
+    ranks = f"{counted(comm.size, 'rank')} on {counted(comm.num_nodes, 'node')}, {counted(threads, 'thread')} each"
     axes = " x ".join(f"{name} {size}" for name, size in grid.shape.items())
     say(f"hpdl_mpi {__version__}: {ranks}; {axes}")
     before_compiling(lambda: say(f"compiling kernels, which later runs find in {in_line(cache_folder().parent)}"))
@@ -136,10 +136,6 @@ def headline(replica: Replica, loader: Loader, num_steps: int) -> str:
     parameters = f"{replica.num_parameters:,} parameters ({replica.dtype})"
     samples = f"{loader.dataset.num_samples:,} samples in batches of {loader.global_batch_size}"
     return f"{parameters}; {samples}; steps {replica.step} to {num_steps}"
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" + "s" * (number != 1)
 
 
 def describe_summary(summary: dict[str, Any]) -> str:
@@ -153,4 +149,5 @@ def describe_summary(summary: dict[str, Any]) -> str:
     reached = ", ".join(f"{label} {summary[key]:{style}}" for label, key, style in scores if summary[key] is not None)
     rate = summary["samples_per_second"]
     speed = f"; {rate:.0f} samples/s" if rate else ""
-    return f"{summary['steps']} steps on {_count(summary['world_size'], 'rank')}: {reached or 'done'}{speed}"
+    length = f"{counted(summary['steps'], 'step')} on {counted(summary['world_size'], 'rank')}"
+    return f"{length}: {reached or 'done'}{speed}"

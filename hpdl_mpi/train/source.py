@@ -67,6 +67,26 @@ class Source:
         values = set(np.atleast_1d(1.0 if std is None else std).tolist())
         return values.pop() / abs(scale) if len(values) == 1 else None
 
+    def build(self, model: Layer, loss: Loss, stored_shape: Shape) -> Shape:
+        """Build a model for samples that are stored in some shape, and return that in which it sees them.
+
+        No data are read: of what `check` finds out, it leaves out what only they tell.
+
+        Raises
+        ------
+        InputError
+            The transforms, the model or the loss cannot take such samples.
+        """
+        self._refuse_transformed_classes(loss)
+        with amended("data."):
+            shape = self.transform.output_shape(stored_shape)
+        shape = self.augment.output_shape(shape)
+        with amended("model: "):
+            model.build(shape)
+        if loss.task == "classification":
+            loss.check(model.output_shape(shape), (), np.dtype(np.int64))
+        return shape
+
     def check(
         self, model: Layer, loss: Loss, num_ranks: int, expected: Shape | None = None, *, key: str | None = None
     ) -> Shape:
@@ -80,8 +100,7 @@ class Source:
             The transforms, the model or the loss cannot take the samples, their shape is not the expected one, or there
             are fewer than ranks.
         """
-        if loss.task == "classification" and self.target_transform != AS_STORED:
-            raise InputError("class numbers are not transformed", where="data.target_transform", remedy="leave it out")
+        self._refuse_transformed_classes(loss)
         with amended(f"{key}: " if key else ""):
             dataset = self.open()
         with dataset:
@@ -109,3 +128,7 @@ class Source:
                     remedy="start fewer ranks",
                 )
             return shape
+
+    def _refuse_transformed_classes(self, loss: Loss) -> None:
+        if loss.task == "classification" and self.target_transform != AS_STORED:
+            raise InputError("class numbers are not transformed", where="data.target_transform", remedy="leave it out")

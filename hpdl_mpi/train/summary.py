@@ -9,7 +9,9 @@ from itertools import pairwise
 
 import numpy as np
 
+from hpdl_mpi.base.errors import amended
 from hpdl_mpi.data import Loader
+from hpdl_mpi.data.shards import find_shards
 from hpdl_mpi.kernels.threads import set_threads
 from hpdl_mpi.nn import Layer, Loss, Sequential, Shape, walk
 from hpdl_mpi.parallel import Replica
@@ -29,6 +31,9 @@ from hpdl_mpi.plan.costs import zero_targets
 from hpdl_mpi.train.choices import make_loss, make_model, make_optimizer
 from hpdl_mpi.train.job import Job
 from hpdl_mpi.train.run import make_source
+from hpdl_mpi.train.source import Source
+
+_WITHOUT_DATA = " Or say with --input-shape what shape samples are stored in, such as 224,224,3: no data are read then."
 
 
 @dataclass(frozen=True)
@@ -114,6 +119,8 @@ class Summary:
     ----------
     memory : Memory
         Of a rank; of that with most, if there are several stages.
+    reading : Reading
+        None if the shape of samples was given in place of data.
     stages : list of StageRow
         None unless there are several.
     bubble : float
@@ -123,14 +130,14 @@ class Summary:
     input_shape: Shape
     rows: list[Row]
     memory: Memory
-    reading: Reading
+    reading: Reading | None
     num_microbatches: int
     microbatch_size: int
     stages: list[StageRow]
     bubble: float
 
 
-def summarize(job: Job, num_ranks: int, pp: int | None = None) -> Summary:
+def summarize(job: Job, num_ranks: int, pp: int | None = None, stored_shape: Shape | None = None) -> Summary:
     """Return the summary of a job on `num_ranks` pipelines side by side. Local.
 
     Memory is measured, not estimated: micro-batches of zeros pass through the model forward and backward; through one
@@ -143,22 +150,20 @@ def summarize(job: Job, num_ranks: int, pp: int | None = None) -> Summary:
         Data-parallel ranks, or pipelines.
     pp : int, optional
         Ranks of a pipeline, by default as the job says.
+    stored_shape : tuple of int, optional
+        Of a sample in the data; they are not read then.
     """
     set_threads(job.parallel.threads or 1)
     source = make_source(job)
     model, loss, optimizer = make_model(job), make_loss(job), make_optimizer(job)
-    source.check(model, loss, 1, key="data.train")
-    with source.open() as dataset:
-        loader = Loader(
-            dataset,
-            global_batch_size=job.training.global_batch_size,
-            dp_size=num_ranks,
-            transform=source.transform,
-            augment=source.augment,
-            target_transform=None if loss.task == "classification" else source.target_transform,
-            dtype=job.training.dtype,
-        )
-    input_shape, reading = loader.input_shape, Reading(loader.nbytes, dataset.cache_bytes)
+    reading = None
+    if stored_shape is None:
+        with amended("data.train: ", _WITHOUT_DATA):
+            find_shards(source.path)
+        input_shape = source.check(model, loss, 1, key="data.train")
+        reading = _reading(job, source, loss, num_ranks)
+    else:
+        input_shape = source.build(model, loss, stored_shape)
     parallel = job.parallel.accumulating(job.training.accumulate)
     share = -(-job.training.global_batch_size // num_ranks)
     num_slots = len(optimizer.slots) + (job.training.ema is not None)
@@ -199,6 +204,20 @@ def summarize(job: Job, num_ranks: int, pp: int | None = None) -> Summary:
         stages,
         bubble,
     )
+
+
+def _reading(job: Job, source: Source, loss: Loss, num_ranks: int) -> Reading:
+    with source.open() as dataset:
+        loader = Loader(
+            dataset,
+            global_batch_size=job.training.global_batch_size,
+            dp_size=num_ranks,
+            transform=source.transform,
+            augment=source.augment,
+            target_transform=None if loss.task == "classification" else source.target_transform,
+            dtype=job.training.dtype,
+        )
+    return Reading(loader.nbytes, dataset.cache_bytes)
 
 
 def _stages(

@@ -7,22 +7,25 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import DTypeLike
 
-from hpdl_mpi.base.errors import InputError, amended, is_flag, is_integer, require, require_kind
+from hpdl_mpi.base.errors import InputError, amended, is_flag, is_integer, is_one_of, require, require_kind
 from hpdl_mpi.comm import Communicator, agree, world
 from hpdl_mpi.data import Augment, Transform
 from hpdl_mpi.data.hdf5 import memory_dtype
 from hpdl_mpi.data.prepare import Preparation
-from hpdl_mpi.data.sampler import Shuffle
+from hpdl_mpi.data.sampler import SHUFFLES, Shuffle
 from hpdl_mpi.nn import Layer, Loss
 from hpdl_mpi.optim import Constant, Optimizer, Schedule
 from hpdl_mpi.parallel import Replica
+from hpdl_mpi.parallel.replica import checked_dtype, checked_seed
+from hpdl_mpi.parallel.step import checked_clip_norm
 from hpdl_mpi.train import checkpoint as checkpoints
 from hpdl_mpi.train.assembly import Assembly
 from hpdl_mpi.train.evaluation import Evaluator
 from hpdl_mpi.train.export import export
 from hpdl_mpi.train.fit import Course, fit
-from hpdl_mpi.train.job import Checkpoint, EarlyStopping, Parallel
+from hpdl_mpi.train.job import MODEL_NAME, Checkpoint, EarlyStopping, Parallel, is_model_name
 from hpdl_mpi.train.launch import rehearse_evaluation
 from hpdl_mpi.train.metrics import Meter, Metrics
 from hpdl_mpi.train.source import AS_STORED, PATHS, UNCHANGED, PathLike, Source
@@ -45,11 +48,12 @@ class Trainer:
     parallel : Parallel, optional
         The grid of ranks, their threads and the pipeline; by default all ranks are data-parallel.
     dtype : {"float32", "float64"}
+        Or NumPy's types of these names.
     seed : int
     accumulate : int
         Another name for the number of micro-batches in `parallel`, where there is no pipeline.
     clip_norm : float, optional
-        Upper bound of the gradient's global norm.
+        Upper bound of the gradient's global norm, above 0.
     ema : float, optional
         Decay of a moving average of the weights, see `MovingAverage`: what is evaluated, predicted with and exported
         in their place.
@@ -65,7 +69,7 @@ class Trainer:
         optimizer: Optimizer,
         lr_schedule: Schedule | None = None,
         parallel: Parallel | None = None,
-        dtype: str = "float32",
+        dtype: DTypeLike = "float32",
         seed: int = 0,
         accumulate: int = 1,
         clip_norm: float | None = None,
@@ -78,8 +82,11 @@ class Trainer:
             ("optimizer", optimizer, Optimizer, False),
             ("lr_schedule", lr_schedule, Schedule, True),
             ("parallel", parallel, Parallel, True),
+            ("comm", comm, Communicator, True),
         ):
             require_kind(f"Trainer: {key}", value, kind, optional=optional)
+        self._lr_schedule, self._clip_norm = lr_schedule or Constant(), checked_clip_norm(clip_norm)
+        dtype, seed = checked_dtype(dtype), checked_seed(seed)
         self.comm = world() if comm is None else comm
         self.model, self.loss = model, loss
         settings = (parallel or Parallel()).accumulating(accumulate)
@@ -87,7 +94,6 @@ class Trainer:
             model, loss, optimizer, parallel=settings, dtype=dtype, seed=seed, ema=ema, comm=self.comm
         )
         self.grid, self.threads = self._assembly.grid, self._assembly.threads
-        self._lr_schedule, self._clip_norm = lr_schedule or Constant(), clip_norm
         self._loaded_average = False
 
     @property
@@ -161,7 +167,7 @@ class Trainer:
         resume : bool
             Continue from the latest checkpoint in `run_dir`.
         name : str, optional
-            Of the model, for the summary.
+            Of the model, for the summary: like a job's name, or ``module:function``.
         trace : path-like, optional
             Record some steps of all ranks into this file, for chrome://tracing or Perfetto, and a picture beside it.
         init : path-like, optional
@@ -203,6 +209,9 @@ class Trainer:
         for key, array in (("inputs", inputs), ("targets", targets)):
             require(f"fit: {key}", array, isinstance(array, str), "the name of an array in the data")
         require("fit: resume", resume, is_flag(resume), "true or false")
+        require("fit: shuffle", shuffle, is_one_of(shuffle, SHUFFLES), " or ".join(SHUFFLES))
+        require("fit: name", name, name is None or is_model_name(name), MODEL_NAME)
+        require("fit: describe", describe, describe is None or callable(describe), "a function, or None")
         patterns = isinstance(init_skip, list | tuple) and all(isinstance(pattern, str) for pattern in init_skip)
         require("fit: init_skip", init_skip, patterns, "a list of patterns")
         course = Course(

@@ -117,7 +117,7 @@ def _open(stream: BinaryIO, form: Form) -> Image.Image:
         )
     for sides in (image.size, _resized(image.size, form.size) if form.size else (0, 0)):
         if math.prod(sides) > MAX_PIXELS:
-            _refuse_pixels(f"{sides[0]} x {sides[1]}")
+            _refuse_pixels(f"{sides[1]} x {sides[0]} pixels (height x width)")
     return image
 
 

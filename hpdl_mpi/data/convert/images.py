@@ -130,7 +130,8 @@ def _check(files: Files, classes: Classes, looks: dict[int, Look]) -> tuple[int,
         raise InputError(
             "images differ in size",
             where=files.source,
-            found=f"{_text(sides)} in {files.names[one]} and {_text(other_sides)} in {files.names[other]}",
+            found=f"{_text(sides)} in {files.names[one]} and {_text(other_sides)} in {files.names[other]} "
+            "(height x width)",
             expected="one size, because shards hold arrays of one shape",
             remedy=f"resize and crop all of them with --size, such as --size {min(sides + other_sides)}",
         )
@@ -139,7 +140,7 @@ def _check(files: Files, classes: Classes, looks: dict[int, Look]) -> tuple[int,
 
 def _text(sides: tuple[int, int]) -> str:
     height, width = sides
-    return f"{width} x {height}"
+    return f"{height} x {width}"
 
 
 def _read(files: Files, form: Form, shape: tuple[int, ...], threads: int, ids: np.ndarray) -> np.ndarray:

@@ -7,10 +7,14 @@ import json
 import re
 
 import pytest
+import typer
 from rich.console import Console
+from typer.testing import CliRunner
 
-from hpdl_mpi.bench.conv import CONVOLUTIONS, PASSES, ConvWorkload, bench_conv
+from hpdl_mpi.base.errors import InputError
+from hpdl_mpi.bench.conv import CONVOLUTIONS, PASSES, ConvWorkload, bench_conv, named
 from hpdl_mpi.bench.table import conv_rules_table, conv_table
+from hpdl_mpi.cli import bench
 from hpdl_mpi.nn.conv_rules import RULES, choose
 
 SMALL = (ConvWorkload("plain", 2, 8, 16, 16), ConvWorkload("strided depthwise", 2, 7, 6, 6, stride=2, groups=6))
@@ -63,6 +67,40 @@ def test_every_rule_decides_for_one_of_the_standard_shapes():
     chosen = [type(choose(workload.shape)) for workload in CONVOLUTIONS]
     assert set(chosen) == {rule.method for rule in RULES}
     assert all(method.can(workload.shape) for method, workload in zip(chosen, CONVOLUTIONS, strict=True))
+
+
+def test_what_goes_on_is_said_of_every_shape():
+    said = []
+    bench_conv(SMALL, num_rounds=1, say=said.append)
+    assert said == [
+        f"{number} of 2, {name}: {what}"
+        for number, name in ((1, "plain"), (2, "strided depthwise"))
+        for what in ("warming up", "1 round")
+    ]
+
+
+def test_shapes_are_chosen_by_a_part_of_their_name():
+    assert [workload.name for workload in named("ResNeXt50")] == ["resnext50, 32 groups"]
+    assert named("") == list(CONVOLUTIONS)
+    with pytest.raises(InputError, match=r"--only: no convolution of such a name\. Found 'vgg'; expected part of: "):
+        named("vgg")
+
+
+def test_the_command_takes_some_shapes_and_as_few_rounds_as_the_function(monkeypatch, result):
+    asked = {}
+
+    def fake(workloads, threads, *, num_rounds, say):
+        asked.update(names=[workload.name for workload in workloads], num_rounds=num_rounds)
+        return result
+
+    monkeypatch.setattr("hpdl_mpi.bench.conv.bench_conv", fake)
+    app = typer.Typer()
+    app.add_typer(bench.app, name="bench")
+    printed = CliRunner().invoke(app, ["bench", "conv", "--only", "grey", "--rounds", "1"])
+    assert printed.exit_code == 0, printed.output
+    assert asked == {"names": ["grey, 5 x 5, first"], "num_rounds": 1}
+    with pytest.raises(InputError, match=r"--rounds: out of range\. Found 0; expected at least 1"):
+        bench_conv(SMALL, num_rounds=0)
 
 
 def shown(table):

@@ -128,9 +128,9 @@ def test_the_command_prints_a_table_and_writes_json(monkeypatch, tmp_path, folde
     app = typer.Typer()
     app.add_typer(bench.app, name="bench")
     job, file = folder / "job.toml", tmp_path / "result.json"
-    options = ["--set", "seed=1", "--batch", "8", "--rounds", "12", "--json", str(file)]
+    options = ["--set", "seed=1", "--batch", "8", "--rounds", "1", "--json", str(file)]
     printed = CliRunner().invoke(app, ["bench", "loader", str(job), *options])
     assert printed.exit_code == 0, printed.output
-    assert asked == {"path": job, "overrides": ["seed=1"], "batch": 8, "threads": 1, "num_rounds": 12}
+    assert asked == {"path": job, "overrides": ["seed=1"], "batch": 8, "threads": 1, "num_rounds": 1}
     assert json.loads(file.read_text()) == result
     assert "is the bottleneck" in printed.output

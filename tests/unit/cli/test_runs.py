@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import shutil
@@ -17,6 +18,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from hpdl_mpi.data import Dataset
+from hpdl_mpi.data.writer import Split, write_dataset
 from hpdl_mpi.train.predict import _csv
 from tests.training_cases import write_images, write_table
 
@@ -185,6 +187,71 @@ def test_predict_writes_class_and_probability(classifier, tmp_path):
     assert table["sample"].tolist() == list(range(50))
 
 
+def test_predict_and_export_write_into_the_run_folder_and_say_what_they_replace(classifier, tmp_path):
+    shutil.copytree(classifier / "run", tmp_path / "run")
+    (tmp_path / "elsewhere").mkdir()
+    for command, file in (
+        (["predict", "../run", "--input", classifier / "images.h5"], "predictions.csv"),
+        (["export", "../run"], "model.safetensors"),
+    ):
+        for end in ("", ", which replaces the one that was there"):
+            output = succeed(*command, cwd=tmp_path / "elsewhere")
+            assert output.endswith(f" written to {tmp_path / 'run' / file}{end}\n")
+            assert (tmp_path / "run" / file).stat().st_size > 0
+    assert not list((tmp_path / "elsewhere").iterdir())
+
+
+def test_outputs_that_are_not_finite_are_counted_and_have_no_class(classifier, tmp_path):
+    with h5py.File(classifier / "images.h5") as file:
+        x = file["x"][()].astype(np.float32)
+    x[[17, 20]] = np.nan
+    x[40, 0, 0] = np.inf
+    np.savez(tmp_path / "in.npz", x=x)
+    result = hpdl("predict", classifier / "run", "--input", tmp_path / "in.npz", "--output", tmp_path / "out.csv")
+    assert result.returncode == 0
+    assert result.stderr == ("3 of 50 predictions are not finite numbers, the first of sample 17: look at the inputs\n")
+    table = np.genfromtxt(tmp_path / "out.csv", delimiter=",", names=True)
+    np.testing.assert_array_equal(np.flatnonzero(table["class"] == -1), [17, 20, 40])
+    np.testing.assert_array_equal(np.flatnonzero(np.isnan(table["probability"])), [17, 20, 40])
+
+
+def write_named(folder, source, names):
+    """Write the samples of a file as two shards that name their classes, and return their folder."""
+    with h5py.File(source) as file:
+        split = Split({"x": file["x"][()], "y": file["y"][()]}, {"y": {"classes": names}})
+    write_dataset(folder, {"test": split}, num_shards={"test": 2})
+    return folder / "test"
+
+
+def test_predict_takes_a_folder_or_a_glob_and_the_names_of_its_classes(classifier, tmp_path):
+    names = ["a", "b, or c", 'd "e"', "f", "g"]
+    shards = write_named(tmp_path / "five", classifier / "images.h5", names)
+    rows = {}
+    for source in (classifier / "images.h5", shards, shards / "*.h5"):
+        succeed("predict", classifier / "run", "--input", source, "--output", tmp_path / "out.csv")
+        with open(tmp_path / "out.csv", newline="") as file:
+            rows[source] = list(csv.DictReader(file))
+    plain, folder, pattern = rows.values()
+    assert folder == pattern
+    assert [row.pop("name") for row in pattern] == [names[int(row["class"])] for row in plain]
+    assert plain == pattern
+    assert list(plain[0]) == ["sample", "class", "probability"]
+    assert list(folder[0]) == ["sample", "class", "probability", "name"]
+
+
+def test_the_training_data_name_the_classes_and_other_data_do_not(classifier, tmp_path):
+    trained = write_named(tmp_path / "trained", classifier / "images.h5", list("abcde"))
+    other = write_named(tmp_path / "other", classifier / "images.h5", list("vwxyz"))
+    more = write_named(tmp_path / "more", classifier / "images.h5", list("abcdef"))
+    succeed("train", classifier / "job.toml", "--set", f"data.train={trained}", "--run-dir", tmp_path / "run")
+    predict = ["predict", tmp_path / "run", "--output", tmp_path / "out.npz", "--input"]
+    succeed(*predict, other)
+    assert set(np.load(tmp_path / "out.npz")["name"]) <= set("abcde")
+    shutil.rmtree(trained)
+    succeed(*predict, more)
+    assert "name" not in np.load(tmp_path / "out.npz")
+
+
 def test_predict_writes_values_in_the_unit_of_the_targets(regressor, tmp_path):
     with h5py.File(regressor / "table.h5") as file:
         x, y = file["x"][()], file["y"][()]
@@ -276,6 +343,17 @@ def test_a_resumed_run_cannot_become_another(classifier, override, message):
         ),
         (["summary", "job.toml", "--set", "data.transform.layout=hw"], "job.toml: data.transform.layout: "),
         (["summary", "job.toml", "--set", "data.train=nowhere"], "job.toml: data.train: nowhere: no such file"),
+        (["summary", "job.toml", "--set", "data.train=nowhere"], "Or say with --input-shape what shape samples"),
+        (["summary", "job.toml", "--input-shape", "6x6"], "--input-shape: no list of numbers above 0. Found '6x6'"),
+        (["summary", "job.toml", "--input-shape", "6,0"], "--input-shape: no list of numbers above 0. Found '6,0'"),
+        (
+            ["summary", "job.toml", "--input-shape", "6", "--set", "data.augment.flip=true"],
+            "job.toml: data.augment: only images can be augmented",
+        ),
+        (
+            ["summary", "job.toml", "--input-shape", "6", "--set", "data.target_transform.scale=2"],
+            "job.toml: data.target_transform: class numbers are not transformed",
+        ),
         (["summary", "job.toml", "--set", "parallel.pp=40"], "job.toml: parallel.pp: more stages than layers"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
@@ -398,6 +476,16 @@ def test_summary_counts_parameters_operations_and_memory():
         blocks = float(output.partition("blocks of files up to ")[2].partition(" MiB")[0]) * 2**20
         shards = len(list(Path("data/mnist/train").glob("*.h5")))
         assert 0 <= blocks + 2**16 - data.num_samples * 785 <= 2**17 + shards * 260 * 1024
+
+
+@pytest.mark.parametrize("stages", ["1", "2"])
+def test_summary_needs_no_data_where_the_shape_of_samples_is_given(stages):
+    job = ["jobs/lenet_mnist.toml", "--pp", stages]
+    with_data = succeed("summary", *job)
+    without = succeed("summary", *job, "--set", "data.train=nowhere", "--input-shape", "28,28,1")
+    assert "besides, to read the training data" not in without
+    assert "memory of" in without
+    assert without.partition("└")[0] == with_data.partition("└")[0]  # the layers; those of the stages are timed
 
 
 def test_ctrl_c_saves_the_run_and_resume_ends_with_the_same_bits(classifier, tmp_path):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from hpdl_mpi.base.errors import InputError
-from hpdl_mpi.cli.sizes import parse_size, parse_sizes
+from hpdl_mpi.cli.sizes import parse_numbers, parse_size, parse_sizes
 
 
 def test_sizes_have_units() -> None:
@@ -34,3 +34,13 @@ def test_what_is_no_size_is_refused(text: str) -> None:
 def test_dots_between_nothing_are_refused(text: str) -> None:
     with pytest.raises(InputError, match="--sizes: "):
         parse_sizes(text, "--sizes")
+
+
+def test_numbers_have_commas_between() -> None:
+    assert parse_numbers("224, 224,3", "--shape", "such as 8,16") == [224, 224, 3]
+
+
+@pytest.mark.parametrize("text", ["", "8,", "8x8", "8,0", "-1", "1.5"])
+def test_what_is_no_list_of_numbers_is_refused(text: str) -> None:
+    with pytest.raises(InputError, match=r"--shape: no list of numbers above 0.*expected such as 8,16\."):
+        parse_numbers(text, "--shape", "such as 8,16")

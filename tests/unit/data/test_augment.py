@@ -287,10 +287,15 @@ def test_impossible_colours_are_refused(settings):
         (
             Augment(crop=(15, 8), pad=1),
             SHAPE,
-            "here: images are smaller than the crop. Found 12 x 10 pixels, and a border of 1; expected at least 15 x 8 "
-            "pixels in all. Lower data.augment.crop, raise data.augment.pad, or take data.augment.resized_crop",
+            "here: images are smaller than the crop. Found 12 x 10 pixels (height x width), and a border of 1; "
+            "expected at least 15 x 8 pixels in all. "
+            "Lower data.augment.crop, raise data.augment.pad, or take data.augment.resized_crop",
         ),
-        (Augment(crop=11), SHAPE, "here: images are smaller than the crop. Found 12 x 10 pixels; expected"),
+        (
+            Augment(crop=11),
+            SHAPE,
+            "here: images are smaller than the crop. Found 12 x 10 pixels (height x width); expected",
+        ),
         (Augment(flip=True), (12, 10), r"here: only images can be augmented. Found samples of shape (12, 10)"),
         (Augment(jitter=COLORS), (12, 10, 1), "here: these colours cannot change"),
         (Augment(jitter=Jitter(contrast=0.1)), (12, 10, 2), "here: these colours cannot change"),

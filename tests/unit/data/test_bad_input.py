@@ -218,3 +218,9 @@ def test_a_newer_version_of_the_format_is_refused(write_file) -> None:
         file.attrs["format"] = np.bytes_("hpdl_mpi dataset 99")
     with pytest.raises(InputError, match=r"unknown version of the format\. Found hpdl_mpi dataset 99"):
         Dataset.open(path)
+
+
+def test_a_file_without_a_suffix_is_said_to_have_none(tmp_path) -> None:
+    (tmp_path / "data").touch()
+    with pytest.raises(InputError, match=r"/data: a file of unknown format\. Found no suffix; expected \.h5"):
+        next(read_samples(tmp_path / "data", "x", 1))

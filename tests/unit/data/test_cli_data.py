@@ -205,3 +205,9 @@ def test_help_loads_no_heavy_module() -> None:
     program = "import sys; import hpdl_mpi.cli.data; print([m for m in ('numpy', 'h5py', 'numba') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_one_sample_of_one_class_is_not_said_in_the_plural(hpdl, tmp_path) -> None:
+    np.savez(tmp_path / "one.npz", x=np.zeros((1, 2)), y=np.zeros(1, np.int64))
+    hpdl("convert", tmp_path / "one.npz", tmp_path / "out")
+    assert "sound, 1 sample, 1 class of 1 sample" in hpdl("verify", tmp_path / "out/train")

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from hpdl_mpi.base.errors import InputError
-from hpdl_mpi.models import MODELS, lenet, mlp, mlp_deep
-from hpdl_mpi.nn import CrossEntropy, Dropout, Layer, Layout, Linear, Shape, walk
+from hpdl_mpi.models import MODELS, lenet, mlp, mlp_deep, resnet20
+from hpdl_mpi.nn import Conv2d, CrossEntropy, Dropout, Layer, Layout, Linear, Shape, make_exact, walk
 from hpdl_mpi.optim import SGD
 from hpdl_mpi.parallel.pipeline import Feed
 from hpdl_mpi.parallel.replica import Replica
@@ -115,3 +115,19 @@ def test_models_learn_a_few_samples_by_heart(model: Layer) -> None:
         one.update(lr=0.1, scale=1.0)
     assert sums.score == 6
     assert sums.loss / 6 < 0.05
+
+
+@pytest.mark.parametrize("built", [False, True])
+def test_all_convolutions_of_a_model_can_be_made_exact(built: bool) -> None:
+    model = resnet20()
+    if built:
+        model.build((32, 32, 3))
+        assert "winograd" in _methods(model)
+    assert make_exact(model) is model
+    if not built:
+        model.build((32, 32, 3))
+    assert _methods(model) == {"unfolded", "pointwise"}
+
+
+def _methods(model: Layer) -> set[str]:
+    return {layer.method for layer in walk(model) if isinstance(layer, Conv2d)}

@@ -206,6 +206,26 @@ def test_layer_that_cannot_take_its_input_is_refused(make: Callable[[], Layer], 
             lambda: Residual(ReLU(), names="ab"),
             "layer Residual: needs two names. Found 'ab'; expected those of body and shortcut.",
         ),
+        (
+            lambda: Residual(ReLU(), names=3),
+            "layer Residual: needs two names. Found 3; expected those of body and shortcut.",
+        ),
+        (
+            lambda: Residual(ReLU(), names=("a", 2)),
+            "layer Residual: needs two names. Found ('a', 2); expected those of body and shortcut.",
+        ),
+        (
+            lambda: Residual(ReLU(), activation=np.array([3, 3])),
+            "layer Residual: no such activation. Found array([3, 3]); expected 'relu', 'relu6' or None.",
+        ),
+        (
+            lambda: BatchNorm2d(activation=np.array([3, 3])),
+            "layer BatchNorm2d: no such activation. Found array([3, 3]); expected 'relu', 'relu6' or None.",
+        ),
+        (
+            lambda: GELU(np.array([3, 3])),
+            "layer GELU: no such form. Found array([3, 3]); expected 'none' or 'tanh'.",
+        ),
         (lambda: Huber(np.float32("inf")), "delta: out of range. Found np.float32(inf); expected a number above 0."),
         (lambda: Dropout("a"), "layer Dropout: rate out of range. Found 'a'; expected at least 0 and below 1."),
         (lambda: Dropout(False), "layer Dropout: rate out of range. Found False; expected at least 0 and below 1."),
@@ -276,6 +296,25 @@ def test_what_is_no_pair_of_integers_is_refused(size: object) -> None:
         Conv2d(4, size)
     with pytest.raises(InputError, match="layer MaxPool2d: no padding of a window"):
         MaxPool2d(2, padding=size)
+
+
+@pytest.mark.parametrize(
+    ("make", "name"),
+    [
+        (lambda size: Conv2d(4, size), "kernel_size"),
+        (lambda size: Conv2d(4, 3, stride=size), "stride"),
+        (lambda size: Conv2d(4, 3, padding=(0, size)), "padding"),
+        (lambda size: MaxPool2d(size), "kernel_size"),
+        (lambda size: AvgPool2d(2, stride=size), "stride"),
+        (lambda size: AdaptiveAvgPool2d(size), "output_size"),
+    ],
+)
+def test_what_no_image_has_room_for_is_refused(make: Callable[[int], Layer], name: str) -> None:
+    make(2**15)
+    for size in (2**15 + 1, 10**30):
+        expected = "an integer of at most 32768, or two: vertical and horizontal"
+        with pytest.raises(InputError, match=rf": no {name} of a window\. Found .*{size}.*; expected {expected}\.$"):
+            make(size)
 
 
 def test_counts_may_be_numpys() -> None:

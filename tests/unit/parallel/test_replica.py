@@ -36,7 +36,8 @@ def test_a_model_that_does_not_fit_into_memory_is_refused_before_any_is_taken(mo
     monkeypatch.setattr(nn.Layout, "allocate", allocated)
     # (2^24 * 2^20 weights + 2^24 biases) * 4 bytes, four times: parameters, gradients and Adam's two slots
     expected = f"expected {(2**44 + 2**24) * 16:,} bytes"
-    with pytest.raises(InputError, match=rf"the model's parameters, gradients and optimizer state\. .*{expected}"):
+    remedy = r"Take a smaller model, cut it over more ranks and nodes by a pipeline \(parallel\.pp\), or start fewer"
+    with pytest.raises(InputError, match=rf"parameters, gradients and optimizer state\. .*{expected}\. {remedy}"):
         Replica(nn.Linear(2**24), (2**20,), optim.Adam(0.1), dtype=np.float32, seed=0)
 
 

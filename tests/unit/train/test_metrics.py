@@ -9,6 +9,7 @@ import pytest
 from hpdl_mpi import nn
 from hpdl_mpi.nn import LossSums
 from hpdl_mpi.train.metrics import Meter, Metrics
+from hpdl_mpi.train.report import describe_summary
 
 SUMS = LossSums(loss=6.0, weight=4.0, score=1.0, top5=3.0)
 
@@ -38,3 +39,9 @@ def test_no_samples_have_no_metrics() -> None:
 def test_meter_knows_the_classes_of_a_model() -> None:
     assert Meter.of(nn.CrossEntropy(), (7, 12), None) == Meter("classification", 12)
     assert Meter.of(nn.MeanSquaredError(), (), 2.0) == Meter("regression", 1, 2.0)
+
+
+@pytest.mark.parametrize(("count", "text"), [(1, "1 step on 1 rank: done"), (2, "2 steps on 2 ranks: done")])
+def test_what_there_is_one_of_is_not_said_in_the_plural(count, text):
+    scores = dict.fromkeys(("test_loss", "test_accuracy", "test_top5", "test_rmse", "samples_per_second"))
+    assert describe_summary(scores | {"steps": count, "world_size": count}) == text

@@ -23,7 +23,14 @@ from tests.training_cases import (
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("epochs", 0), ("epochs", 1.5), ("eval_every", 0), ("global_batch_size", 0), ("global_batch_size", 2.5)],
+    [
+        ("epochs", 0),
+        ("epochs", 1.5),
+        ("eval_every", 0),
+        ("global_batch_size", 0),
+        ("global_batch_size", 2.5),
+        ("global_batch_size", None),
+    ],
 )
 def test_impossible_lengths_are_refused(images, key, value):
     with pytest.raises(InputError, match=rf"training\.{key}: out of range\. Found {value}; expected an integer"):
@@ -63,6 +70,28 @@ def test_what_is_neither_true_nor_false_is_refused(images, tmp_path):
         trainer.load(tmp_path, ema="no")
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "expected"),
+    [
+        ("shuffle", np.array([3, 3]), "block or global or none"),
+        ("shuffle", lambda: "block", "block or global or none"),
+        ("name", np.array([3, 3]), "a name of letters"),
+        ("name", [], "a name of letters"),
+        ("name", 1.5, "a name of letters"),
+        ("name", "a/../b\n", "a name of letters"),
+        ("describe", object(), "a function, or None"),
+    ],
+)
+def test_what_a_run_cannot_be_told_is_refused(images, key, value, expected):
+    with pytest.raises(InputError, match=rf"^fit: {key}: out of range\. Found .*; expected {expected}"):
+        fit_images(make_trainer(SingleCommunicator()), images, **{key: value})
+
+
+@pytest.mark.parametrize("name", ["lenet", "r\u00e9seau-2.1", "own_model:tiny", "_own.models:tiny"])
+def test_a_model_is_named_as_a_job_or_its_factory(images, name):
+    assert fit_images(make_trainer(SingleCommunicator()), images, epochs=1, name=name)["model"] == name
+
+
 @pytest.mark.parametrize("patterns", ["fc.*", 3, [3]])
 def test_what_is_no_list_of_patterns_is_refused(images, patterns):
     with pytest.raises(InputError, match=r"fit: init_skip: out of range\. Found .*; expected a list of patterns"):
@@ -83,6 +112,31 @@ def test_a_trainer_of_other_parts_is_refused(key, value, expected):
     parts = {"model": nn.Linear(1), "loss": nn.MeanSquaredError(), "optimizer": optim.SGD(0.1)}
     with pytest.raises(InputError, match=rf"Trainer: {key}: of another kind\. Found .*; expected {expected}\."):
         Trainer(**(parts | {key: value}), comm=SingleCommunicator())
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        *[("dtype", value, r"training\.dtype: .*float32 or float64") for value in (None, "3", object(), [], np.int8)],
+        *[("seed", value, r"seed: .*an integer of at least 0") for value in (None, -1, True, 1.5, "3")],
+        *[
+            ("clip_norm", value, r"training\.clip_norm: .*a number above 0")
+            for value in (np.nan, np.inf, 0, "3", [], True, 10**400)
+        ],
+        ("comm", 3, r"Trainer: comm: .*Communicator"),
+    ],
+)
+def test_a_trainer_refuses_impossible_settings_when_it_is_made(key, value, message):
+    settings = {"loss": nn.MeanSquaredError(), "optimizer": optim.SGD(0.1), "comm": SingleCommunicator()}
+    with pytest.raises(InputError, match=f"^{message}\\.$"):
+        Trainer(nn.Linear(1), **(settings | {key: value}))
+
+
+@pytest.mark.parametrize("dtype", ["float64", np.float64, np.dtype("float64")])
+def test_a_type_of_numbers_may_be_numpys(images, dtype):
+    trainer = make_trainer(SingleCommunicator(), dtype=dtype, seed=np.int64(1), clip_norm=np.float32(1))
+    fit_images(trainer, images, epochs=1)
+    assert trainer.replica.dtype == np.float64
 
 
 def test_numbers_may_be_numpys(images, tmp_path):
