@@ -150,7 +150,8 @@ def test_images_smaller_than_the_crop_are_named_with_their_file(tmp_path, small)
                 file["x"] = np.zeros((NUM_SAMPLES, 7, 8, 1), np.uint8)
     trainer = make_trainer(SingleCommunicator())
     message = (
-        rf"{small}\.h5: images are smaller than the crop\. Found 6 x 6 pixels \(height x width\), and a border of 1; expected at least 9"
+        rf"{small}\.h5: images are smaller than the crop\. Found 6 x 6 pixels \(height x width\), and a border of 1; "
+        "expected at least 9"
     )
     with pytest.raises(InputError, match=message) as caught:
         fit_images(trainer, paths["train"], validate=paths["test"], augment=Augment(crop=9, pad=1))
