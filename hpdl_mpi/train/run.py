@@ -153,9 +153,7 @@ def _prepare(
     init = job.init and job.init.model_copy(update={"file": _absolute(job.init.file)})
     job = job.model_copy(update={"data": job.data.model_copy(update=paths), "parallel": parallel, "init": init})
     if resume and folder.job.exists():
-        saved = folder.read_job()
-        with amended(f"{path}: "):
-            job = resumed_job(job, saved, num_ranks)
+        job = resumed_job(job, folder.read_job(), num_ranks)
     return job, folder
 
 

@@ -8,6 +8,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
@@ -70,8 +71,9 @@ class TensorFile:
         if self.path.is_dir():
             raise InputError("is a folder", where=path, expected="a .safetensors file")
         try:
-            with safe_open(self.path, framework="numpy"):  # compares all that the header says with the file's length
-                self.entries = _read_header(self.path)
+            # `safe_open` compares all that the header says with the file's length: this file's, whatever its name is now.
+            with open(self.path, "rb") as file, safe_open(f"/dev/fd/{file.fileno()}", framework="numpy"):
+                self.entries = _read_header(file)
         except FileNotFoundError:
             raise InputError("no such file", where=path, expected="a .safetensors file") from None
         except OSError as error:
@@ -105,11 +107,10 @@ class TensorFile:
         return values.reshape(entry.shape)
 
 
-def _read_header(path: Path) -> dict[str, Entry]:
+def _read_header(file: BinaryIO) -> dict[str, Entry]:
     """Return the entries of a file that is known to be whole."""
-    with open(path, "rb") as file:
-        length = int.from_bytes(file.read(_LENGTH_BYTES), "little")
-        header = json.loads(file.read(length))
+    length = int.from_bytes(file.read(_LENGTH_BYTES), "little")
+    header = json.loads(file.read(length))
     header.pop("__metadata__", None)
     return {
         name: Entry(entry["dtype"], tuple(entry["shape"]), _LENGTH_BYTES + length + entry["data_offsets"][0])

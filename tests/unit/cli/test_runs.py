@@ -299,7 +299,7 @@ def test_a_finished_run_resumed_does_nothing_but_say_so(classifier):
 )
 def test_a_resumed_run_cannot_become_another(classifier, override, message):
     found = refuse("train", classifier / "job.toml", "--run-dir", classifier / "run", "--resume", "--set", override)
-    assert message in found
+    assert found.startswith(f"Error: {message}")
 
 
 @pytest.mark.parametrize(

@@ -111,3 +111,20 @@ def test_the_same_tensors_are_the_same_bytes(tmp_path: Path) -> None:
         assert file.metadata() == {"format": "pt", **metadata}
         for name, values in tensors.items():
             np.testing.assert_array_equal(file.get_tensor(name), values)
+
+
+def test_file_that_is_exchanged_after_it_was_checked_is_not_read_as_that_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, other = tmp_path / "weights.safetensors", tmp_path / "other"
+    path.write_bytes(encode({"sound": np.zeros(3, np.float32)}, {}))
+    header = b'{"harmful":{"dtype":"F32","shape":[99999],"data_offsets":[0,8]}}'
+    other.write_bytes(len(header).to_bytes(8, "little") + header)
+
+    def check(*arguments: object, **keywords: object) -> object:
+        checked = safe_open(*arguments, **keywords)
+        other.replace(path)
+        return checked
+
+    monkeypatch.setattr("hpdl_mpi.weights.file.safe_open", check)
+    assert list(TensorFile(path).entries) == ["sound"]
