@@ -71,7 +71,7 @@ class TensorFile:
         if self.path.is_dir():
             raise InputError("is a folder", where=path, expected="a .safetensors file")
         try:
-            # `safe_open` compares all that the header says with the file's length: this file's, whatever its name is now.
+            # `safe_open` compares all that the header says with the file's length: of this file, whatever its name.
             with open(self.path, "rb") as file, safe_open(f"/dev/fd/{file.fileno()}", framework="numpy"):
                 self.entries = _read_header(file)
         except FileNotFoundError:
