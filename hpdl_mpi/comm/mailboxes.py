@@ -145,6 +145,7 @@ class Mailboxes:
                 self._ended[rank] = "was killed"
             elif error is not None:
                 self._fail(f"rank {rank} failed: {error!r}", error)
+            self._last_progress = time.monotonic()  # it may have written for others until now
             self._waiting.clear()
             self._notify_all()
 
