@@ -74,10 +74,11 @@ def sgd(params, grads, chunks, decays, scale, lr, weight_decay, l1):
 
 
 @exact_parallel_kernel
-def momentum(params, grads, velocity, chunks, decays, scale, lr, weight_decay, l1, factor, nesterov):
+def momentum(params, grads, velocity, chunks, decays, scale, lr, weight_decay, l1, factor, nesterov, rates):
     """Gradient descent with momentum: v = factor v + g, then p -= lr v, or lr (g + factor v) with `nesterov`.
 
-    Polyak (1964); Nesterov's form as in Sutskever et al. (2013). g holds decay, as in `sgd`.
+    Polyak (1964); Nesterov's form as in Sutskever et al. (2013). g holds decay, as in `sgd`, and counts `rates` times,
+    float64 (c,).
     """
     real = params.dtype.type
     zero, scale, lr, l1, factor = real(0.0), real(scale), real(lr), real(l1), real(factor)
@@ -88,8 +89,9 @@ def momentum(params, grads, velocity, chunks, decays, scale, lr, weight_decay, l
         lasso = l1 if decays[c] else zero
         run = slice(chunks[c, 0], chunks[c, 1])
         p, g, v = params[run], grads[run], velocity[run]
+        rate = real(rates[c])
         for i in range(p.size):
-            slope = g[i] * scale + decay * p[i] + lasso * _sign(p[i], real)
+            slope = rate * (g[i] * scale + decay * p[i] + lasso * _sign(p[i], real))
             v[i] = factor * v[i] + slope
             p[i] -= lr * (own * slope + ahead * v[i])
             g[i] = zero
@@ -116,4 +118,37 @@ def adam(params, grads, first, second, chunks, decays, scale, lr, weight_decay, 
             m[i] = b1 * m[i] + rest1 * slope
             v[i] = b2 * v[i] + rest2 * slope * slope
             p[i] = p[i] * shrink - rate * m[i] / (math.sqrt(v[i]) * root + eps)
+            g[i] = zero
+
+
+@exact_parallel_kernel
+def adam_direction(params, grads, first, second, chunks, decays, scale, weight_decay, beta1, beta2, eps, time):
+    """g = the direction of `adam` with decoupled decay: what `lr` would multiply."""
+    real = params.dtype.type
+    root = real(1.0 / math.sqrt(1.0 - beta2**time))
+    rate = real(1.0 / (1.0 - beta1**time))
+    rest1, rest2 = real(1.0 - beta1), real(1.0 - beta2)
+    scale, eps, b1, b2 = real(scale), real(eps), real(beta1), real(beta2)
+    for c in prange(len(chunks)):
+        decay = real(weight_decay * decays[c])
+        run = slice(chunks[c, 0], chunks[c, 1])
+        p, g, m, v = params[run], grads[run], first[run], second[run]
+        for i in range(p.size):
+            slope = g[i] * scale
+            m[i] = b1 * m[i] + rest1 * slope
+            v[i] = b2 * v[i] + rest2 * slope * slope
+            g[i] = rate * m[i] / (math.sqrt(v[i]) * root + eps) + decay * p[i]
+
+
+@exact_parallel_kernel
+def follow(params, grads, chunks, rates, lr):
+    """p -= lr rates g, `rates` float64 (c,)."""
+    real = params.dtype.type
+    zero = real(0.0)
+    for c in prange(len(chunks)):
+        rate = real(lr * rates[c])
+        run = slice(chunks[c, 0], chunks[c, 1])
+        p, g = params[run], grads[run]
+        for i in range(p.size):
+            p[i] -= rate * g[i]
             g[i] = zero

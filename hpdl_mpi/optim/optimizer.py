@@ -5,6 +5,7 @@ from __future__ import annotations
 import abc
 import math
 from collections.abc import Collection, Sequence
+from typing import ClassVar
 
 import numpy as np
 
@@ -31,6 +32,7 @@ class Chunks:
     bounds : int64 array, shape (c, 2)
     decays : float64 array, shape (c,)
         1 where decay applies, else 0.
+    ones : float64 array, shape (c,)
     """
 
     def __init__(
@@ -39,21 +41,52 @@ class Chunks:
         stop = layout.size if stop is None else stop
         bounds: list[tuple[int, int]] = []
         decays: list[float] = []
+        firsts: list[int] = []
         for segment in layout.segments:
             if names is not None and segment.name not in names:
                 continue
             first, last = max(segment.start, start), min(segment.stop, stop)
+            if first < last:
+                firsts.append(len(bounds))
             for begin in range(first, last, _CHUNK):
                 bounds.append((begin - start, min(begin + _CHUNK, last) - start))
                 decays.append(float(segment.parameter.decay))
         self.bounds = np.array(bounds, np.int64).reshape(-1, 2)
         self.decays = np.array(decays, np.float64)
+        self.ones = np.ones(len(bounds))
         self._sums = np.zeros(len(bounds))
+        self._firsts = np.array(firsts, np.int64)
+        self._numbers = np.repeat(np.arange(len(firsts)), np.diff(np.array([*firsts, len(bounds)])))
+        self._totals = np.zeros((2, len(firsts)))
+        self._products, self._zero = np.zeros(len(firsts)), np.zeros(len(firsts), bool)
+        self._ratios, self._bare = np.ones(len(bounds)), self.decays == 0
 
     def sum_squares(self, x: np.ndarray) -> float:
         """Return the sum of squares of a flat slice, summed in float64 and in a fixed order."""
         sum_squares(x, self.bounds, self._sums)
         return math.fsum(self._sums)
+
+    def norms(self, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+        """Return the norm of each parameter's part of two flat slices, shape (2, parameters), until the next call."""
+        for array, totals in zip((x, y), self._totals, strict=True):
+            sum_squares(array, self.bounds, self._sums)
+            if totals.size:
+                np.add.reduceat(self._sums, self._firsts, out=totals)
+        return np.sqrt(self._totals, out=self._totals)
+
+    def ratios(self, above: np.ndarray, below: np.ndarray) -> np.ndarray:
+        """Return the quotient of two numbers of each parameter, for each run of it; shape (c,), until the next call.
+
+        It is 1 where decay does not apply, or either number is zero.
+        """
+        np.multiply(above, below, out=self._products)
+        np.less_equal(self._products, 0, out=self._zero)
+        np.copyto(above, 1.0, where=self._zero)
+        np.copyto(below, 1.0, where=self._zero)
+        np.divide(above, below, out=above)
+        np.take(above, self._numbers, out=self._ratios)
+        np.copyto(self._ratios, 1.0, where=self._bare)
+        return self._ratios
 
 
 class Optimizer(abc.ABC):
@@ -65,10 +98,13 @@ class Optimizer(abc.ABC):
         The peak learning rate; a `Schedule` multiplies it.
     slots : tuple of str
         Names of the state arrays, all of which start at zero.
+    layerwise : bool
+        Whether an update looks at whole parameters, so that these must not be cut.
     """
 
     lr: float
     slots: tuple[str, ...]
+    layerwise: ClassVar[bool] = False
 
     @abc.abstractmethod
     def update(

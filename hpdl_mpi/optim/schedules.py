@@ -15,11 +15,19 @@ class Schedule(abc.ABC):
     ----------
     warmup_steps : int
         Steps over which the factor rises from 1 / warmup_steps to 1 (Goyal et al., 2017).
+    base_batch_size : int, optional
+        The global batch size that the rate is meant for; with others it grows in proportion (the same).
     """
 
-    def __init__(self, *, warmup_steps: int = 0) -> None:
+    def __init__(self, *, warmup_steps: int = 0, base_batch_size: int | None = None) -> None:
         require("lr_schedule.warmup_steps", warmup_steps, is_integer(warmup_steps, 0), "an integer of at least 0")
-        self.warmup_steps = warmup_steps
+        possible = base_batch_size is None or is_integer(base_batch_size, 1)
+        require("lr_schedule.base_batch_size", base_batch_size, possible, "an integer of at least 1")
+        self.warmup_steps, self.base_batch_size = warmup_steps, base_batch_size
+
+    def scale(self, global_batch_size: int) -> float:
+        """Return what multiplies the rate of all steps for batches of this size."""
+        return global_batch_size / self.base_batch_size if self.base_batch_size else 1.0
 
     def factor(self, step: int, num_steps: int) -> float:
         """Return the factor of step 0, 1, ... of `num_steps`."""
@@ -42,8 +50,10 @@ class Constant(Schedule):
 class Step(Schedule):
     """Multiplied by `gamma` after every `every` steps."""
 
-    def __init__(self, *, every: int, gamma: float = 0.1, warmup_steps: int = 0) -> None:
-        super().__init__(warmup_steps=warmup_steps)
+    def __init__(
+        self, *, every: int, gamma: float = 0.1, warmup_steps: int = 0, base_batch_size: int | None = None
+    ) -> None:
+        super().__init__(warmup_steps=warmup_steps, base_batch_size=base_batch_size)
         require("lr_schedule.every", every, is_integer(every, 1), "an integer of at least 1")
         require("lr_schedule.gamma", gamma, is_number(gamma) and gamma > 0, "a number above 0")
         self.every = every
@@ -56,8 +66,8 @@ class Step(Schedule):
 class Cosine(Schedule):
     """Half a cosine from 1 down to `final` (Loshchilov and Hutter, "SGDR", 2017)."""
 
-    def __init__(self, *, final: float = 0.0, warmup_steps: int = 0) -> None:
-        super().__init__(warmup_steps=warmup_steps)
+    def __init__(self, *, final: float = 0.0, warmup_steps: int = 0, base_batch_size: int | None = None) -> None:
+        super().__init__(warmup_steps=warmup_steps, base_batch_size=base_batch_size)
         require("lr_schedule.final", final, is_number(final) and 0 <= final <= 1, "0 to 1")
         self.final = final
 

@@ -63,6 +63,6 @@ class SGD(Optimizer):
     ) -> None:
         common = (chunks.bounds, chunks.decays, scale, lr, self.weight_decay, self.l1)
         if self.momentum:
-            kernel.momentum(params, grads, slots[0], *common, self.momentum, self.nesterov)
+            kernel.momentum(params, grads, slots[0], *common, self.momentum, self.nesterov, chunks.ones)
         else:
             kernel.sgd(params, grads, *common)

@@ -13,15 +13,20 @@ BOUNDS = np.array([[0, 4096], [4096, 4099], [4099, 4100], [4101, 9000], [9000, 9
 
 DECAYS = np.array([1.0, 0.0, 1.0, 1.0, 1.0, 0.0])
 
+RATES = np.array([1.0, 0.5, 1.0, 0.25, 1.0, 3.0])
+
 DECAY = 0.999
 
 UPDATES: list[tuple[ParallelKernel, int, tuple]] = [
-    (update.sgd, 0, (0.1, 0.01, 0.02, 0.03)),
-    (update.momentum, 1, (0.1, 0.01, 0.02, 0.03, 0.9, False)),
-    (update.momentum, 1, (0.1, 0.01, 0.02, 0.03, 0.9, True)),
-    (update.adam, 2, (0.1, 0.01, 0.02, False, 0.9, 0.999, 1e-8, 3)),
-    (update.adam, 2, (0.1, 0.01, 0.02, True, 0.9, 0.999, 1e-8, 3)),
+    (update.sgd, 0, (DECAYS, 0.1, 0.01, 0.02, 0.03)),
+    (update.momentum, 1, (DECAYS, 0.1, 0.01, 0.02, 0.03, 0.9, False, RATES)),
+    (update.momentum, 1, (DECAYS, 0.1, 0.01, 0.02, 0.03, 0.9, True, RATES)),
+    (update.adam, 2, (DECAYS, 0.1, 0.01, 0.02, False, 0.9, 0.999, 1e-8, 3)),
+    (update.adam, 2, (DECAYS, 0.1, 0.01, 0.02, True, 0.9, 0.999, 1e-8, 3)),
+    (update.adam_direction, 2, (DECAYS, 0.1, 0.02, 0.9, 0.999, 1e-8, 3)),
+    (update.follow, 0, (RATES, 0.01)),
 ]
+NAMES = ["sgd", "momentum", "nesterov", "adam", "adamw", "adam_direction", "follow"]
 
 
 def numbers(count: int, dtype: str) -> list[np.ndarray]:
@@ -31,15 +36,13 @@ def numbers(count: int, dtype: str) -> list[np.ndarray]:
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize(
-    ("kernel", "num_slots", "settings"), UPDATES, ids=["sgd", "momentum", "nesterov", "adam", "adamw"]
-)
+@pytest.mark.parametrize(("kernel", "num_slots", "settings"), UPDATES, ids=NAMES)
 def test_update_gives_the_same_bits_from_one_thread_as_from_several(
     kernel: ParallelKernel, num_slots: int, settings: tuple, dtype: str
 ) -> None:
     serial, parallel = numbers(2 + num_slots, dtype), numbers(2 + num_slots, dtype)
-    kernel.serial(*serial, BOUNDS, DECAYS, *settings)
-    kernel.parallel(*parallel, BOUNDS, DECAYS, *settings)
+    kernel.serial(*serial, BOUNDS, *settings)
+    kernel.parallel(*parallel, BOUNDS, *settings)
     for one, other in zip(serial, parallel, strict=True):
         assert one.tobytes() == other.tobytes()
 

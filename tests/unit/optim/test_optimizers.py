@@ -13,10 +13,11 @@ import pytest
 from hpdl_mpi.base.errors import InputError
 from hpdl_mpi.nn import Context, Layer, Layout, Shape
 from hpdl_mpi.nn.init import Constant
-from hpdl_mpi.optim import OPTIMIZERS, SGD, Adam, AdamW, Chunks, Optimizer, clip_factor
+from hpdl_mpi.optim import LAMB, LARS, OPTIMIZERS, SGD, Adam, AdamW, Chunks, Optimizer, clip_factor
 from tests import reference as ref
 
 STEPS = 5
+CUTS = (7, 40, 65_000, 65_000, 131_200)
 LARGE = 150_001
 """Elements: more than two chunks."""
 
@@ -66,6 +67,18 @@ ROWS = {
         ("weight_decay",),
     ),
     "adamw": Row(AdamW(0.1, weight_decay=0.2), ref.adam, {"weight_decay": 0.2, "decoupled": True}, ("weight_decay",)),
+    "lars": Row(
+        LARS(0.5, momentum=0.8, weight_decay=0.2, trust=0.1),
+        ref.lars,
+        {"momentum": 0.8, "weight_decay": 0.2, "trust": 0.1},
+        ("weight_decay", "trust"),
+    ),
+    "lamb": Row(
+        LAMB(0.1, betas=(0.7, 0.95), eps=1e-3, weight_decay=0.2),
+        ref.lamb,
+        {"betas": (0.7, 0.95), "eps": 1e-3, "weight_decay": 0.2, "adapts": True},
+        ("weight_decay", "adapts"),
+    ),
 }
 every_row = pytest.mark.parametrize("row", ROWS.values(), ids=ROWS)
 
@@ -108,10 +121,11 @@ def expected(layout: Layout, row: Row, scale: float = 1.0) -> dict[str, list[np.
     start, results = layout.views(gradient(layout, 99)), {}
     for name, p in start.items():
         settings = row.settings | (dict.fromkeys(row.decays, 0.0) if name == "bare" else {})
-        state = [np.zeros_like(p)] * (2 if row.twin is ref.adam else 1)
+        counts = row.twin in (ref.adam, ref.lamb)
+        state = [np.zeros_like(p)] * (2 if counts else 1)
         for step in range(STEPS):
             g, lr = scale * layout.views(gradient(layout, step))[name], row.optimizer.lr / (1 + step)
-            time = [step + 1] if row.twin is ref.adam else []
+            time = [step + 1] if counts else []
             p, *state = row.twin(p, g, *state, *time, lr=lr, **settings)
         results[name] = [p, *state[: len(row.optimizer.slots)]]
     return results
@@ -130,9 +144,10 @@ def test_steps_are_those_of_the_naive_twin(layout: Layout, row: Row, dtype: type
 
 @every_row
 def test_update_of_slices_is_that_of_the_whole_to_the_bit(layout: Layout, row: Row) -> None:
-    """Ranks that share the update cut parameters and chunks anywhere."""
+    """Ranks that share the update cut parameters and chunks anywhere, or between parameters if it is by layer."""
     whole, slots = run(layout, row.optimizer)
-    parts, part_slots = run(layout, row.optimizer, cuts=(7, 40, 65_000, 65_000, 131_200))
+    between = tuple(segment.start for segment in layout.segments)
+    parts, part_slots = run(layout, row.optimizer, cuts=between if row.optimizer.layerwise else CUTS)
     np.testing.assert_array_equal(parts, whole)
     for part, slot in zip(part_slots, slots, strict=True):
         np.testing.assert_array_equal(part, slot)
@@ -187,7 +202,7 @@ def test_clipping_shortens_long_gradients_only() -> None:
 
 
 def test_optimizers_are_found_by_name() -> None:
-    assert {"sgd": SGD, "adam": Adam, "adamw": AdamW} == OPTIMIZERS
+    assert {"sgd": SGD, "adam": Adam, "adamw": AdamW, "lars": LARS, "lamb": LAMB} == OPTIMIZERS
     assert (SGD(1.0).slots, SGD(1.0, momentum=0.5).slots, Adam().slots) == ((), ("velocity",), ("first", "second"))
 
 
@@ -221,3 +236,12 @@ def test_impossible_settings_are_refused(make: Callable[[], Optimizer], message:
     with pytest.raises(InputError) as caught:
         make()
     assert str(caught.value) == message
+
+
+@pytest.mark.parametrize("make", [lambda: LARS(0.1), lambda: LAMB(0.1)])
+def test_layerwise_rate_of_what_is_zero_is_one(layout: Layout, make: Callable[[], Optimizer]) -> None:
+    optimizer, params, grads = make(), layout.allocate(np.float64), gradient(layout, 0)
+    slots = [layout.allocate(np.float64) for _ in optimizer.slots]
+    optimizer.update(params, grads, slots, Chunks(layout), step=0, lr=0.1)
+    assert np.isfinite(params).all()
+    assert params.any()

@@ -66,3 +66,11 @@ def test_impossible_settings_are_refused(make: Callable[[], Schedule], message: 
     with pytest.raises(InputError) as caught:
         make()
     assert str(caught.value) == message
+
+
+def test_rate_grows_with_the_batch() -> None:
+    assert Constant(base_batch_size=256).scale(1024) == 4.0
+    assert Cosine(base_batch_size=256).scale(64) == 0.25
+    assert Step(every=1).scale(1024) == 1.0
+    with pytest.raises(InputError, match=r"lr_schedule\.base_batch_size: out of range\. Found 0"):
+        Constant(base_batch_size=0)

@@ -1,0 +1,36 @@
+"""Layer-wise rates for large batches: LAMB."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from hpdl_mpi.kernels import update as kernel
+from hpdl_mpi.optim.adam import AdamW
+from hpdl_mpi.optim.optimizer import Chunks
+
+
+class LAMB(AdamW):
+    """AdamW, with the step of each parameter in proportion to the parameter (You et al., 2020).
+
+    A parameter p for which AdamW's direction is u, decay included, takes ``|p| / |u|`` of it. Parameters without decay
+    (biases, normalisation) learn as in `AdamW`, whose arguments it takes.
+    """
+
+    layerwise = True
+
+    def update(
+        self,
+        params: np.ndarray,
+        grads: np.ndarray,
+        slots: Sequence[np.ndarray],
+        chunks: Chunks,
+        *,
+        step: int,
+        lr: float,
+        scale: float = 1.0,
+    ) -> None:
+        common = (chunks.bounds, chunks.decays, scale, self.weight_decay, *self.betas, self.eps, step + 1)
+        kernel.adam_direction(params, grads, *slots, *common)
+        kernel.follow(params, grads, chunks.bounds, chunks.ratios(*chunks.norms(params, grads)), lr)

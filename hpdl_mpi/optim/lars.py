@@ -1,0 +1,60 @@
+"""Layer-wise rates for large batches: LARS."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from hpdl_mpi.base.errors import is_number, require
+from hpdl_mpi.kernels import update as kernel
+from hpdl_mpi.optim.optimizer import Chunks, Optimizer
+
+
+class LARS(Optimizer):
+    """Momentum, with the gradient of each parameter in proportion to the parameter (You, Gitman and Ginsburg, 2017).
+
+    Large batches allow large rates, but not for all layers alike. A parameter p with gradient g, decay included, takes
+    ``trust |p| / (|g| + weight_decay |p|)`` of it. Parameters without decay (biases, normalisation) learn as in `SGD`.
+
+    Parameters
+    ----------
+    lr : float
+    momentum : float
+    weight_decay : float
+    trust : float
+        How far a parameter moves in a step of rate 1, relative to its own norm.
+    """
+
+    slots = ("velocity",)
+    layerwise = True
+
+    def __init__(self, lr: float, *, momentum: float = 0.9, weight_decay: float = 0.0, trust: float = 1e-3) -> None:
+        require("optimizer.lr", lr, is_number(lr) and lr >= 0, "at least 0")
+        require("optimizer.momentum", momentum, is_number(momentum) and 0 <= momentum < 1, "at least 0 and below 1")
+        decays = is_number(weight_decay) and weight_decay >= 0
+        require("optimizer.weight_decay", weight_decay, decays, "at least 0")
+        require("optimizer.trust", trust, is_number(trust) and trust > 0, "above 0")
+        self.lr = float(lr)
+        self.momentum = float(momentum)
+        self.weight_decay = float(weight_decay)
+        self.trust = float(trust)
+
+    def update(
+        self,
+        params: np.ndarray,
+        grads: np.ndarray,
+        slots: Sequence[np.ndarray],
+        chunks: Chunks,
+        *,
+        step: int,
+        lr: float,
+        scale: float = 1.0,
+    ) -> None:
+        length, slope = chunks.norms(params, grads)
+        slope *= abs(scale)
+        slope += self.weight_decay * length
+        length *= self.trust
+        rates = chunks.ratios(length, slope)
+        decay = (chunks.decays, scale, lr, self.weight_decay, 0.0)
+        kernel.momentum(params, grads, slots[0], chunks.bounds, *decay, self.momentum, False, rates)
