@@ -289,6 +289,38 @@ def moving_averages(values: Iterable[Array], decay: float) -> list[Array]:
     return averages
 
 
+def lars(
+    p: Array, g: Array, velocity: Array, *, lr: float, momentum: float, weight_decay: float, trust: float
+) -> tuple[Array, Array]:
+    """Gradient descent with momentum, the gradient of a parameter in proportion to it unless trust is 0."""
+    slope = g + weight_decay * p
+    norm = np.linalg.norm(g) + weight_decay * np.linalg.norm(p)
+    if trust and norm and np.linalg.norm(p):
+        slope = slope * trust * np.linalg.norm(p) / norm
+    velocity = momentum * velocity + slope
+    return p - lr * velocity, velocity
+
+
+def lamb(
+    p: Array,
+    g: Array,
+    first: Array,
+    second: Array,
+    step: int,
+    *,
+    lr: float,
+    betas: tuple[float, float],
+    eps: float,
+    weight_decay: float,
+    adapts: bool,
+) -> tuple[Array, Array, Array]:
+    """AdamW, the step of a parameter in proportion to it if it adapts."""
+    moved, first, second = adam(p, g, first, second, step, lr=1.0, betas=betas, eps=eps)
+    direction = p - moved + weight_decay * p
+    rate = np.linalg.norm(p) / np.linalg.norm(direction) if adapts else 1.0
+    return p - lr * rate * direction, first, second
+
+
 def clip(g: Array, limit: float) -> Array:
     """Return g, shortened to a norm of `limit` if it is longer."""
     norm = math.sqrt(math.fsum(value**2 for value in g.reshape(-1)))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import math
+import mmap
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
@@ -14,6 +16,22 @@ from hpdl_mpi.base.errors import InputError
 
 ALIGNMENT = 64
 """Bytes: a cache line, and the width of the widest vector register."""
+
+_PAGE = mmap.PAGESIZE
+_DONT_NEED = 4
+
+
+def _find_madvise() -> Callable[[int, int, int], int]:
+    """Return the system's call, or a function that fails as it does."""
+    if not sys.platform.startswith("linux"):
+        return lambda address, length, advice: -1
+    call = ctypes.CDLL(None).madvise
+    call.argtypes = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int
+    call.restype = ctypes.c_int
+    return call
+
+
+_madvise = _find_madvise()
 
 Allocator = Callable[[int], np.ndarray]
 """Takes a number of bytes, returns a zeroed, 64-byte-aligned array of uint8 of that length."""
@@ -40,6 +58,18 @@ def aligned(shape: int | tuple[int, ...], dtype: DTypeLike, allocate: Allocator 
     shape = (shape,) if isinstance(shape, int) else shape
     dtype = np.dtype(dtype)
     return allocate(math.prod(shape) * dtype.itemsize).view(dtype).reshape(shape)
+
+
+def forget(array: np.ndarray) -> None:
+    """Zero a contiguous array of the heap, and give its memory back to the system until it is written again."""
+    flat = array.reshape(-1).view(np.uint8)
+    first = -flat.ctypes.data % _PAGE
+    last = max(first, flat.size - (flat.ctypes.data + flat.size) % _PAGE)
+    if last > first and _madvise(flat.ctypes.data + first, last - first, _DONT_NEED) == 0:
+        flat[:first] = 0
+        flat[last:] = 0
+    else:  # no whole page in it, or a system that does not take it
+        flat[:] = 0
 
 
 _BY_BATCHES = (

@@ -1,7 +1,7 @@
 """How ranks talk: communicators, and collectives as schedules. The only room that imports mpi4py."""
 
 from hpdl_mpi.base.agree import agree, agree_all
-from hpdl_mpi.comm.allreduce import AUTO, make_allreduce
+from hpdl_mpi.comm.allreduce import AUTO, find_wire, make_allreduce, segment_bytes_between
 from hpdl_mpi.comm.arena import Arena
 from hpdl_mpi.comm.choice import choose_allreduce
 from hpdl_mpi.comm.clock import clock_offset
@@ -29,10 +29,12 @@ __all__ = [
     "choose_allreduce",
     "clock_offset",
     "compile_reduction",
+    "find_wire",
     "make_allreduce",
     "ring_all_gather",
     "ring_allreduce",
     "ring_reduce_scatter",
     "run_threads",
+    "segment_bytes_between",
     "world",
 ]

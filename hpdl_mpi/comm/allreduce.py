@@ -12,6 +12,7 @@ from hpdl_mpi.comm.execute import Collective
 from hpdl_mpi.comm.messages import SEGMENT_BYTES
 from hpdl_mpi.comm.schedule import window_size
 from hpdl_mpi.comm.shared_rounds import SharedMemory
+from hpdl_mpi.kernels.wire import WIRES, Wire
 
 AUTO = "auto"
 
@@ -30,6 +31,8 @@ def make_allreduce(
     tag: int = COLLECTIVE_TAG,
     segment_bytes: int | None = None,
     window: Window | None = None,
+    label: str = "",
+    compression: str | None = None,
 ) -> Transfer:
     """Prepare a sum over all ranks into everyone's array, to be started again and again. Collective.
 
@@ -46,6 +49,11 @@ def make_allreduce(
         See `Collective`; by default what suits one machine, or a network.
     window : Window, optional
         Where the arrays lie, each at the start of its rank's part, for an algorithm made for that.
+    label : str
+        What is summed, in the user's words.
+    compression : str, optional
+        A name of `WIRES`: how messages carry float32. What goes through shared memory, or is the library's, is not
+        compressed; float64 neither.
 
     Raises
     ------
@@ -56,14 +64,29 @@ def make_allreduce(
         algorithm = choose_allreduce(comm, array.nbytes, "private" if window is None else "shared")
         if window is None and algorithm != LIBRARY and ALLREDUCES[algorithm].shares and not _can_share(comm):
             algorithm = "ring"
+    wire = find_wire(compression) if array.dtype == np.float32 else None
     if algorithm == LIBRARY:
-        return comm.allreduce_init(array)
+        return comm.allreduce_init(array, label)
     if segment_bytes is None:
-        segment_bytes = SEGMENT_BYTES if comm.num_nodes == 1 else _NETWORK_SEGMENT_BYTES
+        segment_bytes = segment_bytes_between(comm)
     kind = find_algorithm(algorithm, comm, in_window=window is not None)
     program = kind.programs(comm.nodes, array.size, comm.rank)
     shared = SharedMemory(comm, window_size([program]), array.dtype, window) if kind.shares else None
-    return Collective(comm, program, array, tag=tag, segment_bytes=segment_bytes, shared=shared)
+    return Collective(comm, program, array, tag=tag, segment_bytes=segment_bytes, shared=shared, label=label, wire=wire)
+
+
+def segment_bytes_between(comm: Communicator) -> int:
+    """Return the segments' length that suits the place of the ranks."""
+    return SEGMENT_BYTES if comm.num_nodes == 1 else _NETWORK_SEGMENT_BYTES
+
+
+def find_wire(compression: str | None) -> Wire | None:
+    """Return how messages carry float32 by this name; raise an InputError if there is no such way."""
+    if compression is None or compression in WIRES:
+        return WIRES[compression] if compression else None
+    raise InputError(
+        "no such compression", where="all-reduce", found=compression, expected=" or ".join(WIRES), shared=True
+    )
 
 
 def _can_share(comm: Communicator) -> bool:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import pickle
+import zlib
 from abc import ABC, abstractmethod
+from collections import deque
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import Any, Literal, NoReturn
 
 import numpy as np
 
-from hpdl_mpi.base.errors import InputError
+from hpdl_mpi.base.errors import InputError, TrainingError
 
 RESERVED_TAG = 32_767
 """The largest tag that every MPI library has. The communicator's own messages bear it."""
@@ -23,6 +26,9 @@ _UFUNCS: dict[Reduction, np.ufunc] = {"sum": np.add, "max": np.maximum, "min": n
 PAGE = 4096
 """Bytes that what a rank shares is aligned to, and a multiple of."""
 
+_REMEMBERED = 256
+"""Calls that a group remembers, to name those that ranks do not share."""
+
 PIECE_BYTES = 1 << 20
 """How much `Communicator.allreduce` gathers at once."""
 
@@ -34,9 +40,12 @@ class Work(ABC):
     ----------
     comm : Communicator
         Where it runs.
+    label : str
+        What it is for, in the user's words.
     """
 
     comm: Communicator
+    label: str = ""
 
     @abstractmethod
     def test(self) -> bool:
@@ -135,6 +144,10 @@ class Communicator(ABC):
         its number of threads.
     crowded : bool
         Whether ranks of this machine share cores, so that one that waits had better give its core away.
+    calls : Calls
+        The collectives that this rank has begun here.
+    check_calls : bool
+        Whether each collective is compared over the ranks before it begins.
     """
 
     rank: int
@@ -146,9 +159,12 @@ class Communicator(ABC):
     node_size: int
     shares_process: bool
     crowded: bool
+    calls: Calls
+    check_calls: bool
 
     def _place(self, nodes: Sequence[int]) -> None:
-        """Set the attributes on machines from any naming of each rank's machine."""
+        """Set the attributes on machines from any naming of each rank's machine, and those on calls."""
+        self.calls, self.check_calls = Calls(), False
         order = list(dict.fromkeys(nodes))
         mine = nodes[self.rank]
         self.node, self.num_nodes = order.index(mine), len(order)
@@ -171,7 +187,7 @@ class Communicator(ABC):
     def recv_init(self, array: np.ndarray, source: int, tag: int = 0) -> Transfer:
         """Prepare a message that will be received many times; receives nothing yet."""
 
-    def allreduce_init(self, array: np.ndarray) -> Transfer:
+    def allreduce_init(self, array: np.ndarray, label: str = "") -> Transfer:
         """Prepare the MPI library's own sum of an array of floats over the ranks; sums nothing yet."""
         raise InputError("has no all-reduce of an MPI library", where=type(self).__name__)
 
@@ -213,6 +229,35 @@ class Communicator(ABC):
     def wait_for(self, work: Work) -> None:
         """Block until `work.test()` is true. All waiting in the package comes here."""
 
+    @abstractmethod
+    def watched(self, seconds: float) -> AbstractContextManager[None]:
+        """Let no rank of the job wait longer than this inside the context: see `Watchdog`. Collective.
+
+        Waits in it raise a TrainingError then that says where every rank is, and which are late.
+        """
+
+    def begin(self, what: object) -> None:
+        """Count an operation that begins, for those who ask where this rank is; as text it says what it is. Local."""
+
+    def begin_collective(self, what: str) -> None:
+        """Do as `begin` for a collective of all ranks; if calls are checked, raise unless it is the same everywhere."""
+        self.begin(what)
+        self.calls.add(what)
+        if self.check_calls:
+            self.check_calls = False
+            digests = self.allgather_obj(self.calls.digest)
+            if len({*digests}) > 1:
+                self.explain_mismatch()
+            self.check_calls = True
+
+    def explain_mismatch(self) -> NoReturn:
+        """Raise a TrainingError that names the first of the latest calls that ranks do not share. Collective."""
+        histories = self.allgather_obj(self.calls)
+        raise TrainingError("ranks do not make the same calls", found=first_difference(histories), shared=True)
+
+    def begin_step(self, step: int) -> None:
+        """Note the number of the training step that begins, for the same. Local."""
+
     def send(self, array: np.ndarray, dest: int, tag: int = 0) -> None:
         """Send, and block until the array may change."""
         self.isend(array, dest, tag).wait()
@@ -243,6 +288,7 @@ class Communicator(ABC):
     def allgather(self, array: np.ndarray, out: np.ndarray) -> None:
         """Write every rank's array, in the order of ranks, into everyone's `out`, shape (size, *shape). Collective."""
         check_gathered(array, out, self.size)
+        self.begin_collective(f"allgather of {array.nbytes} bytes")
         others = [peer for peer in range(self.size) if peer != self.rank]
         receiving = [self.irecv(out[peer : peer + 1], peer, RESERVED_TAG) for peer in others]
         sending = [self.isend(array, peer, RESERVED_TAG) for peer in others]
@@ -314,6 +360,48 @@ class Communicator(ABC):
         lengths = np.empty((self.size, 1), np.int64)
         self.allgather(np.array([data.size]), lengths)
         return lengths[:, 0]
+
+
+class Calls:
+    """The collectives that a rank has begun in a group, in order.
+
+    Attributes
+    ----------
+    digest : int
+        Of all of them; 32 bits.
+    count : int
+        How many there were.
+    latest : deque of str
+    """
+
+    def __init__(self) -> None:
+        self.digest = self.count = 0
+        self.latest: deque[str] = deque(maxlen=_REMEMBERED)
+
+    def add(self, what: str) -> None:
+        """Note one that begins."""
+        self.digest = zlib.crc32(what.encode(), self.digest)
+        self.count += 1
+        self.latest.append(what)
+
+
+def describe_collective(label: str, array: np.ndarray) -> str:
+    """Return what tells a collective from others, the same on all ranks."""
+    return f"{label}, {array.size} x {array.dtype}"
+
+
+def first_difference(histories: Sequence[Calls]) -> str:
+    """Say what ranks called where they differed first, as far as is remembered, by rank."""
+    start = max(calls.count - len(calls.latest) for calls in histories)
+    stop = max(calls.count for calls in histories)
+    for number in range(start, stop):
+        said = []
+        for calls in histories:
+            place = number - (calls.count - len(calls.latest))
+            said.append(calls.latest[place] if place < len(calls.latest) else "nothing")
+        if len({*said}) > 1:
+            return f"call {number + 1}: " + "; ".join(f"rank {rank}: {what}" for rank, what in enumerate(said))
+    return f"a difference before the last {_REMEMBERED} calls"
 
 
 def check_array(array: np.ndarray, *, written: bool = False) -> None:

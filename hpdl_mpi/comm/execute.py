@@ -8,12 +8,13 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import DTypeLike
 
-from hpdl_mpi.comm.communicator import COLLECTIVE_TAG, Communicator, Transfer, check_array
+from hpdl_mpi.comm.communicator import COLLECTIVE_TAG, Communicator, Transfer, check_array, describe_collective
 from hpdl_mpi.comm.messages import SEGMENT_BYTES, Messages
 from hpdl_mpi.comm.schedule import Program, is_shared
 from hpdl_mpi.comm.shared_rounds import SharedMemory, SharedRounds
 from hpdl_mpi.kernels.elementwise import add
 from hpdl_mpi.kernels.shared_steps import run_steps
+from hpdl_mpi.kernels.wire import Wire
 
 
 def compile_reduction(dtype: DTypeLike) -> None:
@@ -41,6 +42,12 @@ class Collective(Transfer):
         Where messages are cut; the same on all ranks.
     shared : SharedMemory, optional
         For programs that use such memory; the collective's own from now on.
+    label : str
+        What it is for.
+    joint : bool
+        Whether all ranks of `comm` have a program.
+    wire : Wire, optional
+        How messages carry float32 in less; memory that ranks share is not concerned.
 
     Notes
     -----
@@ -57,11 +64,17 @@ class Collective(Transfer):
         tag: int = COLLECTIVE_TAG,
         segment_bytes: int = SEGMENT_BYTES,
         shared: SharedMemory | None = None,
+        label: str = "",
+        joint: bool = True,
+        wire: Wire | None = None,
     ) -> None:
         check_array(array, written=True)
         if array.ndim != 1 or array.dtype not in (np.float32, np.float64):
             raise ValueError(f"a collective needs a flat float array; found shape {array.shape} of {array.dtype}")
-        self.comm = comm
+        if wire and array.dtype != np.float32:
+            raise ValueError(f"only float32 can travel in less; found {array.dtype}")
+        self.comm, self.label, self._joint = comm, label, joint
+        self._said = describe_collective(label or "collective", array)
         self._shared = shared
         length = max(1, segment_bytes // array.itemsize)
         self._parts: list[Messages | SharedRounds] = []
@@ -71,11 +84,17 @@ class Collective(Transfer):
                 assert shared is not None, "a program that uses shared memory gets some"
                 self._parts.append(SharedRounds(shared, list(rounds), array))
             else:
-                self._parts.append(Messages(comm, list(rounds), array, tag, length))
+                self._parts.append(Messages(comm, list(rounds), array, tag, length, wire))
         self._position = len(self._parts)
         self._run = 0
+        self._array = array
+        self._wire = wire if any(isinstance(part, Messages) for part in self._parts) else None
 
     def start(self) -> None:
+        if self._joint:
+            self.comm.begin_collective(self._said)
+        else:
+            self.comm.begin(self._said)
         self._position = -1
         self._run += 1
         self._next_part()
@@ -84,6 +103,8 @@ class Collective(Transfer):
         self._position += 1
         if self._position < len(self._parts):
             self._parts[self._position].start(self._run)
+        elif self._wire:
+            self._wire.round(self._array)  # where the last sum was not sent on it is still exact
 
     def test(self) -> bool:
         while self._position < len(self._parts):

@@ -7,6 +7,7 @@ on.
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections import defaultdict, deque
@@ -17,6 +18,7 @@ import numpy as np
 from hpdl_mpi.base.errors import TrainingError
 from hpdl_mpi.comm.communicator import Work
 from hpdl_mpi.comm.faults import Fault, FaultPlan, RankKilled
+from hpdl_mpi.comm.whereabouts import Whereabouts, describe
 
 Mailbox = tuple[Hashable, int, int, int]
 """(context, source, dest, tag); ranks are those of the world."""
@@ -55,6 +57,9 @@ class Mailboxes:
         self._last_arrival = [0.0] * num_ranks
         self._last_progress = 0.0
         self._waiting: dict[int, tuple[Work, float]] = {}  # what for, and when it last was not over
+        self.limit = math.inf
+        """Seconds that a rank may wait."""
+        self.whereabouts = [Whereabouts() for _ in range(num_ranks)]
         self._ended: dict[int, str] = {}
 
     def share(self, place: Hashable, size: int) -> list[np.ndarray | None]:
@@ -101,8 +106,9 @@ class Mailboxes:
 
     def wait_for(self, work: Work, rank: int) -> None:
         """Block a rank until its work is over, and raise when nothing can ever finish it."""
+        began = time.monotonic()
         with self._lock:
-            self._last_progress = time.monotonic()  # it may have written for others until now
+            self._last_progress = began  # it may have written for others until now
         progress = work.progress
         while True:
             arrived, tested = self._arrived[rank], time.monotonic()
@@ -118,8 +124,11 @@ class Mailboxes:
                 if self._all_stuck():
                     self._fail(f"no rank can go on:\n{self.positions()}")
                     self._check_failure(rank)
+                if tested - began > self.limit:
+                    self._fail(f"rank {rank} has waited {self.limit} s:\n{self.positions()}")
+                    self._check_failure(rank)
                 late = self._last_arrival[rank] - tested
-                limit = late if late > 0 else None
+                limit = late if late > 0 else min(self.limit, threading.TIMEOUT_MAX)
                 # Nobody tells of what is written into shared memory.
                 self._news[rank].wait(limit if progress is None else _LOOK_SECONDS)
                 self._waiting.pop(rank, None)
@@ -134,8 +143,9 @@ class Mailboxes:
 
     def positions(self) -> str:
         """Say what every rank does, one line each."""
-        states = {rank: f"waits: {work}" for rank, (work, _) in self._waiting.items()} | self._ended
-        return "\n".join(f"  rank {rank} {states.get(rank, 'runs')}" for rank in range(self.num_ranks))
+        states = {rank: f"waits: {describe(work)}" for rank, (work, _) in self._waiting.items()} | self._ended
+        steps = [f" (step {place.step})" if place.step else "" for place in self.whereabouts]
+        return "\n".join(f"  rank {rank} {states.get(rank, 'runs')}{step}" for rank, step in enumerate(steps))
 
     def end(self, rank: int, error: BaseException | None) -> None:
         """Note that a rank's function has returned or raised."""

@@ -11,7 +11,7 @@ ranks see the messages between them in one order, so these need no names.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -20,6 +20,7 @@ from hpdl_mpi.base.memory import aligned
 from hpdl_mpi.comm.communicator import Communicator, Transfer
 from hpdl_mpi.comm.schedule import Op, Round, Step
 from hpdl_mpi.kernels.elementwise import add
+from hpdl_mpi.kernels.wire import Wire
 
 SEGMENT_BYTES = 1 << 21
 """The length of a segment. Both ends of a message cut it alike, so all ranks must use the same."""
@@ -45,10 +46,18 @@ class Messages:
     tag : int
     length : int
         Elements of a segment.
+    wire : Wire, optional
+        How float32 travels in less; what is sent is rounded in the array, too, so that all ranks end with the same.
     """
 
     def __init__(
-        self, comm: Communicator, rounds: Sequence[tuple[int, Round]], array: np.ndarray, tag: int, length: int
+        self,
+        comm: Communicator,
+        rounds: Sequence[tuple[int, Round]],
+        array: np.ndarray,
+        tag: int,
+        length: int,
+        wire: Wire | None = None,
     ) -> None:
         receiving: dict[int, _Channel] = {}
         sending: dict[int, _Channel] = {}
@@ -58,10 +67,10 @@ class Messages:
             for step in steps:
                 channels = sending if step.op is Op.SEND else receiving
                 if step.peer not in channels:
-                    channels[step.peer] = _Channel(step.peer, self._done)
+                    channels[step.peer] = _Channel(step.peer, self._done, array.dtype, wire)
                 placed.append(channels[step.peer].place(number, step, length))
         for one, others in _overlapping(placed):
-            _prepare(comm, one, [other for other in others if one.follows(other)], array, tag, length)
+            _prepare(comm, one, [other for other in others if one.follows(other)], array, tag, length, wire)
         # What comes in is moved first: it may be what is to be sent on.
         self._channels = [*receiving.values(), *sending.values()]
 
@@ -102,8 +111,12 @@ class _Segment:
     transfer : Transfer
     before_start, before_end : Counts
         What must be over before this one may start, and before it may be added.
-    total, term : array, optional
-        What is added to what when it has come.
+    part : array
+        Of what the program works on.
+    aside : array, optional
+        What travels in its stead.
+    before, after : callable, optional
+        Called with both, before it starts and when it is over.
     """
 
     number: int
@@ -111,8 +124,10 @@ class _Segment:
     transfer: Transfer = field(init=False)
     before_start: Counts = ()
     before_end: Counts = ()
-    total: np.ndarray | None = None
-    term: np.ndarray | None = None
+    part: np.ndarray = field(init=False)
+    aside: np.ndarray | None = None
+    before: Callable | None = None
+    after: Callable | None = None
 
 
 class _Channel:
@@ -123,10 +138,14 @@ class _Channel:
     peer : int
     done : list of int
         How many segments of each channel are over, by its number, which this one's is added to.
+    dtype : dtype
+        Of the array.
+    wire : Wire, optional
     """
 
-    def __init__(self, peer: int, done: list[int]) -> None:
+    def __init__(self, peer: int, done: list[int], dtype: np.dtype, wire: Wire | None) -> None:
         self.peer = peer
+        self._dtype = np.dtype(np.uint16) if wire else dtype
         self.number = len(done)
         self.segments: list[_Segment] = []
         self._started = 0
@@ -134,7 +153,7 @@ class _Channel:
         self._done.append(0)
         self._longest = 0
         self._aside: np.ndarray | None = None
-        self._added: list[int] = []
+        self._set_aside: list[int] = []
 
     def place(self, number: int, step: Step, length: int) -> _Placed:
         """Make room for a step's segments."""
@@ -143,13 +162,13 @@ class _Channel:
         self._longest = max(self._longest, min(length, step.size))
         return placed
 
-    def receive_aside(self, index: int, part: np.ndarray) -> tuple[np.ndarray, Counts]:
-        """Return where a segment is received that is added to `part`, and what must be over before it starts."""
+    def set_aside(self, index: int, part: np.ndarray) -> tuple[np.ndarray, Counts]:
+        """Return what travels in the stead of `part`, and what must be over before it may be written."""
         if self._aside is None:
-            self._aside = aligned(_SLOTS * self._longest, part.dtype)
-        place = len(self._added) % _SLOTS * self._longest
-        before = [(self.number, self._added[-_SLOTS] + 1)] if len(self._added) >= _SLOTS else []
-        self._added.append(index)
+            self._aside = aligned(_SLOTS * self._longest, self._dtype)
+        place = len(self._set_aside) % _SLOTS * self._longest
+        before = [(self.number, self._set_aside[-_SLOTS] + 1)] if len(self._set_aside) >= _SLOTS else []
+        self._set_aside.append(index)
         return self._aside[place : place + part.size], before
 
     @property
@@ -180,12 +199,15 @@ class _Channel:
             segment = segments[done]
             if not (_reached(segment.before_end, self._done) and segment.transfer.test()):
                 break
-            if segment.total is not None:
-                add(segment.total, segment.term, segment.total)
+            if segment.after is not None:
+                segment.after(segment.part, segment.aside)
             done += 1
             self._done[number] = done
         while started < len(segments) and _reached(segments[started].before_start, self._done):
-            segments[started].transfer.start()
+            segment = segments[started]
+            if segment.before is not None:
+                segment.before(segment.part, segment.aside)
+            segment.transfer.start()
             started += 1
         self._started = started
         return done + started > before
@@ -241,7 +263,13 @@ def _overlapping(placed: Sequence[_Placed]) -> Iterator[tuple[_Placed, list[_Pla
 
 
 def _prepare(
-    comm: Communicator, placed: _Placed, others: Sequence[_Placed], array: np.ndarray, tag: int, length: int
+    comm: Communicator,
+    placed: _Placed,
+    others: Sequence[_Placed],
+    array: np.ndarray,
+    tag: int,
+    length: int,
+    wire: Wire | None,
 ) -> None:
     """Fill in the segments of a step that follows others."""
     step, channel = placed.step, placed.channel
@@ -249,14 +277,25 @@ def _prepare(
         part = array[start : min(start + length, step.stop)]
         needed = _needed(start, start + part.size, others, length)
         segment = channel.segments[index]
-        if step.op is Op.RECV_REDUCE:
-            segment.total = part
-            segment.term, segment.before_start = channel.receive_aside(index, part)
-            segment.before_end = needed
-            segment.transfer = comm.recv_init(segment.term, step.peer, tag)
-        else:
-            prepare = comm.send_init if step.op is Op.SEND else comm.recv_init
-            segment.transfer, segment.before_start = prepare(part, step.peer, tag), needed
+        segment.part = part
+        sends, adds = step.op is Op.SEND, step.op is Op.RECV_REDUCE
+        free: Counts = ()
+        if wire or adds:
+            segment.aside, free = channel.set_aside(index, part)
+        # What is received aside may come before its place is free.
+        waits = sends or segment.aside is None
+        segment.before_start, segment.before_end = ((*free, *needed), ()) if waits else (free, needed)
+        if wire:
+            segment.before = wire.pack if sends else None
+            segment.after = None if sends else wire.add if adds else wire.unpack
+        elif adds:
+            segment.after = _add
+        prepare = comm.send_init if sends else comm.recv_init
+        segment.transfer = prepare(part if segment.aside is None else segment.aside, step.peer, tag)
+
+
+def _add(total: np.ndarray, term: np.ndarray) -> None:
+    add(total, term, total)
 
 
 def _needed(start: int, stop: int, others: Sequence[_Placed], length: int) -> Counts:

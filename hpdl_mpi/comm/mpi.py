@@ -10,8 +10,9 @@ import atexit
 import os
 import time
 import weakref
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import NoReturn
 
 import numpy as np
@@ -29,7 +30,10 @@ from hpdl_mpi.comm.communicator import (
     check_array,
     check_gathered,
     check_message,
+    describe_collective,
 )
+from hpdl_mpi.comm.watchdog import Watchdog
+from hpdl_mpi.comm.whereabouts import Whereabouts
 from hpdl_mpi.kernels.threads import available_cores
 
 PATIENCE = 1.0
@@ -40,7 +44,14 @@ GRACE = 3.0
 
 _SHARED_FOLDER = "/dev/shm"
 _NAP = 1e-4
+_LOOK = 0.01
+"""Seconds between the times that a rank which waits long asks after others."""
+
 _LAST_WORDS = 0.25
+
+
+_watchdogs: list[Watchdog] = []
+"""The one that watches over this job, while it does."""
 
 
 class MpiCommunicator(Communicator):
@@ -111,14 +122,16 @@ class MpiCommunicator(Communicator):
 
     def allgather(self, array: np.ndarray, out: np.ndarray) -> None:
         check_gathered(array, out, self.size)
+        self.begin_collective(f"allgather of {array.nbytes} bytes")
         self.wait_for(_Joint(self, self._handle.Iallgather(_spec(array), _spec(out)), "allgather"))
 
     def barrier(self) -> None:
+        self.begin_collective("barrier")
         self.wait_for(_Joint(self, self._handle.Ibarrier(), "barrier"))
 
-    def allreduce_init(self, array: np.ndarray) -> Transfer:
+    def allreduce_init(self, array: np.ndarray, label: str = "") -> Transfer:
         check_array(array, written=True)
-        return _LibraryAllreduce(self, self._handle, array)
+        return _LibraryAllreduce(self, self._handle, array, label)
 
     def library_name(self) -> str:
         name, version = MPI.get_vendor()
@@ -161,8 +174,37 @@ class MpiCommunicator(Communicator):
         while not work.test():
             os.sched_yield()
             if time.monotonic() - start > PATIENCE:
-                self._shared.departures.check(work, self._world_ranks)
+                self._wait_long(work, start)
+                return
+
+    def _wait_long(self, work: Work, start: float) -> None:
+        shared, looked = self._shared, 0.0
+        with shared.whereabouts.waiting():
+            while not work.test():
+                if time.monotonic() - looked > _LOOK:
+                    shared.whereabouts.wait(work, start, [self._world_ranks[peer] for peer in work.peers])
+                    shared.departures.check(work, self._world_ranks)
+                    for watchdog in _watchdogs:
+                        watchdog.check(work, start)
+                    looked = time.monotonic()
                 time.sleep(_NAP)
+
+    @contextmanager
+    def watched(self, seconds: float) -> Iterator[None]:
+        if self.size < 2 or _watchdogs:
+            yield
+            return
+        _watchdogs.append(Watchdog(self, self._world_ranks, self._shared.whereabouts, seconds))
+        try:
+            yield
+        finally:
+            _watchdogs.pop().end()
+
+    def begin(self, what: object) -> None:
+        self._shared.whereabouts.begin(what)
+
+    def begin_step(self, step: int) -> None:
+        self._shared.whereabouts.step = step
 
 
 @dataclass(frozen=True)
@@ -177,11 +219,14 @@ class Shared:
         See `Communicator`.
     departures : Departures
         Tells who has left the job.
+    whereabouts : Whereabouts
+        This rank's.
     """
 
     nodes: Sequence[int]
     crowded: bool
     departures: Departures
+    whereabouts: Whereabouts = field(default_factory=Whereabouts)
 
 
 class Departures:
@@ -295,11 +340,14 @@ class _Joint(Work):
 class _LibraryAllreduce(_Joint, Transfer):
     """The library's sum of an array, again and again."""
 
-    def __init__(self, comm: Communicator, handle: MPI.Intracomm, array: np.ndarray) -> None:
+    def __init__(self, comm: Communicator, handle: MPI.Intracomm, array: np.ndarray, label: str) -> None:
         super().__init__(comm, MPI.REQUEST_NULL, "allreduce")
+        self.label = label
         self._handle, self._array = handle, array
+        self._said = describe_collective(label or "the library's sum", array)
 
     def start(self) -> None:
+        self.comm.begin_collective(self._said)
         self._request = self._handle.Iallreduce(MPI.IN_PLACE, self._array)
 
 
@@ -347,6 +395,8 @@ def _free(request: MPI.Prequest) -> None:
 
 def abort(code: int) -> NoReturn:
     """End all processes of the job with this exit code. Local."""
+    for watchdog in _watchdogs:
+        watchdog.say_farewell()
     flush_output()
     # The launcher stops passing output on as soon as it hears of the abort.
     time.sleep(_LAST_WORDS)

@@ -9,7 +9,8 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import NoReturn, TypeVar
 
 import numpy as np
@@ -110,6 +111,17 @@ class ThreadCommunicator(Communicator):
 
     def wait_for(self, work: Work) -> None:
         self._mailboxes.wait_for(work, self._members[self.rank])
+
+    @contextmanager
+    def watched(self, seconds: float) -> Iterator[None]:
+        self._mailboxes.limit = seconds
+        yield
+
+    def begin(self, what: object) -> None:
+        self._mailboxes.whereabouts[self._members[self.rank]].begin(what)
+
+    def begin_step(self, step: int) -> None:
+        self._mailboxes.whereabouts[self._members[self.rank]].step = step
 
 
 class _ThreadWindow(Window):

@@ -5,14 +5,26 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
+import numpy as np
+
+from hpdl_mpi.base.memory import forget
 from hpdl_mpi.base.trace import Trace, now
-from hpdl_mpi.comm import Communicator, Transfer, Work, make_allreduce
+from hpdl_mpi.comm import (
+    Collective,
+    Communicator,
+    Transfer,
+    Work,
+    find_wire,
+    make_allreduce,
+    ring_all_gather,
+    ring_reduce_scatter,
+    segment_bytes_between,
+)
 from hpdl_mpi.nn import Layer
 from hpdl_mpi.nn.layer import walk
+from hpdl_mpi.parallel.feedback import compressed_sum
 from hpdl_mpi.parallel.replica import Replica
-
-BUCKET_BYTES = 25 * 10**6
-"""Of a bucket: long enough for full bandwidth, short enough that there is much to do while it is on its way."""
+from hpdl_mpi.parallel.shards import BUCKET_BYTES
 
 
 @dataclass
@@ -21,6 +33,12 @@ class _Bucket:
 
     Attributes
     ----------
+    reduction : Transfer
+        Sums it, or this rank's chunk of it.
+    gather : Transfer, optional
+        Copies the updated parameters from the ranks that have their chunks.
+    given_up : list of array
+        The gradients of which this rank needs no sums.
     sources : frozenset of int
         The layers that add to it, by `id`.
     missing : set of int
@@ -32,6 +50,8 @@ class _Bucket:
     start: int
     stop: int
     reduction: Transfer
+    gather: Transfer | None
+    given_up: list[np.ndarray]
     sources: frozenset[int]
     missing: set[int] = field(default_factory=set)
     began: float = 0.0
@@ -42,7 +62,8 @@ class GradientBuckets:
 
     Buckets lie in the order in which backward fills them. A bucket's reduction starts when the last weight gradient of
     the step has landed in it and those before it have started, so all ranks start them in one order. It is moved along
-    whenever something lands and between a pipeline's actions.
+    whenever something lands and between a pipeline's actions. Where ranks share the optimizer's state, each sums its
+    own chunk of a bucket alone, and gets the parameters of the others from those that have updated them.
 
     Parameters
     ----------
@@ -50,7 +71,7 @@ class GradientBuckets:
     dp : Communicator
     max_bytes : int
         Of a bucket, unless one parameter is larger.
-    algorithm : str
+    algorithm, compression : str
         See `make_allreduce`.
 
     Attributes
@@ -62,25 +83,46 @@ class GradientBuckets:
     """
 
     def __init__(
-        self, replica: Replica, dp: Communicator, *, max_bytes: int = BUCKET_BYTES, algorithm: str = "auto"
+        self,
+        replica: Replica,
+        dp: Communicator,
+        *,
+        max_bytes: int = BUCKET_BYTES,
+        algorithm: str = "auto",
+        compression: str | None = None,
     ) -> None:
         self.trace: Trace | None = None
         self._layers = {stage: list(walk(replica.stages[stage].model)) for stage in replica.pipeline.own}
         sources = _sources(self._layers)
-        self.slices = list(_cut(replica, max_bytes))
+        sharding = replica.sharding
+        self.slices = replica.buckets(sharding.max_bytes if sharding else max_bytes)
         self._buckets: list[_Bucket] = []
         if dp.size > 1:
             for tag, (start, stop) in enumerate(self.slices):
                 names = [segment.name for segment in replica.layout.segments if start <= segment.start < stop]
                 adding = frozenset().union(*(sources[name] for name in names))
-                reduction = make_allreduce(dp, replica.grads[start:stop], algorithm, tag=tag)
-                self._buckets.append(_Bucket(start, stop, reduction, adding, set(adding)))
+                gradients, label = replica.grads[start:stop], f"gradients, bucket {tag}"
+                gather: Transfer | None = None
+                given_up: list[np.ndarray] = []
+                if replica.feedback:
+                    reduction = compressed_sum(
+                        dp, replica.feedback, gradients, start, algorithm=algorithm, tag=tag, label=label
+                    )
+                elif sharding:
+                    reduction, gather = _shared_update(dp, gradients, replica.params[start:stop], tag, compression)
+                    first, last = sharding.own((start, stop))
+                    if sharding.gradients:
+                        given_up = [replica.grads[start:first], replica.grads[last:stop]]
+                else:
+                    reduction = make_allreduce(dp, gradients, algorithm, tag=tag, label=label, compression=compression)
+                self._buckets.append(_Bucket(start, stop, reduction, gather, given_up, adding, set(adding)))
         self._of_layer: dict[int, list[_Bucket]] = {}
         for bucket in self._buckets:
             for layer in bucket.sources:
                 self._of_layer.setdefault(layer, []).append(bucket)
         self._started = 0
         self._done = 0
+        self._gathering: list[Transfer] = []
 
     def layer_landed(self, layer: Layer) -> None:
         """Note that a layer's weight gradients have got all of this step; start and move along what can be. Local."""
@@ -106,11 +148,26 @@ class GradientBuckets:
             self._finish()
         for bucket in self._buckets[self._done + 1 : self._started]:
             bucket.reduction.test()
+        for gather in self._gathering:
+            gather.test()
 
     @property
     def reductions(self) -> list[Transfer]:
-        """The sums of all buckets."""
-        return [bucket.reduction for bucket in self._buckets]
+        """The sums of all buckets, and what collects their parameters."""
+        gathers = [bucket.gather for bucket in self._buckets if bucket.gather]
+        return [*(bucket.reduction for bucket in self._buckets), *gathers]
+
+    def gather(self, number: int) -> None:
+        """Begin to collect a bucket's parameters, if ranks share their update: this rank's chunk is updated. Local."""
+        if self._buckets and (gather := self._buckets[number].gather):
+            gather.start()
+            self._gathering.append(gather)
+
+    def wait_gathered(self) -> None:
+        """Wait until all parameters are there. Collective."""
+        for gather in self._gathering:
+            gather.wait()
+        self._gathering.clear()
 
     def wait(self) -> Iterator[tuple[int, int]]:
         """Yield each slice when it is summed, in order, while later ones are still on their way. Collective."""
@@ -129,7 +186,34 @@ class GradientBuckets:
         bucket = self._buckets[self._done]
         if self.trace:
             self.trace.add("reduce", f"bucket {self._done}", bucket.began)
+        for others in bucket.given_up:
+            forget(others)
         self._done += 1
+
+
+def _shared_update(
+    dp: Communicator, gradients: np.ndarray, params: np.ndarray, tag: int, compression: str | None
+) -> tuple[Transfer, Transfer]:
+    """Return what sums this rank's chunk of a bucket's gradients, and what collects all chunks of its parameters."""
+    size, rank, segment_bytes = gradients.size, dp.rank, segment_bytes_between(dp)
+    reduction = Collective(
+        dp,
+        ring_reduce_scatter(dp.size, size, rank),
+        gradients,
+        tag=tag,
+        segment_bytes=segment_bytes,
+        label=f"gradients, bucket {tag}",
+        wire=find_wire(compression),
+    )
+    gather = Collective(
+        dp,
+        ring_all_gather(dp.size, size, rank),
+        params,
+        tag=tag,
+        segment_bytes=segment_bytes,
+        label=f"parameters, bucket {tag}",
+    )
+    return reduction, gather
 
 
 def progress_of(works: Iterable[Work]) -> int | None:
@@ -145,18 +229,3 @@ def _sources(layers: dict[int, list[Layer]]) -> dict[str, set[int]]:
         for parameter in layer.declared.values():
             sources.setdefault(layer.full_name(parameter), set()).add(id(layer))
     return sources
-
-
-def _cut(replica: Replica, max_bytes: int) -> Iterator[tuple[int, int]]:
-    """Yield the slices: whole parameters of one stage, as many as may go together."""
-    own, itemsize = replica.pipeline.own, replica.dtype.itemsize
-    start, stage_before = 0, None
-    for segment in replica.layout.segments:
-        stage = min(stage for stage in own if segment.name in replica.stages[stage].names)
-        too_large = (segment.stop - start) * itemsize > max_bytes or stage != stage_before
-        if segment.start > start and too_large:
-            yield start, segment.start
-            start = segment.start
-        stage_before = stage
-    if replica.layout.size:
-        yield start, replica.layout.size

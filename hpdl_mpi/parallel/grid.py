@@ -70,6 +70,11 @@ class ProcessGrid:
         """Return this rank's place on an axis."""
         return self._coordinates[name]
 
+    def check_calls(self) -> None:
+        """Let ranks compare each collective before it begins: slow, but it shows where their calls part. Local."""
+        for group in [self.comm, *self._made]:
+            group.check_calls = True
+
     def free(self) -> None:
         """Give back the groups that the grid has made, not `comm`. Collective; see `Communicator.free`."""
         for group in self._made:

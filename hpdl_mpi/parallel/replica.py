@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import math
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
 from numpy.typing import DTypeLike
 
-from hpdl_mpi.base.errors import is_integer, is_one_of, require
-from hpdl_mpi.base.memory import check_memory
+from hpdl_mpi.base.errors import InputError, is_integer, is_one_of, require
+from hpdl_mpi.base.memory import aligned, check_memory
 from hpdl_mpi.comm import Arena
 from hpdl_mpi.nn import Layer, Layout, Loss, LossSums, Pool, Sequential, Shape, make_statistics
 from hpdl_mpi.nn.layer import walk
 from hpdl_mpi.optim import Chunks, Optimizer
 from hpdl_mpi.parallel.average import MovingAverage
+from hpdl_mpi.parallel.feedback import Compression, Feedback
 from hpdl_mpi.parallel.pipeline import Companion, Executor, Feed, Pipeline, Schedule, complete, cut, forward_only
+from hpdl_mpi.parallel.shards import Sharding, cut_buckets
 
 _owners: weakref.WeakKeyDictionary[Layer, weakref.ref[Replica]] = weakref.WeakKeyDictionary()
 """Which replica has last given a layer its parameters; it may be gone."""
@@ -57,6 +60,10 @@ class Replica:
         By default this rank owns all of the model and runs a batch in one micro-batch.
     ema : float, optional
         Decay of a moving average of the weights; without it there is none.
+    compression : Compression, optional
+        How sums over data-parallel ranks leave out what is carried over to the next step.
+    sharding : Sharding, optional
+        By which this rank keeps a part of the optimizer's state alone, and updates no other parameters.
     ranks_on_node : int
         For how many replicas like this one the machine must have memory left: for those of all its ranks where one rank
         looks before any is made; for none, 0, where another rank has looked.
@@ -73,12 +80,16 @@ class Replica:
         The names of this rank's parameters without those that tie it to a rank before it, which owns them.
     params, grads : array, shape (layout.size,)
     slots : dict of str to array
-        The optimizer's state, like `params`.
+        The optimizer's state of the parameters in `shards`, one run after the other.
+    shards : list of (int, int)
+        What this rank updates: all of the flat arrays, in one run, or its chunk of each bucket.
     statistics_layout : Layout
     statistics : array, shape (statistics_layout.size,)
         What layers of this rank track.
     average : MovingAverage or None
         Of parameters and statistics.
+    feedback : Feedback or None
+        What compressed sums carry over.
     step : int
         Updates done.
 
@@ -99,6 +110,8 @@ class Replica:
         seed: int,
         pipeline: Pipeline | None = None,
         ema: float | None = None,
+        compression: Compression | None = None,
+        sharding: Sharding | None = None,
         ranks_on_node: int = 1,
     ) -> None:
         self.dtype, self.seed = checked_dtype(dtype), checked_seed(seed)
@@ -116,8 +129,15 @@ class Replica:
         self._own = Sequential(*(self.stages[stage].model for stage in self.pipeline.own))
         self.layout = Layout(self._own)
         self.owned = frozenset(name for name in self.names if self.holders(name)[0] == self.pipeline.comm.rank)
+        self.sharding = sharding
+        self.shards = [(0, self.layout.size)]
+        if sharding:
+            self._refuse_sharding(optimizer)
+            self.shards = [sharding.own(bucket) for bucket in self.buckets(sharding.max_bytes)]
+        own_size = sum(stop - start for start, stop in self.shards)
+        sizes = (2 + (ema is not None) + (compression is not None)) * self.layout.size + len(optimizer.slots) * own_size
         check_memory(
-            (2 + len(optimizer.slots) + (ema is not None)) * self.layout.size * self.dtype.itemsize,
+            sizes * self.dtype.itemsize,
             "the model's parameters, gradients and optimizer state",
             ranks_on_node,
             "take a smaller model, cut it over more ranks and nodes by a pipeline (parallel.pp), or start fewer ranks "
@@ -125,9 +145,12 @@ class Replica:
         )
         self.params = self.layout.allocate(dtype)
         self.grads = self.layout.allocate(dtype)
-        self.slots = {name: self.layout.allocate(dtype) for name in optimizer.slots}
+        self.slots = {name: aligned(own_size, dtype) for name in optimizer.slots}
+        places = accumulate((stop - start for start, stop in self.shards), initial=0)
+        self._places = {start: place for (start, _), place in zip(self.shards, places, strict=False)}
         self.layout.bind(self._own, self.params, self.grads)
         self.statistics_layout, self.statistics = make_statistics(self._own, dtype)
+        self.feedback = Feedback(compression, self.layout, self.dtype, self.seed) if compression else None
         self.average = None if ema is None else MovingAverage(ema, self.layout, self.statistics_layout, dtype)
         _owners.update({layer: weakref.ref(self) for layer in walk(model) if layer.declared})
         self.pool = Pool()
@@ -136,7 +159,7 @@ class Replica:
         self._optimizer = optimizer
         self._chunks = Chunks(self.layout)
         self._chunks_of: dict[tuple[int, int], Chunks] = {}
-        self._owned_chunks = Chunks(self.layout, names=self.owned)
+        self._owned_chunks = [(run, Chunks(self.layout, *run, names=self.owned)) for run in self.shards]
         self.reset()
 
     @property
@@ -153,6 +176,24 @@ class Replica:
     def num_parameters(self) -> int:
         """Elements of all parameters of the model."""
         return sum(math.prod(shape) for shape in self.shapes.values())
+
+    def buckets(self, max_bytes: int) -> list[tuple[int, int]]:
+        """Return the slices of the flat arrays that data-parallel ranks sum at once; see `cut_buckets`."""
+        own = self.pipeline.own
+        stages = {name: min(stage for stage in own if name in self.stages[stage].names) for name in self.names}
+        return list(cut_buckets(self.layout, stages, self.dtype.itemsize, max_bytes))
+
+    def _refuse_sharding(self, optimizer: Optimizer) -> None:
+        """Raise if updates need what no rank has alone."""
+        where, remedy = "parallel.sharding", "leave it out"
+        if optimizer.layerwise:
+            what = f"{type(optimizer).__name__} looks at whole parameters, which shards cut"
+            raise InputError(what, where=where, remedy="take another optimizer, or leave it out", shared=True)
+        tied = [name for name in self.names if len(self.holders(name)) > 1]
+        if tied:
+            raise InputError(
+                f"{tied[0]} is tied to another rank of the pipeline", where=where, remedy=remedy, shared=True
+            )
 
     def holders(self, name: str) -> list[int]:
         """Return the ranks of the pipeline that have a parameter, first the one of the first stage, which owns it."""
@@ -176,6 +217,8 @@ class Replica:
         for array in (self.grads, *self.slots.values()):
             array.fill(0)
         self.statistics_layout.initialize(self.statistics, self.seed)
+        if self.feedback:
+            self.feedback.reset()
         if self.average:
             self.average.begin(self.params, self.statistics)
         self.step = 0
@@ -241,35 +284,51 @@ class Replica:
         return result
 
     def squared_gradient(self) -> float:
-        """Return the sum of squares of the gradients of the parameters that this rank owns."""
-        return self._owned_chunks.sum_squares(self.grads)
+        """Return the sum of squares of the gradients that this rank updates, of parameters that it owns."""
+        return math.fsum(chunks.sum_squares(self.grads[slice(*run)]) for run, chunks in self._owned_chunks)
 
     def is_finite(self) -> bool:
         """Return whether all of this rank's parameters are numbers whose squares are."""
         return math.isfinite(self._chunks.sum_squares(self.params))
 
-    def update(self, *, lr: float, scale: float, slices: Iterable[tuple[int, int]] | None = None) -> None:
+    def update(
+        self,
+        *,
+        lr: float,
+        scale: float,
+        slices: Iterable[tuple[int, int]] | None = None,
+        updated: Callable[[int], None] = lambda number: None,
+    ) -> None:
         """Let the optimizer take a step with `scale` times ``grads``, which are zero afterwards.
 
         Parameters
         ----------
         lr, scale : float
         slices : iterable of (int, int), optional
-            The flat arrays in parts of whole parameters, updated as they come; by default all at once.
+            The flat arrays in parts of whole parameters, updated as they come; by default all at once. Where the
+            optimizer's state is shared, they are the buckets, of each of which this rank updates its chunk.
+        updated : callable
+            Is told the number of each slice when it is.
         """
-        for start, stop in slices or [(0, self.layout.size)]:
-            if (start, stop) not in self._chunks_of:
-                self._chunks_of[start, stop] = Chunks(self.layout, start, stop)
-            part = slice(start, stop)
+        whole = self.buckets(self.sharding.max_bytes) if self.sharding else [(0, self.layout.size)]
+        for number, bucket in enumerate(slices or whole):
+            run = self.sharding.own(bucket) if self.sharding else bucket
+            if run not in self._chunks_of:
+                self._chunks_of[run] = Chunks(self.layout, *run)
+            part, first = slice(*run), self._places[run[0]] if self.sharding else run[0]
+            kept = slice(first, first + run[1] - run[0])
             self._optimizer.update(
                 self.params[part],
                 self.grads[part],
-                tuple(slot[part] for slot in self.slots.values()),
-                self._chunks_of[start, stop],
+                tuple(slot[kept] for slot in self.slots.values()),
+                self._chunks_of[run],
                 step=self.step,
                 lr=lr,
                 scale=scale,
             )
+            if self.sharding and not self.sharding.gradients:  # partial sums of what others update
+                self.grads[slice(*bucket)] = 0
+            updated(number)
         self.step += 1
 
     def follow(self) -> None:

@@ -15,10 +15,11 @@ from hpdl_mpi.comm import AUTO, Collective, Communicator, Transfer, among, make_
 from hpdl_mpi.data import Batch
 from hpdl_mpi.nn import Layer, Loss, LossSums
 from hpdl_mpi.optim import clip_factor
-from hpdl_mpi.parallel.buckets import BUCKET_BYTES, GradientBuckets, progress_of
+from hpdl_mpi.parallel.buckets import GradientBuckets, progress_of
 from hpdl_mpi.parallel.grid import ProcessGrid
 from hpdl_mpi.parallel.pipeline import Feed
 from hpdl_mpi.parallel.replica import Replica
+from hpdl_mpi.parallel.shards import BUCKET_BYTES
 
 _SUMS = len(LossSums._fields)
 
@@ -69,7 +70,7 @@ class TrainingStep:
     num_flags : int
         Flags that ranks can raise for all to see.
     bucket_bytes : int
-    algorithm : str
+    algorithm, compression : str
         How gradients are summed, see `GradientBuckets`.
 
     Raises
@@ -88,15 +89,22 @@ class TrainingStep:
         num_flags: int = 0,
         bucket_bytes: int = BUCKET_BYTES,
         algorithm: str = AUTO,
+        compression: str | None = None,
     ) -> None:
         self._replica = replica
         self._clip_norm = checked_clip_norm(clip_norm)
+        self._comm = grid.comm
         self._trace: Trace | None = None
-        self._sums = _Sums(replica, grid, num_flags, bucket_bytes, algorithm)
+        buckets = GradientBuckets(
+            replica, grid.axis("dp"), max_bytes=bucket_bytes, algorithm=algorithm, compression=compression
+        )
+        self._sums = _Sums(replica, grid, num_flags, buckets)
         self._executor = replica.trainer(loss, self._sums)
         self._tied = _tied_reductions(replica)
         self._squares = aligned(1, np.float64)
-        self._reduce_squares = make_allreduce(grid.axis("pp"), self._squares)
+        # Of its pipeline's parameters a rank has all, unless data-parallel ranks share them.
+        norm_ranks = grid.comm if replica.sharding else grid.axis("pp")
+        self._reduce_squares = make_allreduce(norm_ranks, self._squares, label="the gradient's norm")
 
     def record(self, trace: Trace | None) -> None:
         """Record each step's actions, messages, sums, waits and update from now on, or no longer."""
@@ -118,6 +126,7 @@ class TrainingStep:
         """
         started = now()
         nominal = batch.global_size
+        self._comm.begin_step(self._replica.step + 1)
         self._sums.begin(len(batch.sample_ids), nominal, flags)
         self._executor.run(Feed.of(batch, epoch, 1.0 / nominal))
         began = now()
@@ -154,8 +163,11 @@ class TrainingStep:
             self._note("wait", "norm", began)
             scale *= clip_factor(scale * math.sqrt(self._squares[0]), self._clip_norm)
         began = now()
-        self._replica.update(lr=lr, scale=scale, slices=slices)
+        self._replica.update(lr=lr, scale=scale, slices=slices, updated=self._sums.buckets.gather)
         self._note("update", "update", began)
+        began = now()
+        self._sums.buckets.wait_gathered()
+        self._note("wait", "parameters", began)
 
     def free(self) -> None:
         """Give back the memory that ranks share for sums; no further step is taken. Collective."""
@@ -189,17 +201,22 @@ class _Sums:
     Totals and statistics are known when the last output is, so backward hides their sums.
     """
 
-    def __init__(self, replica: Replica, grid: ProcessGrid, num_flags: int, bucket_bytes: int, algorithm: str) -> None:
+    def __init__(self, replica: Replica, grid: ProcessGrid, num_flags: int, buckets: GradientBuckets) -> None:
         dp = grid.axis("dp")
-        self.buckets = GradientBuckets(replica, dp, max_bytes=bucket_bytes, algorithm=algorithm)
+        self.buckets = buckets
         self._statistics = replica.statistics
-        self._totals = aligned(_SUMS + num_flags, np.float64)
-        self._early = [make_allreduce(grid.comm, self._totals)]
+        self._dp = dp
+        # Each line of the grid has a place for what its ranks have called.
+        self._calls = _SUMS + num_flags + grid.coordinate("pp")
+        self._totals = aligned(_SUMS + num_flags + grid.shape["pp"], np.float64)
+        self._early = [make_allreduce(grid.comm, self._totals, label="totals")]
         self._averages = _has_averages(dp, self._statistics)
         if self._averages:
             # Under way at the same time as the buckets, which have the tags before this one, and as the totals.
-            self._early.append(make_allreduce(dp, self._statistics, tag=len(self.buckets.slices)))
-        self._share = self._nominal = 0
+            tag = len(self.buckets.slices)
+            self._early.append(make_allreduce(dp, self._statistics, tag=tag, label="running statistics"))
+        self._num_known = _SUMS + num_flags
+        self._share = self._nominal = self._digest = 0
         self._flags: Callable[[], Sequence[bool]] = tuple
         self._pending: list[Transfer] = []
 
@@ -213,6 +230,8 @@ class _Sums:
         self._totals[_SUMS:] = 0.0
         for index, flag in enumerate(self._flags(), _SUMS):
             self._totals[index] = flag
+        self._digest = self._dp.calls.digest
+        self._totals[self._calls] = self._digest
         if self._averages:
             self._statistics *= self._share  # the mean weighs what each rank tracks by how much it saw
         for reduction in self._early:
@@ -251,7 +270,9 @@ class _Sums:
         if self._averages:
             self._statistics /= self._nominal
         reduced = self._totals.tolist()
-        return StepReport(LossSums(*reduced[:_SUMS]), tuple(int(vote) for vote in reduced[_SUMS:]))
+        if reduced[self._calls] != self._digest * self._dp.size:
+            self._dp.explain_mismatch()
+        return StepReport(LossSums(*reduced[:_SUMS]), tuple(int(vote) for vote in reduced[_SUMS : self._num_known]))
 
 
 def _tied_reductions(replica: Replica) -> list[Collective]:
@@ -262,5 +283,6 @@ def _tied_reductions(replica: Replica) -> list[Collective]:
         ranks = replica.holders(name)
         if len(ranks) > 1:
             program = ring_allreduce(len(ranks), views[name].size, ranks.index(comm.rank))
-            collectives.append(Collective(comm, among(program, ranks), views[name]))
+            label = f"gradient of {name}, which is tied"
+            collectives.append(Collective(comm, among(program, ranks), views[name], label=label, joint=False))
     return collectives

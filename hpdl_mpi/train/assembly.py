@@ -19,6 +19,7 @@ from hpdl_mpi.parallel.average import checked_decay
 from hpdl_mpi.parallel.grid import check_shape
 from hpdl_mpi.parallel.pipeline import Pipeline
 from hpdl_mpi.parallel.replica import checked_dtype, checked_seed
+from hpdl_mpi.parallel.shards import Sharding
 from hpdl_mpi.plan import Task, plan_pipeline
 from hpdl_mpi.train.job import Parallel
 from hpdl_mpi.train.launch import first_on_node, rehearse, start_threads
@@ -140,6 +141,8 @@ class Assembly:
             seed=self.seed,
             pipeline=self.pipeline,
             ema=None if loader is None else self.ema,  # what is not trained needs no average
+            compression=None if loader is None or self.grid.shape["dp"] == 1 else self.parallel.feedback,
+            sharding=None if loader is None else self._sharding(),
             # The node's other ranks build after its first, when that one's share is taken already.
             ranks_on_node=self.comm.node_size if self.comm.node_rank == 0 else 0,
         )
@@ -150,6 +153,14 @@ class Assembly:
                 self._replica.release()
                 self._replica = None  # nothing was trained: the data can be mended, and `fit` called again
                 raise
+
+    def _sharding(self) -> Sharding | None:
+        count = self.grid.shape["dp"]
+        kind = self.parallel.sharding
+        if kind == "none" or count == 1:
+            return None
+        max_bytes = round(self.parallel.bucket_cap_mb * 1e6)
+        return Sharding(self.grid.coordinate("dp"), count, max_bytes, gradients=kind == "gradients")
 
     def rehearse(self, loader: Loader, run: Callable[[Replica, Batch, Loss], None]) -> None:
         """Let `run` compile what it needs, on one sample for each rank; a node's first pipeline first. Collective."""
@@ -219,4 +230,7 @@ def _make_grid(parallel: Parallel, comm: Communicator) -> ProcessGrid:
         )
     shape = {"pp": pp, "dp": parallel.dp or size // pp}
     agree(comm, lambda: check_shape(shape, size))
-    return ProcessGrid(comm, shape)
+    grid = ProcessGrid(comm, shape)
+    if parallel.check_calls:
+        grid.check_calls()
+    return grid

@@ -23,7 +23,7 @@ from hpdl_mpi.nn import Shape
 from hpdl_mpi.parallel import ProcessGrid, Replica
 from hpdl_mpi.train.manifest import FORMAT, StoredFile, read_manifest, seal
 from hpdl_mpi.train.progress import Progress
-from hpdl_mpi.train.slices import AVERAGES, read_slices, segments, sha256, write_slices
+from hpdl_mpi.train.slices import AVERAGES, FACTORS, RESIDUAL, pieces, read_slices, residuals, sha256, write_slices
 
 _PREFIX = "step-"
 
@@ -43,7 +43,8 @@ def save(
     folder : Path
         Of all checkpoints of a run, seen by all ranks.
     replica : Replica
-        Equal on all data-parallel ranks, which is checked; the ranks of the first pipeline write theirs.
+        Equal on all data-parallel ranks, which is checked; the ranks of the first pipeline write theirs, and all
+        ranks their share of the optimizer's state where that is shared.
     progress : Progress
         What `load` returns.
     grid : ProcessGrid
@@ -62,11 +63,14 @@ def save(
     require_finite(replica, grid.comm)
     final = path_of(folder, replica.step)
     aside = final.with_name(f".{final.name}.part")
-    leads, writes = grid.comm.rank == 0, grid.coordinate("dp") == 0
+    leads, index = grid.comm.rank == 0, grid.coordinate("dp")
+    writes = index == 0 or replica.sharding is not None or replica.feedback is not None
     try:
         begun = _together(grid.comm, final, lambda: leads and _begin(final, aside))
         if any(begun):
-            stored = _together(grid.comm, final, lambda: _store(aside, replica, grid.comm.rank) if writes else None)
+            stored = _together(
+                grid.comm, final, lambda: _store(aside, replica, grid.comm.rank, index) if writes else None
+            )
             files = [file for file in stored if file is not None]
             spared = None if best is None else path_of(folder, best)
             _together(
@@ -142,7 +146,7 @@ def latest(folder: Path) -> Path | None:
     return found[-1] if found else None
 
 
-def load(path: Path, replica: Replica, *, averaged: bool = False) -> Progress:
+def load(path: Path, replica: Replica, *, averaged: bool = False, index: int = 0, count: int = 1) -> Progress:
     """Fill a replica from a checkpoint and return where its run stood. Local: every rank reads for itself.
 
     Parameters
@@ -151,6 +155,9 @@ def load(path: Path, replica: Replica, *, averaged: bool = False) -> Progress:
     replica : Replica
     averaged : bool
         Take the moving averages, which the checkpoint must have, for parameters and statistics.
+    index, count : int
+        This rank's number among the data-parallel ranks, and how many they are now: what sums carry over is shared
+        among as many.
 
     Raises
     ------
@@ -166,24 +173,42 @@ def load(path: Path, replica: Replica, *, averaged: bool = False) -> Progress:
     manifest = read_manifest(path)
     _compare_shapes(path, manifest["parameters"], replica.shapes)
     targets = {
-        (AVERAGES.get(kind, kind) if averaged else kind, segment.name): array[segment.start : segment.stop]
-        for kind, segment, array in segments(replica)
+        (AVERAGES.get(piece.kind, piece.kind) if averaged else piece.kind, piece.name): piece
+        for piece in pieces(replica)
     }
     filled = dict.fromkeys(targets, 0)
     for entry in manifest["files"]:
         if any((kind, name) in targets for kind, name, _, _ in entry["slices"]):
             read_slices(path / entry["name"], entry, targets, filled)
-    for (kind, name), count in filled.items():
-        if count != targets[kind, name].size:
+    for (kind, name), found in filled.items():
+        if found != targets[kind, name].values.size and kind != FACTORS:
             raise InputError(
                 "the checkpoint lacks state that this run needs",
                 where=path,
-                found=f"{count} elements of {kind} for {name}",
-                expected=targets[kind, name].size,
+                found=f"{found} elements of {kind} for {name}",
+                expected=targets[kind, name].values.size,
                 remedy="continue with the optimizer and the moving average (training.ema) that the run began with",
             )
+    if replica.feedback:
+        _load_residuals(path, manifest["files"], replica, index, count)
     replica.step = manifest["step"]
     return manifest["progress"]
+
+
+def _load_residuals(path: Path, files: Sequence[StoredFile], replica: Replica, index: int, count: int) -> None:
+    """Add up those of what the saved ranks' sums have left out that fall to this rank: all of it is kept by some."""
+    assert replica.feedback is not None, "there is something to fill"
+    saved = {kind for entry in files for kind, _, _, _ in entry["slices"] if kind.startswith(RESIDUAL)}
+    part = replica.layout.allocate(replica.dtype)
+    for number in sorted(int(kind.removeprefix(RESIDUAL)) for kind in saved):
+        if number % count != index:
+            continue
+        targets = {(piece.kind, piece.name): piece for piece in residuals(replica, number, part)}
+        part.fill(0)
+        for entry in files:
+            if any((kind, name) in targets for kind, name, _, _ in entry["slices"]):
+                read_slices(path / entry["name"], entry, targets, dict.fromkeys(targets, 0))
+        replica.feedback.residual += part
 
 
 def digest(replica: Replica) -> str:
@@ -249,10 +274,10 @@ def _begin(final: Path, aside: Path) -> bool:
     return True
 
 
-def _store(aside: Path, replica: Replica, rank: int) -> StoredFile:
-    """Write the parameters that this rank owns, and their optimizer state."""
+def _store(aside: Path, replica: Replica, rank: int, index: int) -> StoredFile:
+    """Write the parameters that this rank owns, and their state, or what it alone has of that."""
     name = f"rank-{rank:05d}.h5"
-    slices = write_slices(aside / name, replica)
+    slices = write_slices(aside / name, replica, index)
     return {"name": name, "sha256": sha256(aside / name), "slices": slices}
 
 

@@ -138,7 +138,8 @@ def fit(assembly: Assembly, course: Course) -> dict[str, Any]:
         agree(comm, lambda: _check_watched(course, meter))
         checkpoints = folder.checkpoints if folder and course.resume else None
         recipe = _recipe(assembly, course)
-        progress = restore(comm, replica, loader.dataset, recipe, checkpoints, lambda: _begin(replica, course))
+        place = {"index": grid.coordinate("dp"), "count": grid.shape["dp"]}
+        progress = restore(comm, replica, loader.dataset, recipe, checkpoints, lambda: _begin(replica, course), **place)
         num_steps = _num_steps(course, loader, done=replica.step)
         reporter = make_reporter(comm.rank, num_steps, replica.step)
         stack.callback(reporter.close)
@@ -161,6 +162,7 @@ def fit(assembly: Assembly, course: Course) -> dict[str, Any]:
             num_flags=len(signals.numbers),
             bucket_bytes=round(assembly.parallel.bucket_cap_mb * 1e6),
             algorithm=assembly.parallel.algorithm,
+            compression=assembly.parallel.wire,
         )
         recorder = Recorder(trace, step, replica, grid) if trace is not None else None
         loop = TrainingLoop(
@@ -185,7 +187,8 @@ def fit(assembly: Assembly, course: Course) -> dict[str, Any]:
             recorder=recorder,
             began=began,
         )
-        metrics = loop.run()
+        with comm.watched(assembly.parallel.timeout_seconds):
+            metrics = loop.run()
         step.free()
         summary = _summary(assembly, course, progress, metrics)
         if course.early_stopping:

@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from hpdl_mpi.base.errors import InputError, is_integer, require
 from hpdl_mpi.comm import ALLREDUCES, AUTO, LIBRARY
 from hpdl_mpi.data.transform import Layout
+from hpdl_mpi.parallel.feedback import Compression
 from hpdl_mpi.parallel.pipeline import Recomputed
 from hpdl_mpi.train.problems import problems
 
@@ -212,6 +213,20 @@ class Parallel(_Section):
         Megabytes of gradients that are summed over the data-parallel ranks at once, while backward goes on.
     algorithm : str
         How they are summed: ``auto``, or a name that ``hpdl schedule show allreduce`` knows.
+    compression : {"bf16", "fp16", "powersgd", "top-k"}, optional
+        Round what messages between machines carry of them to half the bytes; or sum products of thin matrices, or the
+        largest of them alone, and carry the rest over to the next step.
+    compression_rank : int
+        Of the matrices.
+    compression_density : float
+        Which part the largest are.
+    sharding : {"none", "optimizer", "gradients"}
+        Let each data-parallel rank keep the optimizer's state of its share of the parameters alone, and update it; with
+        "gradients" also no others' sums.
+    timeout_seconds : float
+        How long a rank may wait for others in training until the run ends, with a report of where each of them is.
+    check_calls : bool
+        Compare the ranks' collectives before each, not once in a step: to find where their calls part.
     memory_limit : int or str, optional
         Bytes of a rank, or a text such as "2 GiB": for parameters, gradients, optimizer state and activations.
     """
@@ -226,7 +241,31 @@ class Parallel(_Section):
     recompute: Recomputed = "none"
     bucket_cap_mb: Annotated[float, Field(gt=0)] = 25.0
     algorithm: Literal[(AUTO, LIBRARY, *ALLREDUCES)] = AUTO  # type: ignore[valid-type]
+    compression: Literal["bf16", "fp16", "powersgd", "top-k"] | None = None
+    compression_rank: Positive = 4
+    compression_density: Annotated[float, Field(gt=0, le=1)] = 0.01
+    sharding: Literal["none", "optimizer", "gradients"] = "none"
+    timeout_seconds: Annotated[float, Field(gt=0)] = 300.0
+    check_calls: bool = False
     memory_limit: Annotated[pydantic.ByteSize, Field(gt=0)] | None = None
+
+    @pydantic.model_validator(mode="after")
+    def _whole_sums(self) -> Parallel:
+        if self.compression in ("powersgd", "top-k") and self.sharding != "none":
+            raise ValueError(f"compression = {self.compression!r} needs the sums of whole buckets: sharding = 'none'")
+        return self
+
+    @property
+    def feedback(self) -> Compression | None:
+        """How sums leave out what is carried over, if they do."""
+        if self.compression == "powersgd" or self.compression == "top-k":
+            return Compression(self.compression, self.compression_rank, self.compression_density)
+        return None
+
+    @property
+    def wire(self) -> str | None:
+        """How messages carry gradients in less, if they do."""
+        return self.compression if self.compression in ("bf16", "fp16") else None
 
     def accumulating(self, accumulate: int) -> Parallel:
         """Return the section with as many micro-batches as ``training.accumulate`` asks for, if it asks for several.

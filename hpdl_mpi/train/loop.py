@@ -128,7 +128,8 @@ class TrainingLoop:
 
     def _step(self, batch: Batch) -> StepReport:
         number, progress = self.replica.step, self.progress
-        lr = self.optimizer.lr * self.schedule.factor(number, self.num_steps)
+        lr = self.optimizer.lr * self.schedule.scale(progress.recipe.global_batch_size)
+        lr *= self.schedule.factor(number, self.num_steps)
         with self.loader.dataset.naming_files():
             report = self.step(batch, epoch=progress.epoch, lr=lr, flags=self.signals.flags)
         if not report.finite:

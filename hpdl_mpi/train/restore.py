@@ -67,6 +67,9 @@ def restore(
     recipe: Recipe,
     folder: Path | None,
     begin: Callable[[], None],
+    *,
+    index: int = 0,
+    count: int = 1,
 ) -> Progress:
     """Fill the replica from the latest checkpoint, if there is one, and return where the run stands. Collective.
 
@@ -84,6 +87,8 @@ def restore(
         Of the checkpoints; None to begin anew.
     begin : callable
         What is done to the replica of a run that begins.
+    index, count : int
+        See `checkpoint.load`.
 
     Raises
     ------
@@ -107,7 +112,7 @@ def restore(
     )
     latest = agree(comm, lambda: checkpoint.latest(folder) if folder else None)
     if latest:
-        progress = checkpoint.load(latest, replica)
+        progress = checkpoint.load(latest, replica, index=index, count=count)
     else:
         begin()
         progress = Progress(recipe, train.fingerprint)

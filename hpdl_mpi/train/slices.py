@@ -5,48 +5,115 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterator, Mapping
+from itertools import chain
 from pathlib import Path
+from typing import NamedTuple
 
 import h5py
 import numpy as np
 
 from hpdl_mpi.data.hdf5 import lies_elsewhere, reading
-from hpdl_mpi.nn import Segment
 from hpdl_mpi.parallel import Replica
 from hpdl_mpi.train.manifest import DAMAGED, StoredFile, damaged, remedy
 
 AVERAGES = {"params": "ema", "statistics": "ema_statistics"}
 """The kinds of moving averages, by what they follow."""
 
+SLOT = "slot:"
+"""Begins the kinds of the optimizer's state."""
 
-def segments(replica: Replica) -> Iterator[tuple[str, Segment, np.ndarray]]:
-    """Yield what a checkpoint holds: the kind, and a segment of a flat array."""
-    arrays = {"params": replica.params} | {f"slot:{name}": array for name, array in replica.slots.items()}
-    tracked = {"statistics": replica.statistics}
+FACTORS = "factors"
+"""The kind of right factors, where a run has none yet: it may begin to compress."""
+
+RESIDUAL = "residual:"
+"""Begins the kinds of what compressed sums carry over, by data-parallel rank."""
+
+
+class Piece(NamedTuple):
+    """Consecutive elements of a parameter, or of its state.
+
+    Attributes
+    ----------
+    kind, name : str
+    size : int
+        Elements of the whole.
+    start : int
+        The number of the first of these.
+    values : array, flat
+        A view.
+    """
+
+    kind: str
+    name: str
+    size: int
+    start: int
+    values: np.ndarray
+
+
+def pieces(replica: Replica) -> Iterator[Piece]:
+    """Yield what a rank has of all that a checkpoint holds."""
+    layout, arrays, tracked = replica.layout, {"params": replica.params}, {"statistics": replica.statistics}
     if replica.average:
         arrays[AVERAGES["params"]] = replica.average.params
         tracked[AVERAGES["statistics"]] = replica.average.statistics
-    for layout, kinds in ((replica.layout, arrays), (replica.statistics_layout, tracked)):
+    for where, kinds in ((layout, arrays), (replica.statistics_layout, tracked)):
         for kind, array in kinds.items():
-            for segment in layout.segments:
-                yield kind, segment, array
+            for segment in where.segments:
+                values = array[segment.start : segment.stop]
+                yield Piece(kind, segment.name, values.size, 0, values)
+    yield from _slot_pieces(replica)
+    if replica.feedback:
+        for one in replica.feedback.matrices:
+            values = replica.feedback.right(one).reshape(-1)
+            yield Piece(FACTORS, one.name, values.size, 0, values)
 
 
-def write_slices(path: Path, replica: Replica) -> list[tuple[str, str, int, int]]:
-    """Write all that this rank owns of all flat arrays; return (kind, parameter, first, last + 1 element) of each.
+def _slot_pieces(replica: Replica) -> Iterator[Piece]:
+    for name, slot in replica.slots.items():
+        place = 0
+        for start, stop in replica.shards:
+            for segment in replica.layout.segments:
+                first, last = max(start, segment.start), min(stop, segment.stop)
+                if first < last:
+                    values = slot[place + first - start : place + last - start]
+                    size = segment.stop - segment.start
+                    yield Piece(f"{SLOT}{name}", segment.name, size, first - segment.start, values)
+            place += stop - start
+
+
+def residuals(replica: Replica, index: int, residual: np.ndarray) -> Iterator[Piece]:
+    """Yield what the sums of data-parallel rank `index` have left out, of an array like the flat gradients."""
+    for segment in replica.layout.segments:
+        values = residual[segment.start : segment.stop]
+        yield Piece(f"{RESIDUAL}{index}", segment.name, values.size, 0, values)
+
+
+def write_slices(path: Path, replica: Replica, index: int) -> list[tuple[str, str, int, int]]:
+    """Write what this rank owns of all flat arrays; return (kind, parameter, first, last + 1 element) of each.
 
     HDF5 only lays the file out. We write the elements ourselves, straight from the flat arrays: where the disk is full
     that raises an error, while HDF5 can crash the process.
+
+    Parameters
+    ----------
+    path : Path
+    replica : Replica
+    index : int
+        This rank's number among its data-parallel ranks. The first one writes all; others what they alone have, their
+        share of the optimizer's state, and what sums carry over.
     """
     slices, places = [], []
     with h5py.File(path, "w") as file:
-        for kind, segment, array in segments(replica):
-            if segment.name in replica.shapes and segment.name not in replica.owned:
+        own = residuals(replica, index, replica.feedback.residual) if replica.feedback else ()
+        for kind, name, _, start, values in chain(pieces(replica), own):
+            if name in replica.shapes and name not in replica.owned:
                 continue  # a rank before this one has the tied parameter
-            part = array[segment.start : segment.stop]
-            dataset = _lay_out(file, f"{kind}/{segment.name}/0", part)
-            slices.append((kind, segment.name, 0, part.size))
-            places.append((dataset.id.get_offset(), part))
+            alone = kind.startswith(SLOT) if replica.sharding else kind.startswith(RESIDUAL)
+            if index > 0 and not alone:
+                continue
+            dataset = _lay_out(file, f"{kind}/{name}/{start}", values)
+            slices.append((kind, name, start, start + values.size))
+            places.append((dataset.id.get_offset(), values))
     with open(path, "r+b", buffering=0) as file:
         for offset, part in places:
             file.seek(offset)
@@ -66,9 +133,12 @@ def _lay_out(file: h5py.File, name: str, array: np.ndarray) -> h5py.Dataset:
 
 
 def read_slices(
-    path: Path, entry: StoredFile, targets: Mapping[tuple[str, str], np.ndarray], filled: dict[tuple[str, str], int]
+    path: Path, entry: StoredFile, targets: Mapping[tuple[str, str], Piece], filled: dict[tuple[str, str], int]
 ) -> None:
-    """Copy the slices of one file to their targets, and note in `filled` how many elements each of these has got."""
+    """Copy what the slices of a file have of the targets, and note in `filled` how many elements each of these has got.
+
+    Files are read in the order of the manifest: slices of a parameter follow one another.
+    """
     with reading(path, DAMAGED, remedy(path)):
         if sha256(path) != entry["sha256"]:
             raise damaged(path, "another checksum than the manifest's")
@@ -77,7 +147,9 @@ def read_slices(
                 if (kind, name) not in targets:
                     continue  # state of another optimizer: `load` refuses it if ours is then missing
                 key, target = f"{kind}/{name}/{start}", targets[kind, name]
-                if not start == filled[kind, name] <= stop <= target.size:
+                first, last = max(start, target.start), min(stop, target.start + target.values.size)
+                follows = first == target.start + filled[kind, name] or first >= last
+                if not (0 <= start <= stop <= target.size and follows):
                     raise damaged(path, f"{kind} of {name} from {start} to {stop}")
                 source = file.get(key)
                 if (
@@ -86,8 +158,11 @@ def read_slices(
                     or source.shape != (stop - start,)
                 ):
                     raise damaged(path, f"no array {key} of {stop - start} elements")
-                source.read_direct(target[start:stop])
-                filled[kind, name] = stop
+                if first >= last:
+                    continue
+                values = target.values[first - target.start : last - target.start]
+                source.read_direct(values, np.s_[first - start : last - start])
+                filled[kind, name] += last - first
 
 
 def sha256(path: Path) -> str:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +14,7 @@ import pytest
 
 from tests.cluster.hosts import Hosts, obstacle
 from tests.mpirun import needs_mpirun, run_python
+from tests.stalls import GRACE, SECONDS, script
 
 pytestmark = [pytest.mark.hosts, needs_mpirun]
 
@@ -54,3 +57,27 @@ def test_the_network_is_as_slow_as_it_is_said_to_be(hosts: Hosts, tmp_path: Path
     assert (result["num_nodes"], result["place"]) == (4, "4x1")
     assert [row["chosen"] for row in result["rows"]] == ["ring", "ring"]
     assert all(row["bus_bandwidth"] < 125e6 for row in result["rows"])
+
+
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [
+        pytest.param(
+            "time.sleep(1.5); os.kill(os.getpid(), signal.SIGSTOP)", r"no answer; \d s ago: step 5, ", id="stopped"
+        ),
+        pytest.param("time.sleep(60)", r"step 5, operation \d+: at work", id="slow"),
+    ],
+)
+def test_a_rank_of_another_machine_that_is_late_is_named(hosts: Hosts, fault: str, said: str) -> None:
+    done = hosts.run(sys.executable, "-c", script(fault))
+    took = time.time() - float(done.stdout.split()[0])
+    assert done.returncode == 1
+    assert "rank 1 is late" in done.stderr
+    assert re.search(rf"  rank 1 on \S+, process \d+: {said}", done.stderr)
+    assert took < SECONDS + 1.5 + GRACE
+
+
+def test_a_killed_rank_of_another_machine_is_named(hosts: Hosts) -> None:
+    done = hosts.run(sys.executable, "-c", script("os.kill(os.getpid(), signal.SIGKILL)"))
+    assert done.returncode != 0
+    assert re.search(r"\[rank 1 of 4 on \S+\] Error: process \d+ was killed or has crashed", done.stderr)

@@ -195,6 +195,7 @@ class Executor:
         return draw_place(self._schedule, self._comm.rank, index)
 
     def _perform(self, action: Action) -> None:
+        self._comm.begin(action)
         if action.op is Op.REDUCE:
             if self._companion:
                 self._companion.stage_landed(action.stage)

@@ -41,7 +41,7 @@ class _Waiting(Work):
     """Some work, with all else that this rank has under way moved along meanwhile."""
 
     def __init__(self, work: Work, move_along: Callable[[], int | None]) -> None:
-        self.comm = work.comm
+        self.comm, self.label = work.comm, work.label
         self._work, self._move_along = work, move_along
         self._progress: int | None = None
 

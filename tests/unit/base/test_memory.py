@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from hpdl_mpi.base.errors import InputError
-from hpdl_mpi.base.memory import ALIGNMENT, aligned, available, check_memory, heap
+from hpdl_mpi.base.memory import ALIGNMENT, aligned, available, check_memory, forget, heap
+from hpdl_mpi.bench import memory
 
 
 @pytest.mark.parametrize("nbytes", [1, 63, 64, 65, 4096])
@@ -98,3 +99,25 @@ def test_what_is_required_is_compared_with_this_machine() -> None:
     check_memory(1, "a byte")
     with pytest.raises(InputError, match=r"not enough memory for everything\. Found .* bytes; expected 1,152,9"):
         check_memory(2**60, "everything")
+
+
+@pytest.mark.parametrize("size", [0, 1, 5000, 3 * 2**20])
+@pytest.mark.parametrize("start", [0, 3])
+def test_what_is_forgotten_is_zero(size: int, start: int) -> None:
+    array = aligned(size + 8, np.float32)
+    array[:] = 7
+    forget(array[start : start + size])
+    assert not array[start : start + size].any()
+    assert (array[:start] == 7).all()
+    assert (array[start + size :] == 7).all()
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the system keeps it")
+def test_what_is_forgotten_takes_no_memory() -> None:
+    array = aligned(64 * 2**20, np.uint8)
+    array[:] = 7
+    before = memory.resident()
+    forget(array)
+    assert before - memory.resident() > 60 * 2**20
+    array[:] = 8
+    assert before - memory.resident() < 4 * 2**20

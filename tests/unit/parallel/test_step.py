@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
 
 from hpdl_mpi import nn, optim
-from hpdl_mpi.base.errors import InputError
+from hpdl_mpi.base.errors import InputError, TrainingError
 from hpdl_mpi.comm import Communicator, SingleCommunicator, run_threads
 from hpdl_mpi.data import Batch
 from hpdl_mpi.parallel import ProcessGrid, Replica, TrainingStep
@@ -58,3 +59,37 @@ def test_sums_are_over_all_micro_batches_and_votes_are_those_of_this_batch() -> 
         assert report.sums.score == 4
         assert report.sums.loss == pytest.approx(7 * math.log(2), rel=1e-6)
         assert report.votes == flags
+
+
+def test_ranks_that_do_not_make_the_same_calls_are_told_in_the_next_step() -> None:
+    def run(comm: Communicator) -> None:
+        replica = Replica(nn.Linear(2), (3,), optim.SGD(0.1), dtype=np.float32, seed=0)
+        step = TrainingStep(replica, nn.CrossEntropy(), ProcessGrid(comm, {"pp": 1, "dp": 3}))
+        batch = Batch(np.ones((2, 3), np.float32), np.arange(2), np.arange(2), global_size=6, offset=0)
+        step(batch, epoch=0, lr=0.1)
+        comm.begin_collective("a sum of rank 2's own" if comm.rank == 2 else "a sum")
+        step(batch, epoch=0, lr=0.1)
+
+    with pytest.raises(TrainingError, match=r"Found call \d+: rank 0: a sum; rank 1: a sum; rank 2: a sum of"):
+        run_threads(3, run)
+
+
+@pytest.mark.parametrize("pp", [2, 4])
+def test_calls_are_compared_along_each_line_of_the_grid(pp: int) -> None:
+    def run(comm: Communicator) -> None:
+        grid = ProcessGrid(comm, {"pp": pp, "dp": 4 // pp})
+        layers = nn.Sequential(*(nn.Linear(2) for _ in range(4)))
+        schedule = make_schedule("1f1b", num_ranks=pp, num_microbatches=2)
+        pipeline = Pipeline(grid.axis("pp"), schedule, cuts=tuple(range(4 // pp, 4, 4 // pp)))
+        replica = Replica(layers, (3,), optim.SGD(0.1), dtype=np.float32, seed=0, pipeline=pipeline)
+        step = TrainingStep(replica, nn.CrossEntropy(), grid, bucket_bytes=1)
+        batch = Batch(np.ones((2, 3), np.float32), np.arange(2), np.arange(2), global_size=8 // pp, offset=0)
+        for _ in range(3):
+            step(batch, epoch=0, lr=0.1)
+        if comm.rank == 3:
+            grid.axis("dp").begin_collective("one too many")
+        strays = pp == 2 and grid.coordinate("pp") == 1
+        with pytest.raises(TrainingError, match="rank 1: one too many") if strays else nullcontext():
+            step(batch, epoch=0, lr=0.1)
+
+    run_threads(4, run)

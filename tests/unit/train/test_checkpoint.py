@@ -92,7 +92,7 @@ def test_a_full_disk_is_reported_and_nothing_is_lost(tmp_path, limit):
 
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), RuntimeError(HDF5_FULL)], ids=type)
 def test_a_failed_write_is_told_in_the_words_of_the_system(tmp_path, monkeypatch, error):
-    monkeypatch.setattr(checkpoint, "write_slices", lambda *_: (_ for _ in ()).throw(error))
+    monkeypatch.setattr(checkpoint, "write_slices", lambda *_, **__: (_ for _ in ()).throw(error))
     with pytest.raises(StorageError, match=r"Found No space left on device\. Make room"):
         save(tmp_path, 1)
 
@@ -167,10 +167,10 @@ def test_a_checkpoint_of_one_grid_loads_on_any_other(tmp_path):
 def test_a_rank_that_cannot_write_fails_all_and_leaves_nothing(tmp_path, monkeypatch):
     store = checkpoint._store
 
-    def fail_on_one(aside, replica, rank):
+    def fail_on_one(aside, replica, rank, index):
         if rank == 1:
             raise OSError(28, "No space left on device")
-        return store(aside, replica, rank)
+        return store(aside, replica, rank, index)
 
     monkeypatch.setattr(checkpoint, "_store", fail_on_one)
 

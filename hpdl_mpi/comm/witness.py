@@ -1,0 +1,113 @@
+"""A process that says which rank of its machine was killed, since launchers end all others before these can.
+
+``python -I -S witness.py '{"0": PROCESS, ...}' SIZE`` waits until one of the processes is gone, and writes to standard
+error which, unless somebody has said good-bye by then: standard input is a socket for that. It needs nothing but
+Python, so that it starts fast and is small.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import select
+import socket
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from hpdl_mpi.comm.communicator import Communicator
+
+_LAST_WORDS = 0.2
+"""Seconds that a good-bye may be late."""
+
+_EVENTS = "/sys/fs/cgroup{}/memory.events"
+
+
+class Witness:
+    """The witness of this rank's machine, started by the first rank there. Collective to make and to end.
+
+    Parameters
+    ----------
+    comm : Communicator
+    names : sequence of int
+        The ranks' numbers in the job.
+    """
+
+    def __init__(self, comm: Communicator, names: list[int]) -> None:
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._process: subprocess.Popen[bytes] | None = None
+        processes = comm.allgather_obj(os.getpid())
+        place = b""
+        if comm.node_rank == 0:
+            here = {
+                name: process
+                for name, process, node in zip(names, processes, comm.nodes, strict=True)
+                if node == comm.node
+            }
+            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as end:
+                end.bind(b"")  # the system finds a name
+                place = end.getsockname()
+                command = [sys.executable, "-I", "-S", __file__, json.dumps(here), str(comm.size)]
+                # What ends the ranks is not to end it: it has a session of its own.
+                self._process = subprocess.Popen(command, stdin=end.fileno(), start_new_session=True)
+        self._place = comm.allgather_obj(place)[comm.nodes.index(comm.node)]
+
+    def say_farewell(self) -> None:
+        """Let nobody take it for a crash that processes end from now on. Local."""
+        try:
+            self._socket.sendto(b"farewell", self._place)
+        except OSError:  # it has left
+            return
+
+    def end(self) -> None:
+        """Say farewell, and wait until the witness has left, where it was started. Local."""
+        self.say_farewell()
+        self._socket.close()
+        if self._process:
+            self._process.wait()
+
+
+def watch(processes: dict[int, int], size: int) -> None:
+    """Wait for the end of a rank, and tell which it was if that comes unannounced.
+
+    Parameters
+    ----------
+    processes : dict of int to int
+        By rank.
+    size : int
+        Ranks of the job.
+    """
+    try:
+        ranks = {os.pidfd_open(process): rank for rank, process in processes.items()}
+    except OSError:  # the system is too old, or the process has ended already
+        return
+    killed = count_kills()
+    gone, _, _ = select.select([0, *ranks], [], [])
+    when = f"{datetime.datetime.now():%H:%M:%S.%f}"[:-3]
+    if 0 in gone or select.select([0], [], [], _LAST_WORDS)[0]:
+        return
+    reason = ", for lack of memory" if count_kills() > killed else " or has crashed"
+    for place in gone:
+        where = f"[rank {ranks[place]} of {size} on {socket.gethostname()}]"
+        print(
+            f"{where} Error: process {processes[ranks[place]]} was killed{reason}, at {when}.",
+            file=sys.stderr,
+            flush=True,
+        )
+
+
+def count_kills() -> int:
+    """Return how many processes of this job's group the system has ended for lack of memory."""
+    try:
+        with open("/proc/self/cgroup", encoding="ascii") as groups:
+            group = next((line.strip().split("::")[1] for line in groups if line.startswith("0::")), "/")
+        with open(_EVENTS.format(group.rstrip("/")), encoding="ascii") as events:
+            return sum(int(line.split()[1]) for line in events if line.startswith("oom_kill "))
+    except (OSError, ValueError, IndexError):
+        return 0  # there are no such groups here
+
+
+if __name__ == "__main__":
+    watch({int(rank): process for rank, process in json.loads(sys.argv[1]).items()}, int(sys.argv[2]))

@@ -1,0 +1,100 @@
+"""A job in which a rank stops ends in time, and names it. Each test starts an ``mpirun`` of its own."""
+
+from __future__ import annotations
+
+import socket
+import time
+
+import numpy as np
+import pytest
+
+from hpdl_mpi.base.errors import TrainingError
+from hpdl_mpi.comm import Communicator
+from hpdl_mpi.comm.threads import run_threads
+from tests.mpirun import needs_mpirun, run_python
+from tests.stalls import GRACE, SCRIPT, SECONDS, script
+
+
+def stall(fault: str, num_ranks: int = 3) -> tuple[int, float, str]:
+    """Run a job in which rank 1 does something else; return the exit code, how long it took from then, what it said."""
+    done = run_python(num_ranks, "-c", script(fault))
+    return done.returncode, time.time() - float(done.stdout.split()[0]), done.stderr
+
+
+@needs_mpirun
+def test_slow_rank_is_named_and_all_show_their_stacks() -> None:
+    code, seconds, said = stall("time.sleep(60)")
+    assert code == 1
+    assert seconds < SECONDS + GRACE
+    assert said.count("Error: ") == 1
+    assert "Error: gradients, bucket 0: waited 2 s: rank 1 is late." in said
+    assert "rank 1 on" in said
+    assert "step 5, operation" in said
+    assert [f"[rank {rank} on {socket.gethostname()}" in said for rank in range(3)] == [True] * 3
+    assert "time.sleep(60)" in said or "<string>" in said, "the stack of the late rank"
+
+
+@needs_mpirun
+def test_stopped_rank_is_named_with_what_it_told_last() -> None:
+    code, seconds, said = stall("time.sleep(1.5); os.kill(os.getpid(), signal.SIGSTOP)")
+    assert code == 1
+    assert seconds < SECONDS + 1.5 + GRACE
+    assert "rank 1 is late" in said
+    assert "no answer; its process is stopped (SIGSTOP, or a debugger)" in said
+    assert "s ago: step 5, operation" in said
+
+
+@needs_mpirun
+def test_rank_in_a_call_that_holds_the_lock_of_python_shows_its_stacks() -> None:
+    code, seconds, said = stall("ctypes.PyDLL(None).sleep(60)")
+    assert code == 1
+    assert seconds < SECONDS + GRACE
+    assert "rank 1 is late" in said
+    assert "Timeout (0:00:02)!" in said
+    line = 1 + SCRIPT.splitlines().index("        {fault}")
+    assert f'File "<string>", line {line} in <module>' in said
+
+
+@needs_mpirun
+def test_killed_rank_is_named() -> None:
+    code, seconds, said = stall("os.kill(os.getpid(), signal.SIGKILL)")
+    assert code != 0
+    assert seconds < GRACE
+    assert said.count("Error: ") == 1
+    assert f"[rank 1 of 3 on {socket.gethostname()}] Error: process" in said
+    assert "was killed or has crashed" in said
+
+
+@needs_mpirun
+def test_rank_that_skips_a_step_is_named() -> None:
+    code, seconds, said = stall("comm.begin_step(7); comm.barrier()")
+    assert code == 1
+    assert seconds < SECONDS + GRACE
+    assert "all wait for one another, so they do not make the same calls; rank 1 is in another step" in said
+
+
+@needs_mpirun
+def test_rank_that_raises_speaks_for_itself() -> None:
+    code, seconds, said = stall("raise ValueError('a fault')")
+    assert code == 1
+    assert seconds < GRACE
+    assert "ValueError: a fault" in said
+    assert "was killed" not in said
+
+
+@needs_mpirun
+def test_job_without_faults_says_nothing() -> None:
+    code, _, said = stall("pass")
+    assert (code, said) == (0, "")
+
+
+def test_thread_that_is_late_is_named() -> None:
+    def work(comm: Communicator) -> None:
+        with comm.watched(0.2):
+            comm.begin_step(3)
+            if comm.rank == 1:
+                time.sleep(1)
+            comm.allreduce(np.ones(1))
+
+    with pytest.raises(TrainingError, match=r"has waited 0.2 s:\n(.*\n)*  rank 1 runs \(step 3\)"):
+        run_threads(3, work, timeout=10)
