@@ -8,7 +8,7 @@ import numpy as np
 
 from hpdl_mpi.base.errors import is_number, require
 from hpdl_mpi.kernels import update as kernel
-from hpdl_mpi.optim.optimizer import Chunks, Optimizer
+from hpdl_mpi.optim.optimizer import Chunks, Optimizer, checked_rate
 
 
 class Adam(Optimizer):
@@ -35,17 +35,12 @@ class Adam(Optimizer):
         eps: float = 1e-8,
         weight_decay: float = 0.0,
     ) -> None:
-        require("optimizer.lr", lr, is_number(lr) and lr >= 0, "at least 0")
         require("optimizer.betas", betas, isinstance(betas, list | tuple) and len(betas) == 2, "two numbers")
-        for beta in betas:
-            require("optimizer.betas", beta, is_number(beta) and 0 <= beta < 1, "at least 0 and below 1")
         require("optimizer.eps", eps, is_number(eps) and eps > 0, "above 0")
-        decays = is_number(weight_decay) and weight_decay >= 0
-        require("optimizer.weight_decay", weight_decay, decays, "at least 0")
-        self.lr = float(lr)
-        self.betas = (float(betas[0]), float(betas[1]))
+        self.lr = checked_rate("lr", lr)
+        self.betas = (checked_rate("betas", betas[0], below=1), checked_rate("betas", betas[1], below=1))
         self.eps = float(eps)
-        self.weight_decay = float(weight_decay)
+        self.weight_decay = checked_rate("weight_decay", weight_decay)
 
     def update(
         self,

@@ -8,7 +8,7 @@ import numpy as np
 
 from hpdl_mpi.base.errors import is_number, require
 from hpdl_mpi.kernels import update as kernel
-from hpdl_mpi.optim.optimizer import Chunks, Optimizer
+from hpdl_mpi.optim.optimizer import Chunks, Optimizer, checked_rate
 
 
 class LARS(Optimizer):
@@ -30,14 +30,10 @@ class LARS(Optimizer):
     layerwise = True
 
     def __init__(self, lr: float, *, momentum: float = 0.9, weight_decay: float = 0.0, trust: float = 1e-3) -> None:
-        require("optimizer.lr", lr, is_number(lr) and lr >= 0, "at least 0")
-        require("optimizer.momentum", momentum, is_number(momentum) and 0 <= momentum < 1, "at least 0 and below 1")
-        decays = is_number(weight_decay) and weight_decay >= 0
-        require("optimizer.weight_decay", weight_decay, decays, "at least 0")
         require("optimizer.trust", trust, is_number(trust) and trust > 0, "above 0")
-        self.lr = float(lr)
-        self.momentum = float(momentum)
-        self.weight_decay = float(weight_decay)
+        self.lr = checked_rate("lr", lr)
+        self.momentum = checked_rate("momentum", momentum, below=1)
+        self.weight_decay = checked_rate("weight_decay", weight_decay)
         self.trust = float(trust)
 
     def update(

@@ -9,6 +9,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from hpdl_mpi.base.errors import is_number, require
 from hpdl_mpi.kernels.update import sum_squares
 from hpdl_mpi.nn.layout import Layout
 
@@ -133,6 +134,13 @@ class Optimizer(abc.ABC):
         scale : float
             Multiplies the gradients before anything else.
         """
+
+
+def checked_rate(name: str, value: float, below: float = math.inf) -> float:
+    """Return a setting of an optimizer; raise an InputError unless it is a number from 0, below a bound."""
+    expected = "at least 0" if math.isinf(below) else f"at least 0 and below {below:g}"
+    require(f"optimizer.{name}", value, is_number(value) and 0 <= value < below, expected)
+    return float(value)
 
 
 def clip_factor(norm: float, limit: float | None) -> float:

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from hpdl_mpi.base.errors import InputError, is_flag, is_number, require
+from hpdl_mpi.base.errors import InputError, is_flag, require
 from hpdl_mpi.kernels import update as kernel
-from hpdl_mpi.optim.optimizer import Chunks, Optimizer
+from hpdl_mpi.optim.optimizer import Chunks, Optimizer, checked_rate
 
 
 class SGD(Optimizer):
@@ -35,19 +35,14 @@ class SGD(Optimizer):
         weight_decay: float = 0.0,
         l1: float = 0.0,
     ) -> None:
-        require("optimizer.lr", lr, is_number(lr) and lr >= 0, "at least 0")
-        require("optimizer.momentum", momentum, is_number(momentum) and 0 <= momentum < 1, "at least 0 and below 1")
-        decays = is_number(weight_decay) and weight_decay >= 0
-        require("optimizer.weight_decay", weight_decay, decays, "at least 0")
-        require("optimizer.l1", l1, is_number(l1) and l1 >= 0, "at least 0")
+        self.lr = checked_rate("lr", lr)
+        self.momentum = checked_rate("momentum", momentum, below=1)
         require("optimizer.nesterov", nesterov, is_flag(nesterov), "true or false")
         if nesterov and not momentum:
             raise InputError("needs momentum", where="optimizer.nesterov", found="momentum = 0", expected="above 0")
-        self.lr = float(lr)
-        self.momentum = float(momentum)
         self.nesterov = bool(nesterov)
-        self.weight_decay = float(weight_decay)
-        self.l1 = float(l1)
+        self.weight_decay = checked_rate("weight_decay", weight_decay)
+        self.l1 = checked_rate("l1", l1)
         self.slots = ("velocity",) if momentum else ()
 
     def update(
