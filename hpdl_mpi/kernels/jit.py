@@ -2,7 +2,8 @@
 
 A kernel that can use several threads is written with `prange` and marked ``@parallel_kernel``. It is compiled
 twice, each on first use: a serial form, which needs no threading layer and may run on several Python threads at
-once, and a parallel form. `use_threads` chooses between them for the whole process.
+once, and a parallel form. `use_threads` chooses between them for the Python thread that calls it; all others take the
+serial form, which does not get in the way of a thread that computes.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import os
 import platform
 import sys
 import tempfile
+import threading
 import types
 import warnings
 from collections.abc import Callable, Iterator
@@ -114,7 +116,14 @@ def _warn(what: str, error: Exception) -> None:
 
 keep_own_copies()
 
-_threads = 1
+
+class _Settings(threading.local):
+    """What each Python thread has for itself, as Numba's number of threads is."""
+
+    threads = 1
+
+
+_settings = _Settings()
 
 
 def _compile(function: Callable, *, fastmath: set[str] | bool = FASTMATH, **options: Any) -> Any:
@@ -157,7 +166,7 @@ class ParallelKernel:
         self.parallel = _compile(_renamed(function), fastmath=fastmath, parallel={"fusion": False})
 
     def __call__(self, *args: Any) -> Any:
-        return self.serial(*args) if _threads == 1 else self.parallel(*args)
+        return self.serial(*args) if _settings.threads == 1 else self.parallel(*args)
 
 
 def _renamed(function: Callable) -> Callable:
@@ -184,16 +193,15 @@ def exact_parallel_kernel(function: Callable) -> ParallelKernel:
 
 
 def use_threads(count: int) -> None:
-    """Let parallel kernels of this process use `count` threads. Called by `kernels.threads` alone."""
-    global _threads
-    _threads = count
+    """Let parallel kernels use `count` threads if this one calls them. Called by `kernels.threads` alone."""
+    _settings.threads = count
     if count > 1:
         numba.set_num_threads(count)
 
 
 def thread_count() -> int:
-    """Return the number of threads that parallel kernels of this process use."""
-    return _threads
+    """Return the number of threads that parallel kernels use if this one calls them."""
+    return _settings.threads
 
 
 @contextmanager

@@ -22,7 +22,7 @@ def max_threads() -> int:
 
 
 def set_threads(count: int) -> None:
-    """Let this process compute on `count` threads.
+    """Let this Python thread compute on `count` threads; others, which do something beside it, compute alone.
 
     NumPy's BLAS, which no kernel uses, is held at one thread: a user's own code must not crowd the cores.
     """

@@ -141,6 +141,16 @@ def test_replicas_of_one_process_do_not_disturb_each_other() -> None:
         np.testing.assert_array_equal(results[number], expected)
 
 
+@needs_two_threads
+def test_a_thread_beside_the_one_that_computes_takes_no_core_from_it() -> None:
+    counts: list[int] = []
+    set_threads(2)
+    beside = threading.Thread(target=lambda: counts.append(thread_count()))
+    beside.start()
+    beside.join()
+    assert [thread_count(), *counts] == [2, 1]
+
+
 @pytest.mark.parametrize("count", [0, -1, 10_000])
 def test_impossible_number_of_threads_is_refused(count: int) -> None:
     with pytest.raises(InputError) as caught:
