@@ -142,6 +142,8 @@ class Communicator(ABC):
     shares_process : bool
         Whether other ranks are threads of this process, with which this one shares what a process has once: its cores,
         its number of threads.
+    takes_threads : bool
+        Whether several Python threads of a rank may use it at once, each with work of its own.
     crowded : bool
         Whether ranks of this machine share cores, so that one that waits had better give its core away.
     calls : Calls
@@ -158,6 +160,7 @@ class Communicator(ABC):
     node_rank: int
     node_size: int
     shares_process: bool
+    takes_threads: bool = False
     crowded: bool
     calls: Calls
     check_calls: bool

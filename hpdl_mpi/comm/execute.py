@@ -18,9 +18,13 @@ from hpdl_mpi.kernels.wire import Wire
 
 
 def compile_reduction(dtype: DTypeLike) -> None:
-    """Add arrays of this dtype once, so that no call of a `Collective` waits for the compiler. Local."""
+    """Add arrays of this dtype once, so that no call of a `Collective` waits for the compiler. Local.
+
+    Both forms are needed: other threads than the one that computes take the serial one.
+    """
     array, counters = np.zeros(1, dtype), np.zeros(1, np.int64)
     add(array, array, array)
+    add.serial(array, array, array)
     run_steps(np.zeros((0, 5), np.int64), 0, 0, array, array, counters, counters, counters)
 
 

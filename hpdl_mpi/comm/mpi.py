@@ -70,6 +70,7 @@ class MpiCommunicator(Communicator):
     """
 
     shares_process = False
+    takes_threads = MPI.Query_thread() == MPI.THREAD_MULTIPLE
 
     def __init__(self, handle: MPI.Intracomm, shared: Shared) -> None:
         self._handle = handle

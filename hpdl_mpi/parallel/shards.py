@@ -14,9 +14,14 @@ Run = tuple[int, int]
 BUCKET_BYTES = 25 * 10**6
 """Of a bucket: long enough for full bandwidth, short enough that there is much to do while it is on its way."""
 
+_LEAST_BYTES = 10**6
+"""Of the buckets that get smaller and smaller."""
+
 
 def cut_buckets(layout: Layout, stages: Mapping[str, int], itemsize: int, max_bytes: int) -> Iterator[Run]:
     """Yield the buckets of a layout, in its order: whole parameters of one stage, as many as may go together.
+
+    Each has at most half of what is left, so that little is on its way when backward ends.
 
     Parameters
     ----------
@@ -30,7 +35,8 @@ def cut_buckets(layout: Layout, stages: Mapping[str, int], itemsize: int, max_by
     start, stage_before = 0, None
     for segment in layout.segments:
         stage = stages[segment.name]
-        too_large = (segment.stop - start) * itemsize > max_bytes or stage != stage_before
+        half = max(_LEAST_BYTES, (layout.size - start) * itemsize / 2)
+        too_large = (segment.stop - start) * itemsize > min(max_bytes, half) or stage != stage_before
         if segment.start > start and too_large:
             yield start, segment.start
             start = segment.start

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +20,7 @@ from hpdl_mpi.optim import clip_factor
 from hpdl_mpi.parallel.buckets import GradientBuckets, progress_of
 from hpdl_mpi.parallel.grid import ProcessGrid
 from hpdl_mpi.parallel.pipeline import Feed
+from hpdl_mpi.parallel.progress_thread import ProgressThread
 from hpdl_mpi.parallel.replica import Replica
 from hpdl_mpi.parallel.shards import BUCKET_BYTES
 
@@ -128,7 +131,8 @@ class TrainingStep:
         nominal = batch.global_size
         self._comm.begin_step(self._replica.step + 1)
         self._sums.begin(len(batch.sample_ids), nominal, flags)
-        self._executor.run(Feed.of(batch, epoch, 1.0 / nominal))
+        with self._sums.moved_along():
+            self._executor.run(Feed.of(batch, epoch, 1.0 / nominal))
         began = now()
         report = self._sums.report()
         self._note("wait", "totals", began)
@@ -198,7 +202,8 @@ def _has_averages(dp: Communicator, statistics: np.ndarray) -> bool:
 class _Sums:
     """What ranks sum in a step, beside its computations: totals, statistics, gradients.
 
-    Totals and statistics are known when the last output is, so backward hides their sums.
+    Totals and statistics are known when the last output is, so backward hides their sums. Between machines a thread
+    moves them along while backward computes.
     """
 
     def __init__(self, replica: Replica, grid: ProcessGrid, num_flags: int, buckets: GradientBuckets) -> None:
@@ -219,6 +224,9 @@ class _Sums:
         self._share = self._nominal = self._digest = 0
         self._flags: Callable[[], Sequence[bool]] = tuple
         self._pending: list[Transfer] = []
+        self._lock = threading.Lock()
+        between_machines = grid.comm.num_nodes > 1 and grid.comm.takes_threads
+        self._thread = ProgressThread(self._move, self._lock) if between_machines else None
 
     def begin(self, share: int, nominal: int, flags: Callable[[], Sequence[bool]]) -> None:
         """Get ready for a batch, of which this rank has `share` of `nominal` samples."""
@@ -234,20 +242,31 @@ class _Sums:
         self._totals[self._calls] = self._digest
         if self._averages:
             self._statistics *= self._share  # the mean weighs what each rank tracks by how much it saw
-        for reduction in self._early:
-            reduction.start()
-        self._pending = list(self._early)
+        with self._lock:
+            for reduction in self._early:
+                reduction.start()
+            self._pending = list(self._early)
 
     def layer_landed(self, layer: Layer) -> None:
         """See `Companion`."""
-        self.buckets.layer_landed(layer)
+        with self._lock:
+            self.buckets.layer_landed(layer)
 
     def stage_landed(self, stage: int) -> None:
         """See `Companion`."""
-        self.buckets.stage_landed(stage)
+        with self._lock:
+            self.buckets.stage_landed(stage)
+
+    def moved_along(self) -> AbstractContextManager[None]:
+        """Return a context in which sums go on though nothing here is called."""
+        return self._thread.running() if self._thread else nullcontext()
 
     def move_along(self) -> None:
         """See `Companion`."""
+        with self._lock:
+            self._move()
+
+    def _move(self) -> None:
         if self._pending:
             self._pending = [reduction for reduction in self._pending if not reduction.test()]
         self.buckets.move_along()
@@ -259,6 +278,8 @@ class _Sums:
 
     def free(self) -> None:
         """See `TrainingStep.free`."""
+        if self._thread:
+            self._thread.end()
         for reduction in [*self._early, *self.buckets.reductions]:
             reduction.free()
 

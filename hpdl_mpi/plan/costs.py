@@ -30,8 +30,8 @@ class Task:
         Of one sample.
     loss : Loss
     dtype : dtype
-    num_slots : int
-        Arrays beside parameters and gradients: optimizer state, moving average.
+    copies : float
+        What a rank keeps beside parameters and gradients, by their size: optimizer state, moving average.
     recompute : {"none", "stage", "block"}
     """
 
@@ -39,7 +39,7 @@ class Task:
     input_shape: Shape
     loss: Loss
     dtype: DTypeLike = "float32"
-    num_slots: int = 0
+    copies: float = 0
     recompute: Recomputed = "none"
 
 
@@ -73,7 +73,7 @@ def measure_layers(task: Task, layers: dict[str, Layer], size: int) -> list[Laye
                 inner.grads.clear()
                 inner.statistics.clear()
         found = measured[kind]
-        costs.append(found.cost(2 + task.num_slots, kept or from_loader, from_loader))
+        costs.append(found.cost(2 + task.copies, kept or from_loader, from_loader))
         shape, kept = layer.output_shape(shape), found.keeps_output or (found.is_view and kept)
         from_loader = from_loader and found.is_view
         needs_dx = needs_dx or has_parameters(layer)
@@ -187,13 +187,13 @@ class _Measurement:
         defers_dy = any(self._pool.count(array) > 1 for array in dy)
         self.deferred_bytes = self._pool.bytes_live - begun + defers_dy * sum(array.nbytes for array in dy)
 
-    def cost(self, num_arrays: int, kept_before: bool, from_loader: bool) -> LayerCost:
+    def cost(self, num_arrays: float, kept_before: bool, from_loader: bool) -> LayerCost:
         """Return what the layer costs where its input is kept already by the layer before it, or is the loader's."""
         keeps_more = self.keeps_input and not kept_before
         saved = self.inner_bytes + self.keeps_output * self.output_bytes + keeps_more * self.input_bytes
         return LayerCost(
             *self.seconds,
-            fixed_bytes=num_arrays * self._num_parameters * self._dtype.itemsize,
+            fixed_bytes=round(num_arrays * self._num_parameters * self._dtype.itemsize),
             saved_bytes=saved,
             deferred_bytes=self.deferred_bytes + (self.defers_input and not from_loader) * self.input_bytes,
             input_bytes=self.input_bytes,

@@ -19,7 +19,6 @@ from hpdl_mpi.parallel.average import checked_decay
 from hpdl_mpi.parallel.grid import check_shape
 from hpdl_mpi.parallel.pipeline import Pipeline
 from hpdl_mpi.parallel.replica import checked_dtype, checked_seed
-from hpdl_mpi.parallel.shards import Sharding
 from hpdl_mpi.plan import Task, plan_pipeline
 from hpdl_mpi.train.job import Parallel
 from hpdl_mpi.train.launch import first_on_node, rehearse, start_threads
@@ -106,8 +105,8 @@ class Assembly:
             Samples of a batch that a pipeline gets at most.
         """
         settings = self.parallel
-        num_slots = len(self.optimizer.slots) + (self.ema is not None)
-        task = Task(self.model, input_shape, self.loss, self.dtype, num_slots, recompute=settings.recompute)
+        copies = settings.copies(len(self.optimizer.slots), self.ema, self.grid.shape["dp"])
+        task = Task(self.model, input_shape, self.loss, self.dtype, copies, recompute=settings.recompute)
         schedule, cuts = agree(
             self.comm,
             lambda: plan_pipeline(
@@ -133,6 +132,7 @@ class Assembly:
     def _build(self, input_shape: Shape, loader: Loader | None) -> None:
         if self._replica is not None:
             self._replica.release()
+        trains, dp = loader is not None, self.grid.axis("dp")
         self._replica = Replica(
             self.model,
             input_shape,
@@ -140,9 +140,10 @@ class Assembly:
             dtype=self.dtype,
             seed=self.seed,
             pipeline=self.pipeline,
-            ema=None if loader is None else self.ema,  # what is not trained needs no average
-            compression=None if loader is None or self.grid.shape["dp"] == 1 else self.parallel.feedback,
-            sharding=None if loader is None else self._sharding(),
+            # What is not trained needs none of these.
+            ema=self.ema if trains else None,
+            compression=self.parallel.feedback if trains and dp.size > 1 else None,
+            sharding=self.parallel.sharded(dp.rank, dp.size) if trains else None,
             # The node's other ranks build after its first, when that one's share is taken already.
             ranks_on_node=self.comm.node_size if self.comm.node_rank == 0 else 0,
         )
@@ -153,14 +154,6 @@ class Assembly:
                 self._replica.release()
                 self._replica = None  # nothing was trained: the data can be mended, and `fit` called again
                 raise
-
-    def _sharding(self) -> Sharding | None:
-        count = self.grid.shape["dp"]
-        kind = self.parallel.sharding
-        if kind == "none" or count == 1:
-            return None
-        max_bytes = round(self.parallel.bucket_cap_mb * 1e6)
-        return Sharding(self.grid.coordinate("dp"), count, max_bytes, gradients=kind == "gradients")
 
     def rehearse(self, loader: Loader, run: Callable[[Replica, Batch, Loss], None]) -> None:
         """Let `run` compile what it needs, on one sample for each rank; a node's first pipeline first. Collective."""

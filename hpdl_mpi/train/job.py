@@ -21,6 +21,7 @@ from hpdl_mpi.comm import ALLREDUCES, AUTO, LIBRARY
 from hpdl_mpi.data.transform import Layout
 from hpdl_mpi.parallel.feedback import Compression
 from hpdl_mpi.parallel.pipeline import Recomputed
+from hpdl_mpi.parallel.shards import Sharding
 from hpdl_mpi.train.problems import problems
 
 if TYPE_CHECKING:
@@ -266,6 +267,17 @@ class Parallel(_Section):
     def wire(self) -> str | None:
         """How messages carry gradients in less, if they do."""
         return self.compression if self.compression in ("bf16", "fp16") else None
+
+    def sharded(self, index: int, count: int) -> Sharding | None:
+        """Return what the data-parallel rank of this number among `count` keeps, if they share anything."""
+        if self.sharding == "none" or count == 1:
+            return None
+        return Sharding(index, count, round(self.bucket_cap_mb * 1e6), gradients=self.sharding == "gradients")
+
+    def copies(self, num_slots: int, ema: float | None, count: int) -> float:
+        """Return how much a data-parallel rank of `count` keeps beside parameters and gradients, by their size."""
+        share = num_slots / count if self.sharded(0, count) else num_slots
+        return share + (ema is not None) + (self.feedback is not None and count > 1)
 
     def accumulating(self, accumulate: int) -> Parallel:
         """Return the section with as many micro-batches as ``training.accumulate`` asks for, if it asks for several.

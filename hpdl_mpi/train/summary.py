@@ -26,6 +26,7 @@ from hpdl_mpi.parallel.pipeline import (
     simulate,
     stage_loads,
 )
+from hpdl_mpi.parallel.shards import Sharding
 from hpdl_mpi.plan import Task, plan_pipeline, stage_costs
 from hpdl_mpi.plan.costs import zero_targets
 from hpdl_mpi.train.choices import make_loss, make_model, make_optimizer
@@ -55,7 +56,11 @@ class Row:
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes of one rank while it trains; a moving average of the weights counts with the optimizer's state."""
+    """Bytes of one rank while it trains.
+
+    A moving average of the weights counts with the optimizer's state, as does what compressed sums carry over.
+    Gradients that are given up once they are summed do not count, so where sums fall behind there are more.
+    """
 
     parameters: int
     gradients: int
@@ -166,8 +171,8 @@ def summarize(job: Job, num_ranks: int, pp: int | None = None, stored_shape: Sha
         input_shape = source.build(model, loss, stored_shape)
     parallel = job.parallel.accumulating(job.training.accumulate)
     share = -(-job.training.global_batch_size // num_ranks)
-    num_slots = len(optimizer.slots) + (job.training.ema is not None)
-    task = Task(model, input_shape, loss, job.training.dtype, num_slots, parallel.recompute)
+    copies = parallel.copies(len(optimizer.slots), job.training.ema, num_ranks)
+    task = Task(model, input_shape, loss, job.training.dtype, copies, parallel.recompute)
     schedule, cuts = plan_pipeline(
         task,
         num_ranks=pp or parallel.pp,
@@ -186,11 +191,12 @@ def summarize(job: Job, num_ranks: int, pp: int | None = None, stored_shape: Sha
         replica = Replica(model, input_shape, optimizer, dtype=job.training.dtype, seed=job.seed, pipeline=pipeline)
         _learn_zeros(replica, loss, share)
         nbytes = replica.params.nbytes
-        memory = Memory(nbytes, nbytes, num_slots * nbytes, replica.pool.bytes_held)
+        gradients = _gradient_bytes(replica, parallel.sharded(0, num_ranks))
+        memory = Memory(nbytes, gradients, round(copies * nbytes), replica.pool.bytes_held)
     else:
         costs = stage_costs(task, schedule, size)
         names = list(pieces(model))
-        stages = _stages(schedule, cuts, names, costs, num_slots)
+        stages = _stages(schedule, cuts, names, costs, copies)
         halves = [StageCost(row.forward, row.backward / 2, row.backward / 2) for row in stages]
         bubble = simulate(complete(schedule), halves).bubble_fraction(synchronized=True)
         memory = max(_rank_memories(stages), key=lambda one: one.total)
@@ -221,14 +227,14 @@ def _reading(job: Job, source: Source, loss: Loss, num_ranks: int) -> Reading:
 
 
 def _stages(
-    schedule: Schedule, cuts: Sequence[int], names: Sequence[str], costs: StageCosts, num_slots: int
+    schedule: Schedule, cuts: Sequence[int], names: Sequence[str], costs: StageCosts, copies: float
 ) -> list[StageRow]:
     rows = []
     loads = stage_loads(complete(schedule))
     for stage, (start, stop) in enumerate(pairwise([0, *cuts, len(names)])):
         fixed = costs.fixed_bytes(start, stop)
-        each = fixed // (2 + num_slots)
-        memory = Memory(each, each, num_slots * each, round(costs.nbytes(stage, start, stop)) - fixed)
+        each = round(fixed / (2 + copies))
+        memory = Memory(each, each, round(copies * each), round(costs.nbytes(stage, start, stop)) - fixed)
         rows.append(
             StageRow(
                 schedule.stage_ranks[stage],
@@ -250,6 +256,15 @@ def _rank_memories(stages: Sequence[StageRow]) -> list[Memory]:
         Memory(*(sum(getattr(row.memory, key.name) for row in stages if row.rank == rank) for key in fields(Memory)))
         for rank in sorted(ranks)
     ]
+
+
+def _gradient_bytes(replica: Replica, sharding: Sharding | None) -> int:
+    """Return what gradients take: those of the rank's own chunks, and a bucket, where others are given up."""
+    if sharding is None or not sharding.gradients:
+        return replica.grads.nbytes
+    buckets = replica.buckets(sharding.max_bytes)
+    own = sum(stop - start for start, stop in map(sharding.own, buckets))
+    return (own + max(stop - start for start, stop in buckets)) * replica.dtype.itemsize
 
 
 def _learn_zeros(replica: Replica, loss: Loss, size: int) -> None:

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from itertools import accumulate
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from hpdl_mpi import nn, optim
 from hpdl_mpi.base.trace import Span, Trace
@@ -12,6 +17,7 @@ from hpdl_mpi.data import Batch
 from hpdl_mpi.parallel import ProcessGrid, Replica, TrainingStep
 from hpdl_mpi.parallel.buckets import GradientBuckets
 from hpdl_mpi.parallel.pipeline import Pipeline, make_schedule
+from hpdl_mpi.parallel.shards import cut_buckets
 from tests.pipeline_training import check_outcomes, make_batch, run_alone, run_grid
 
 WIDTH = 64
@@ -39,6 +45,26 @@ def test_buckets_are_whole_parameters_as_many_as_fit(max_bytes: int, count: int)
     assert [start for start, _ in slices[1:]] == [stop for _, stop in slices[:-1]]
     assert (slices[0][0], slices[-1][1]) == (0, replica.layout.size)
     assert {start for start, _ in slices} <= {segment.start for segment in replica.layout.segments}
+
+
+@given(
+    sizes=st.lists(st.integers(1, 2_000_000), min_size=1, max_size=40),
+    max_bytes=st.sampled_from([1, 3_000_000, 25_000_000]),
+    itemsize=st.sampled_from([4, 8]),
+)
+def test_no_bucket_of_several_parameters_is_more_than_half_of_what_is_left(
+    sizes: list[int], max_bytes: int, itemsize: int
+) -> None:
+    stops = list(accumulate(sizes))
+    segments = [
+        SimpleNamespace(name="p", start=stop - size, stop=stop) for size, stop in zip(sizes, stops, strict=True)
+    ]
+    layout = SimpleNamespace(segments=segments, size=stops[-1])
+    slices = list(cut_buckets(layout, {"p": 0}, itemsize, max_bytes))
+    assert [start for start, _ in slices] + stops[-1:] == [0] + [stop for _, stop in slices]
+    for start, stop in slices:
+        limit = min(max_bytes, max(10**6, (layout.size - start) * itemsize // 2))
+        assert start == stop - sizes[stops.index(stop)] or (stop - start) * itemsize <= limit
 
 
 def test_no_bucket_waits_for_two_stages() -> None:

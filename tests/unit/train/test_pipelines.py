@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import h5py
 import numpy as np
 import pytest
@@ -181,6 +183,22 @@ def test_a_summary_shows_what_each_stage_takes():
     assert [row.rank for row in both.stages] == [0, 1, 1, 0]
     first, last = both.stages[0].memory.total, both.stages[3].memory.total
     assert both.memory.total in (first + last, both.stages[1].memory.total + both.stages[2].memory.total)
+
+
+@pytest.mark.parametrize("pp", [1, 2])
+def test_a_summary_counts_what_data_parallel_ranks_share_and_carry_over(pp):
+    def memory(*overrides):
+        cut = [] if pp == 1 else ["parallel.cuts=[3]"]
+        settings = ["optimizer.name=adam", "optimizer.weight_decay=0", "parallel.bucket_cap_mb=0.5", *cut, *overrides]
+        return summarize(load_job("jobs/mlp_mnist.toml", settings), 4, pp=pp).memory
+
+    whole = memory(f"parallel.pp={pp}")
+    assert whole.optimizer == 2 * whole.parameters
+    shared = memory(f"parallel.pp={pp}", "parallel.sharding=optimizer")
+    assert shared == replace(whole, optimizer=whole.parameters // 2)
+    assert memory(f"parallel.pp={pp}", "parallel.compression=powersgd").optimizer == 3 * whole.parameters
+    if pp == 1:
+        assert whole.gradients / 4 < memory("parallel.sharding=gradients").gradients < whole.gradients
 
 
 def test_a_closed_trainer_lets_go_of_its_model(images):
