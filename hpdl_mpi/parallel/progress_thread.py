@@ -11,12 +11,12 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-_SECONDS = 1e-3
-"""Between calls: the link's buffers hold what it takes in a few milliseconds."""
+_SECONDS = 3e-3
+"""Between calls. The buffers of a link hold what it takes in that time; more calls cost what they gain."""
 
 
 class ProgressThread:
-    """Calls a function every millisecond or so, while it is let.
+    """Calls a function every few milliseconds, while it is let.
 
     Parameters
     ----------
