@@ -5,20 +5,22 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
 import numpy as np
 
-from hpdl_mpi.base.errors import InputError
-from hpdl_mpi.base.trace import now
+from hpdl_mpi.base.errors import InputError, require
+from hpdl_mpi.base.trace import Span, Trace, now
 from hpdl_mpi.bench import memory
 from hpdl_mpi.bench.gloo import REMEDY
 from hpdl_mpi.bench.machine import describe_command, describe_machine, describe_versions
 from hpdl_mpi.bench.players import GlooPlayer, Player, check_twins, play_together, wake_numba
+from hpdl_mpi.bench.sleepers import asleep
 from hpdl_mpi.bench.statistics import pairwise_ratio, spread
 from hpdl_mpi.bench.step import OURS, check_settings
-from hpdl_mpi.bench.workloads import LEARNING_RATE, MOMENTUM, WORKLOADS
+from hpdl_mpi.bench.workloads import LEARNING_RATE, MOMENTUM, WORKLOADS, Workload
 from hpdl_mpi.comm import Communicator, SingleCommunicator, agree
 from hpdl_mpi.data import Batch
 from hpdl_mpi.kernels.threads import set_threads
@@ -27,6 +29,7 @@ from hpdl_mpi.nn import CrossEntropy
 from hpdl_mpi.optim import SGD
 from hpdl_mpi.parallel import ProcessGrid, Replica, TrainingStep
 from hpdl_mpi.parallel.buckets import GradientBuckets
+from hpdl_mpi.parallel.communication import measure_communication
 
 TORCH_DDP: dict[str, dict[str, bool]] = {
     "torch-ddp": {"channels_last": True},
@@ -53,6 +56,7 @@ def bench_data_parallel(
     threads: int,
     vs: str | None = None,
     *,
+    sleep_seconds: float | None = None,
     num_rounds: int = 10,
     turn_seconds: float = 1.0,
     say: Callable[[str], None] = lambda text: None,
@@ -68,6 +72,8 @@ def bench_data_parallel(
         Samples of a step, and threads, of each rank.
     vs : str, optional
         ``"torch-ddp"``: PyTorch's, eager and compiled.
+    sleep_seconds : float, optional
+        Let a stand-in of the same parameters sleep that long in each step, where the model would compute.
     num_rounds, turn_seconds, say
         See `bench_step`.
 
@@ -75,8 +81,9 @@ def bench_data_parallel(
     -------
     dict
         Ready for JSON, with the keys of `bench_step` and: ``speedup``, our samples per second over those of one rank;
-        ``efficiency``, the step of ranks without communication over ours; ``hidden``, the share of the sums' time that
-        does not make the step longer. ``ratio`` is the best of PyTorch's steps over ours.
+        ``efficiency``, the step of ranks without communication over ours; ``exposed_seconds``, how long ranks wait for
+        sums in a step, and ``hidden``, the share of the sums' time alone in which they do not. ``ratio`` is the best of
+        PyTorch's steps over ours.
 
     Raises
     ------
@@ -85,13 +92,14 @@ def bench_data_parallel(
     ContenderError
         A contender crashed or hung.
     """
-    agree(comm, lambda: _check(model, batch, threads, num_rounds, vs))
+    agree(comm, lambda: _check(model, batch, threads, num_rounds, vs, sleep_seconds))
+    subject = _Subject(model, sleep_seconds)
     set_threads(threads)
     wake_numba()
     with ExitStack() as stack:
-        players: dict[str, Player] = {OURS: _Ranks(comm, model, batch)}
-        apart = _Ranks(SingleCommunicator(), model, batch)
-        players |= {APART: apart, ONE_RANK: _OneRank(apart, comm.rank == 0), SUMS: _SumsAlone(comm, model)}
+        together, apart = _Ranks(comm, subject, batch), _Ranks(SingleCommunicator(), subject, batch)
+        players: dict[str, Player] = {OURS: together, APART: apart, ONE_RANK: _OneRank(apart, comm.rank == 0)}
+        players[SUMS] = _SumsAlone(comm, subject)
         for name in TORCH_DDP if vs is not None else ():
             if comm.rank == 0:
                 say(f"warming up {name}")
@@ -103,6 +111,12 @@ def bench_data_parallel(
     steps = {name: median(times) for name, times in seconds.items()}
     peaks = {name: max(comm.allgather_obj(player.peak_bytes)) for name, player in players.items()}
     ours = steps[OURS]
+    communication = measure_communication(comm.allgather_obj(together.spans))
+    exposed = communication.exposed if communication else 0.0
+    hidden = max(0.0, 1.0 - exposed / steps[SUMS])
+    stand_in = (
+        f"; a stand-in sleeps {1e3 * sleep_seconds:.0f} ms where the model would compute" if sleep_seconds else ""
+    )
     samples = {ONE_RANK: batch, SUMS: 0}
     others = [steps[name] for name in players if name in TORCH_DDP]
     return {
@@ -116,7 +130,9 @@ def bench_data_parallel(
         "samples_per_second": comm.size * batch / ours,
         "speedup": comm.size * steps[ONE_RANK] / ours,
         "efficiency": steps[APART] / ours,
-        "hidden": float(np.clip(1.0 - (ours - steps[APART]) / steps[SUMS], 0.0, 1.0)),
+        "exposed_seconds": exposed,
+        "hidden": hidden,
+        "sleep_seconds": sleep_seconds,
         "peak_bytes": peaks[OURS],
         "vs": {
             name: {
@@ -134,7 +150,8 @@ def bench_data_parallel(
         "rounds": num_rounds,
         "notes": [
             f"{APART}: {OURS} without sums, on all ranks at once; {ONE_RANK}: on the first alone; {SUMS}: no more than "
-            "the sums of gradients"
+            "the sums of gradients",
+            f"ranks wait {1e3 * exposed:.0f} ms for sums: {100 * hidden:.0f}% of their time is hidden{stand_in}",
         ],
         "machine": describe_machine(),
         "versions": describe_versions("mpi4py", *(["torch"] if others else [])) | {"mpi": comm.library_name()},
@@ -142,8 +159,12 @@ def bench_data_parallel(
     }
 
 
-def _check(model: str, batch: int, threads: int, num_rounds: int, vs: str | None) -> None:
+def _check(model: str, batch: int, threads: int, num_rounds: int, vs: str | None, sleep_seconds: float | None) -> None:
     check_settings(model, batch, threads, num_rounds)
+    if sleep_seconds is not None:
+        require("--sleep", sleep_seconds, sleep_seconds > 0, "above 0")
+        if vs is not None:
+            raise InputError("others compute", where="--sleep", found=f"--vs {vs}", expected="no --vs")
     if vs is not None and vs not in TORCH_DDP:
         expected = next(iter(TORCH_DDP))
         raise InputError("no contender on several ranks", where="--vs", found=repr(vs), expected=expected)
@@ -151,43 +172,70 @@ def _check(model: str, batch: int, threads: int, num_rounds: int, vs: str | None
         raise InputError("PyTorch is not installed", where=f"--vs {vs}", remedy=REMEDY)
 
 
-def _make_replica(model: str) -> Replica:
-    optimizer = SGD(LEARNING_RATE, momentum=MOMENTUM)
-    return Replica(MODELS[model](), WORKLOADS[model].input_shape, optimizer, dtype="float32", seed=0)
+@dataclass(frozen=True)
+class _Subject:
+    """What is trained: a model, or what sleeps in its place."""
+
+    name: str
+    sleep_seconds: float | None
+
+    @property
+    def workload(self) -> Workload:
+        whole = WORKLOADS[self.name]
+        return Workload((whole.num_classes,), whole.num_classes) if self.sleep_seconds else whole
+
+    def replica(self) -> Replica:
+        model = MODELS[self.name]()
+        if self.sleep_seconds:
+            model = asleep(model, WORKLOADS[self.name].input_shape, self.sleep_seconds)
+        optimizer = SGD(LEARNING_RATE, momentum=MOMENTUM)
+        return Replica(model, self.workload.input_shape, optimizer, dtype="float32", seed=0)
 
 
 class _Ranks:
-    """Our step on the ranks of a group."""
+    """Our step on the ranks of a group.
 
-    def __init__(self, comm: Communicator, model: str, batch: int) -> None:
+    Attributes
+    ----------
+    spans : list of list of Span
+        What went on in each step that counts.
+    """
+
+    def __init__(self, comm: Communicator, subject: _Subject, batch: int) -> None:
         level = memory.resident()
-        replica = _make_replica(model)
+        replica = subject.replica()
+        self.spans: list[list[Span]] = []
         self._step = TrainingStep(replica, CrossEntropy(), ProcessGrid(comm, {"pp": 1, "dp": comm.size}))
         offset = comm.rank * batch
         ids = np.arange(offset, offset + batch)
-        self._batch = Batch(*WORKLOADS[model].batch(batch), ids, global_size=comm.size * batch, offset=offset)
+        self._batch = Batch(*subject.workload.batch(batch), ids, global_size=comm.size * batch, offset=offset)
         self.num_parameters = replica.num_parameters
         self._run()
         memory.reset_peak()
         self.warm_seconds = min(self._run() for _ in range(_WARMUP_STEPS))
+        self.spans.clear()
         self.peak_bytes = memory.peak() - level
 
     def _run(self) -> float:
+        trace = Trace()
+        self._step.record(trace)
         start = now()
         self._step(self._batch, epoch=0, lr=LEARNING_RATE)
+        self.spans.append(trace.spans)
         return now() - start
 
     def turn(self, steps: int) -> float:
         """See `Player.turn`; one more step goes before those that count."""
         self._run()
+        self.spans.pop()
         return sum(self._run() for _ in range(steps))
 
 
 class _SumsAlone:
     """The sums of gradients that a step has."""
 
-    def __init__(self, comm: Communicator, model: str) -> None:
-        replica = _make_replica(model)
+    def __init__(self, comm: Communicator, subject: _Subject) -> None:
+        replica = subject.replica()
         self._buckets = GradientBuckets(replica, comm)
         self.num_parameters = replica.num_parameters
         self.peak_bytes = 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -31,6 +31,10 @@ def step(
         ),
     ] = None,
     rounds: Annotated[int, typer.Option(min=10, help="Every contender takes a turn in each.")] = 10,
+    sleep: Annotated[
+        float | None,
+        typer.Option(help="On several ranks: seconds that a stand-in sleeps in a step where the model would compute."),
+    ] = None,
     profile: Annotated[bool, typer.Option("--profile", help="Show instead what each kind of layer takes.")] = False,
     json_file: JsonFile = None,
 ) -> None:
@@ -46,18 +50,10 @@ def step(
     if profile:
         require_one_rank("hpdl bench step --profile")
     if several_ranks():
-        from hpdl_mpi.bench.data_parallel import bench_data_parallel
-        from hpdl_mpi.comm import agree, world
-
-        comm = world()
-        if json_file:
-            agree(comm, partial(check_destination, json_file))
-        result = bench_data_parallel(comm, model, batch, threads, vs, num_rounds=rounds, say=say)
-        if comm.rank == 0:
-            Console().print(step_table(result))
-            if json_file:
-                write_json(json_file, result)
+        _step_of_ranks(json_file, model, batch, threads, vs, sleep_seconds=sleep, num_rounds=rounds, say=say)
         return
+    if sleep is not None:
+        raise InputError("needs several ranks", where="--sleep", remedy="start it with mpirun or srun")
     if json_file:
         check_destination(json_file)
     if profile and vs is not None:
@@ -75,6 +71,25 @@ def step(
         Console().print(step_table(result))
     if json_file:
         write_json(json_file, result)
+
+
+def _step_of_ranks(json_file: Path | None, *args: Any, **settings: Any) -> None:
+    """See `bench_data_parallel`, whose arguments it passes on."""
+    from rich.console import Console
+
+    from hpdl_mpi.base.files import check_destination, write_json
+    from hpdl_mpi.bench.data_parallel import bench_data_parallel
+    from hpdl_mpi.bench.table import step_table
+    from hpdl_mpi.comm import agree, world
+
+    comm = world()
+    if json_file:
+        agree(comm, partial(check_destination, json_file))
+    result = bench_data_parallel(comm, *args, **settings)
+    if comm.rank == 0:
+        Console().print(step_table(result))
+        if json_file:
+            write_json(json_file, result)
 
 
 @app.command()

@@ -3,7 +3,7 @@
 from hpdl_mpi.nn import init
 from hpdl_mpi.nn.activations import GELU, LeakyReLU, ReLU, ReLU6, Sigmoid, SiLU, Softmax, Tanh
 from hpdl_mpi.nn.branches import Parallel, Residual
-from hpdl_mpi.nn.containers import Recompute, Sequential
+from hpdl_mpi.nn.containers import Recompute, Sequential, leaves
 from hpdl_mpi.nn.context import Context, MicroBatch
 from hpdl_mpi.nn.conv import Conv2d, make_exact
 from hpdl_mpi.nn.dropout import Dropout, Dropout2d, StochasticDepth
@@ -59,6 +59,7 @@ __all__ = [
     "has_parameters",
     "images_in",
     "init",
+    "leaves",
     "make_exact",
     "make_statistics",
     "walk",

@@ -251,3 +251,13 @@ class Recompute(Container):
         ctx.batch.recomputing = False
         ctx.drop("x")
         return self._differentiate(self.inner, dy, child, half)
+
+
+def leaves(layer: Layer, input_shape: Shape) -> Iterator[tuple[Layer, Shape]]:
+    """Yield the layers inside that hold no others, with the shapes of their inputs, in the order in which they run."""
+    if not layer.children:
+        yield layer, input_shape
+    for child in layer.children.values():
+        yield from leaves(child, input_shape)
+        if isinstance(layer, Sequential):  # others' layers all read the container's own input
+            input_shape = child.output_shape(input_shape)

@@ -13,7 +13,7 @@ from hpdl_mpi.base.errors import amended
 from hpdl_mpi.data import Loader
 from hpdl_mpi.data.shards import find_shards
 from hpdl_mpi.kernels.threads import set_threads
-from hpdl_mpi.nn import Layer, Loss, Sequential, Shape, walk
+from hpdl_mpi.nn import Layer, Loss, Shape, leaves, walk
 from hpdl_mpi.parallel import Replica
 from hpdl_mpi.parallel.pipeline import (
     Feed,
@@ -272,13 +272,7 @@ def _learn_zeros(replica: Replica, loss: Loss, size: int) -> None:
     replica.learn(Feed(np.arange(size), np.zeros((size, *replica.input_shape), replica.dtype), targets), loss)
 
 
-def _rows(layer: Layer, input_shape: Shape) -> Iterator[Row]:
-    """Yield the layers inside in order; only `Sequential` passes one layer's output on to the next."""
-    if not layer.children:
+def _rows(model: Layer, input_shape: Shape) -> Iterator[Row]:
+    for layer, shape in leaves(model, input_shape):
         count = sum(math.prod(parameter.shape) for inner in walk(layer) for parameter in inner.declared.values())
-        shape = layer.output_shape(input_shape)
-        yield Row(layer.path, type(layer).__name__, shape, count, layer.operations(input_shape))
-    for child in layer.children.values():
-        yield from _rows(child, input_shape)
-        if isinstance(layer, Sequential):
-            input_shape = child.output_shape(input_shape)
+        yield Row(layer.path, type(layer).__name__, layer.output_shape(shape), count, layer.operations(shape))
