@@ -38,7 +38,7 @@ class Span(NamedTuple):
 
 
 class Trace:
-    """Collects the spans of a rank. One thread at a time may use it.
+    """Collects the spans of a rank. Threads may add some at the same time; nobody reads them meanwhile.
 
     Attributes
     ----------

@@ -6,7 +6,7 @@ from hpdl_mpi.comm.arena import Arena
 from hpdl_mpi.comm.choice import choose_allreduce
 from hpdl_mpi.comm.clock import clock_offset
 from hpdl_mpi.comm.collectives import ALLREDUCES, LIBRARY, among, ring_all_gather, ring_allreduce, ring_reduce_scatter
-from hpdl_mpi.comm.communicator import Communicator, Transfer, Window, Work
+from hpdl_mpi.comm.communicator import Communicator, Transfer, Window, Work, describe_collective
 from hpdl_mpi.comm.execute import Collective, compile_reduction
 from hpdl_mpi.comm.single import SingleCommunicator
 from hpdl_mpi.comm.threads import run_threads
@@ -29,6 +29,7 @@ __all__ = [
     "choose_allreduce",
     "clock_offset",
     "compile_reduction",
+    "describe_collective",
     "find_wire",
     "make_allreduce",
     "ring_all_gather",

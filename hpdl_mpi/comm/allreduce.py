@@ -33,6 +33,7 @@ def make_allreduce(
     window: Window | None = None,
     label: str = "",
     compression: str | None = None,
+    joint: bool = True,
 ) -> Transfer:
     """Prepare a sum over all ranks into everyone's array, to be started again and again. Collective.
 
@@ -54,6 +55,8 @@ def make_allreduce(
     compression : str, optional
         A name of `WIRES`: how messages carry float32. What goes through shared memory, or is the library's, is not
         compressed; float64 neither.
+    joint : bool
+        Whether all ranks start it in one order among the sums of `comm`, as those of the library must be.
 
     Raises
     ------
@@ -62,17 +65,31 @@ def make_allreduce(
     """
     if algorithm == AUTO:
         algorithm = choose_allreduce(comm, array.nbytes, "private" if window is None else "shared")
-        if window is None and algorithm != LIBRARY and ALLREDUCES[algorithm].shares and not _can_share(comm):
+        shares = algorithm != LIBRARY and window is None and ALLREDUCES[algorithm].shares
+        if (algorithm == LIBRARY and not joint) or (shares and not _can_share(comm)):
             algorithm = "ring"
     wire = find_wire(compression) if array.dtype == np.float32 else None
     if algorithm == LIBRARY:
+        if not joint:
+            what = "the MPI library's sums must start in one order on all ranks, which these do not"
+            raise InputError(what, where="all-reduce", found=LIBRARY, remedy="take another algorithm", shared=True)
         return comm.allreduce_init(array, label)
     if segment_bytes is None:
         segment_bytes = segment_bytes_between(comm)
     kind = find_algorithm(algorithm, comm, in_window=window is not None)
     program = kind.programs(comm.nodes, array.size, comm.rank)
     shared = SharedMemory(comm, window_size([program]), array.dtype, window) if kind.shares else None
-    return Collective(comm, program, array, tag=tag, segment_bytes=segment_bytes, shared=shared, label=label, wire=wire)
+    return Collective(
+        comm,
+        program,
+        array,
+        tag=tag,
+        segment_bytes=segment_bytes,
+        shared=shared,
+        label=label,
+        joint=joint,
+        wire=wire,
+    )
 
 
 def segment_bytes_between(comm: Communicator) -> int:

@@ -256,7 +256,7 @@ class Communicator(ABC):
     def explain_mismatch(self) -> NoReturn:
         """Raise a TrainingError that names the first of the latest calls that ranks do not share. Collective."""
         histories = self.allgather_obj(self.calls)
-        raise TrainingError("ranks do not make the same calls", found=first_difference(histories), shared=True)
+        raise TrainingError("ranks do not make the same calls", found=first_difference(histories), shared=self.rank > 0)
 
     def begin_step(self, step: int) -> None:
         """Note the number of the training step that begins, for the same. Local."""

@@ -57,8 +57,8 @@ class Mailboxes:
         self._last_arrival = [0.0] * num_ranks
         self._last_progress = 0.0
         self._waiting: dict[int, tuple[Work, float]] = {}  # what for, and when it last was not over
-        self.limit = math.inf
-        """Seconds that a rank may wait."""
+        self.limits = [math.inf] * num_ranks
+        """Seconds that each rank may wait."""
         self.whereabouts = [Whereabouts() for _ in range(num_ranks)]
         self._ended: dict[int, str] = {}
 
@@ -124,11 +124,11 @@ class Mailboxes:
                 if self._all_stuck():
                     self._fail(f"no rank can go on:\n{self.positions()}")
                     self._check_failure(rank)
-                if tested - began > self.limit:
-                    self._fail(f"rank {rank} has waited {self.limit} s:\n{self.positions()}")
+                if tested - began > self.limits[rank]:
+                    self._fail(f"rank {rank} has waited {self.limits[rank]} s:\n{self.positions()}")
                     self._check_failure(rank)
                 late = self._last_arrival[rank] - tested
-                limit = late if late > 0 else min(self.limit, threading.TIMEOUT_MAX)
+                limit = late if late > 0 else min(self.limits[rank], threading.TIMEOUT_MAX)
                 # Nobody tells of what is written into shared memory.
                 self._news[rank].wait(limit if progress is None else _LOOK_SECONDS)
                 self._waiting.pop(rank, None)

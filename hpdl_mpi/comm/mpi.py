@@ -198,6 +198,9 @@ class MpiCommunicator(Communicator):
         _watchdogs.append(Watchdog(self, self._world_ranks, self._shared.whereabouts, seconds))
         try:
             yield
+        except BaseException:
+            _watchdogs[-1].say_farewell()  # the job is about to end, and that is no crash
+            raise
         finally:
             _watchdogs.pop().end()
 

@@ -114,8 +114,12 @@ class ThreadCommunicator(Communicator):
 
     @contextmanager
     def watched(self, seconds: float) -> Iterator[None]:
-        self._mailboxes.limit = seconds
-        yield
+        limits, rank = self._mailboxes.limits, self._members[self.rank]
+        before, limits[rank] = limits[rank], seconds
+        try:
+            yield
+        finally:
+            limits[rank] = before
 
     def begin(self, what: object) -> None:
         self._mailboxes.whereabouts[self._members[self.rank]].begin(what)

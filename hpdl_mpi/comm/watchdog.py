@@ -18,7 +18,6 @@ import hmac
 import itertools
 import os
 import secrets
-import select
 import socket
 import struct
 import sys
@@ -107,6 +106,7 @@ class Watchdog:
         self._rank, self._whereabouts, self._seconds = names[comm.rank], whereabouts, seconds
         self._socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         self._socket.bind(("", 0))
+        self._socket.settimeout(_LOOK_SECONDS)
         self._key = comm.bcast_obj(secrets.token_bytes(32))
         mine = _Host(_addresses(), self._socket.getsockname()[1], socket.gethostname(), os.getpid())
         self._hosts: dict[int, _Host] = dict(zip(names, comm.allgather_obj(mine), strict=True))
@@ -212,11 +212,8 @@ class Watchdog:
             if now >= beat:
                 beat = now + _BEAT_SECONDS
                 self._beat()
-            if select.select([self._socket], [], [], min(beat - now, _LOOK_SECONDS))[0]:
-                data, address = self._socket.recvfrom(_MOST_BYTES)
-                message = self._opened(data)
-                if message is not None:
-                    self._hear(message, address)
+            with suppress(TimeoutError):
+                self._hear(*self._socket.recvfrom(_MOST_BYTES))
 
     def _beat(self) -> None:
         # Stacks are written only if nothing renews this in time.
@@ -225,7 +222,10 @@ class Watchdog:
         for keeper in self._keepers:
             self._send(beat, keeper)
 
-    def _hear(self, message: _Datagram, address: tuple[str, int]) -> None:
+    def _hear(self, data: bytes, address: tuple[str, int]) -> None:
+        message = self._opened(data)
+        if message is None:
+            return
         if message.kind == "where":
             answer = _Datagram(
                 kind="here",
@@ -309,7 +309,7 @@ def _process_state(process: int) -> str:
     """Return what the system says of a process of this machine, if that explains its silence."""
     try:
         stat = Path(f"/proc/{process}/stat").read_text(encoding="ascii", errors="replace")
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):  # before it is opened, and before it is read
         return "gone"
     return _STATES.get(stat.rpartition(")")[2].split()[0], "")
 

@@ -47,7 +47,7 @@ class Position(NamedTuple):
 
 
 class Whereabouts:
-    """Keeps a rank's position, at next to no cost. One thread writes it; others may read."""
+    """Keeps a rank's position, at next to no cost. Threads that begin operations do so one at a time; any may read."""
 
     def __init__(self) -> None:
         self.step = 0

@@ -13,7 +13,15 @@ from typing import Literal
 import numpy as np
 
 from hpdl_mpi.base.memory import aligned
-from hpdl_mpi.comm import Collective, Communicator, Transfer, make_allreduce, ring_all_gather, segment_bytes_between
+from hpdl_mpi.comm import (
+    Collective,
+    Communicator,
+    Transfer,
+    describe_collective,
+    make_allreduce,
+    ring_all_gather,
+    segment_bytes_between,
+)
 from hpdl_mpi.kernels.compress import add_at, orthonormalize, take_largest
 from hpdl_mpi.kernels.elementwise import add
 from hpdl_mpi.kernels.gemm import matmul
@@ -175,12 +183,15 @@ class LowRankSum(Transfer):
         self._tail = left[lefts:]
         self._terms = list(_terms(matrices, feedback, gradients, self._residual, start, left, right))
         self._sums = [
-            make_allreduce(comm, array, algorithm, tag=tag, label=f"{label}, {side} factors")
+            make_allreduce(comm, array, algorithm, tag=tag, label=f"{label}, {side} factors", joint=False)
             for side, array in (("left", left), ("right", right))
         ]
         self._stage = len(self._sums)
+        self._said = describe_collective(label, gradients)
 
     def start(self) -> None:
+        # When the second sum starts depends on when the first one ends, so this is all that ranks have in common.
+        self.comm.begin_collective(self._said)
         add(self._gradients, self._residual, self._gradients)
         for term in self._terms:
             matmul(term.gradient, term.kept, term.left)

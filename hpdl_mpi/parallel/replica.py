@@ -131,6 +131,8 @@ class Replica:
         self.owned = frozenset(name for name in self.names if self.holders(name)[0] == self.pipeline.comm.rank)
         self.sharding = sharding
         self.shards = [(0, self.layout.size)]
+        if sharding or compression:
+            self._refuse_tied("parallel.sharding" if sharding else "parallel.compression")
         if sharding:
             self._refuse_sharding(optimizer)
             self.shards = [sharding.own(bucket) for bucket in self.buckets(sharding.max_bytes)]
@@ -185,14 +187,17 @@ class Replica:
 
     def _refuse_sharding(self, optimizer: Optimizer) -> None:
         """Raise if updates need what no rank has alone."""
-        where, remedy = "parallel.sharding", "leave it out"
         if optimizer.layerwise:
             what = f"{type(optimizer).__name__} looks at whole parameters, which shards cut"
-            raise InputError(what, where=where, remedy="take another optimizer, or leave it out", shared=True)
+            remedy = "take another optimizer, or leave it out"
+            raise InputError(what, where="parallel.sharding", remedy=remedy, shared=True)
+
+    def _refuse_tied(self, where: str) -> None:
+        """Raise if what a rank keeps for itself would be of a parameter that another rank of the pipeline has, too."""
         tied = [name for name in self.names if len(self.holders(name)) > 1]
         if tied:
             raise InputError(
-                f"{tied[0]} is tied to another rank of the pipeline", where=where, remedy=remedy, shared=True
+                f"{tied[0]} is tied to another rank of the pipeline", where=where, remedy="leave it out", shared=True
             )
 
     def holders(self, name: str) -> list[int]:

@@ -20,7 +20,7 @@ from hpdl_mpi.optim import clip_factor
 from hpdl_mpi.parallel.buckets import GradientBuckets, progress_of
 from hpdl_mpi.parallel.grid import ProcessGrid
 from hpdl_mpi.parallel.pipeline import Feed
-from hpdl_mpi.parallel.progress_thread import ProgressThread
+from hpdl_mpi.parallel.progress_thread import progress_thread
 from hpdl_mpi.parallel.replica import Replica
 from hpdl_mpi.parallel.shards import BUCKET_BYTES
 
@@ -143,6 +143,8 @@ class TrainingStep:
         else:
             for _ in self._sums.buckets.wait():
                 pass  # nothing may be under way when the next step begins
+            if self._replica.feedback:
+                self._replica.feedback.reset()  # what is carried over is no number either
         self._note("step", f"step {self._replica.step}", started)
         return report
 
@@ -199,6 +201,11 @@ def _has_averages(dp: Communicator, statistics: np.ndarray) -> bool:
     return dp.size > 1 and statistics.size > 0
 
 
+def needs_thread(comm: Communicator) -> bool:
+    """Return whether messages between ranks go on only if somebody looks after them, and a thread can."""
+    return comm.num_nodes > 1 and comm.takes_threads
+
+
 class _Sums:
     """What ranks sum in a step, beside its computations: totals, statistics, gradients.
 
@@ -225,8 +232,7 @@ class _Sums:
         self._flags: Callable[[], Sequence[bool]] = tuple
         self._pending: list[Transfer] = []
         self._lock = threading.Lock()
-        between_machines = grid.comm.num_nodes > 1 and grid.comm.takes_threads
-        self._thread = ProgressThread(self._move, self._lock) if between_machines else None
+        self._needs_thread = needs_thread(grid.comm)
 
     def begin(self, share: int, nominal: int, flags: Callable[[], Sequence[bool]]) -> None:
         """Get ready for a batch, of which this rank has `share` of `nominal` samples."""
@@ -259,7 +265,7 @@ class _Sums:
 
     def moved_along(self) -> AbstractContextManager[None]:
         """Return a context in which sums go on though nothing here is called."""
-        return self._thread.running() if self._thread else nullcontext()
+        return progress_thread(self._move, self._lock) if self._needs_thread else nullcontext()
 
     def move_along(self) -> None:
         """See `Companion`."""
@@ -274,12 +280,11 @@ class _Sums:
     @property
     def progress(self) -> int | None:
         """See `Work.progress`."""
-        return progress_of([*self._early, *self.buckets.reductions])
+        with self._lock:
+            return progress_of([*self._early, *self.buckets.reductions])
 
     def free(self) -> None:
         """See `TrainingStep.free`."""
-        if self._thread:
-            self._thread.end()
         for reduction in [*self._early, *self.buckets.reductions]:
             reduction.free()
 

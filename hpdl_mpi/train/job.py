@@ -246,7 +246,7 @@ class Parallel(_Section):
     compression_rank: Positive = 4
     compression_density: Annotated[float, Field(gt=0, le=1)] = 0.01
     sharding: Literal["none", "optimizer", "gradients"] = "none"
-    timeout_seconds: Annotated[float, Field(gt=0)] = 300.0
+    timeout_seconds: Annotated[float, Field(gt=0, le=1e9)] = 300.0
     check_calls: bool = False
     memory_limit: Annotated[pydantic.ByteSize, Field(gt=0)] | None = None
 

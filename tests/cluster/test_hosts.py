@@ -74,6 +74,7 @@ def test_a_rank_of_another_machine_that_is_late_is_named(hosts: Hosts, fault: st
     assert done.returncode == 1
     assert "rank 1 is late" in done.stderr
     assert re.search(rf"  rank 1 on \S+, process \d+: {said}", done.stderr)
+    assert "was killed" not in done.stderr, "the job ends since it says so"
     assert took < SECONDS + 1.5 + GRACE
 
 

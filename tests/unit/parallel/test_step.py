@@ -13,6 +13,7 @@ from hpdl_mpi.base.errors import InputError, TrainingError
 from hpdl_mpi.comm import Communicator, SingleCommunicator, run_threads
 from hpdl_mpi.data import Batch
 from hpdl_mpi.parallel import ProcessGrid, Replica, TrainingStep
+from hpdl_mpi.parallel.feedback import Compression
 from hpdl_mpi.parallel.pipeline import Pipeline, make_schedule
 
 
@@ -46,6 +47,24 @@ def test_step_whose_loss_is_no_number_updates_nothing_and_another_one_can_follow
         np.testing.assert_array_equal(after_nan, before)
         assert np.isfinite(after).all()
         assert (after != before).any()
+
+
+@pytest.mark.parametrize("kind", ["powersgd", "top-k"])
+def test_what_is_carried_over_does_not_outlive_a_step_whose_loss_is_no_number(kind: str) -> None:
+    def run(comm: Communicator) -> np.ndarray:
+        settings = {"dtype": np.float32, "seed": 0, "compression": Compression(kind, rank=1, density=0.5)}
+        replica = Replica(nn.Linear(9), (7,), optim.SGD(0.1), **settings)
+        step = TrainingStep(replica, nn.CrossEntropy(), ProcessGrid(comm, {"pp": 1, "dp": 2}), algorithm="ring")
+        for value in (np.nan, 1.0, 1.0):
+            inputs = np.full((2, 7), value if comm.rank else 1.0, np.float32)
+            step(Batch(inputs, np.arange(2), np.arange(2), global_size=4, offset=0), epoch=0, lr=0.1)
+            if np.isnan(value):
+                replica.grads.fill(0)
+        return replica.params
+
+    one, other = run_threads(2, run)
+    assert np.isfinite(one).all()
+    np.testing.assert_array_equal(one, other)
 
 
 def test_sums_are_over_all_micro_batches_and_votes_are_those_of_this_batch() -> None:
