@@ -153,7 +153,7 @@ def _plan(
     return agree(
         comm,
         lambda: plan_pipeline(
-            Task(MODELS[model](), WORKLOADS[model].input_shape, CrossEntropy(), copies=1),
+            Task(MODELS[model](), WORKLOADS[model].input_shape, CrossEntropy(), held=3),
             num_ranks=comm.size,
             max_share=num_microbatches * microbatch_size,
             schedule=schedule,

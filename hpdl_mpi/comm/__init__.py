@@ -5,9 +5,22 @@ from hpdl_mpi.comm.allreduce import AUTO, find_wire, make_allreduce, segment_byt
 from hpdl_mpi.comm.arena import Arena
 from hpdl_mpi.comm.choice import choose_allreduce
 from hpdl_mpi.comm.clock import clock_offset
-from hpdl_mpi.comm.collectives import ALLREDUCES, LIBRARY, among, ring_all_gather, ring_allreduce, ring_reduce_scatter
+from hpdl_mpi.comm.collectives import (
+    ALLREDUCES,
+    LIBRARY,
+    among,
+    hierarchical_window_gather,
+    hierarchical_window_reduce,
+    machine_barrier,
+    ring_all_gather,
+    ring_allreduce,
+    ring_reduce_scatter,
+    shifted,
+    window_allreduce,
+)
 from hpdl_mpi.comm.communicator import Communicator, Transfer, Window, Work, describe_collective
 from hpdl_mpi.comm.execute import Collective, compile_reduction
+from hpdl_mpi.comm.shared_rounds import SharedMemory
 from hpdl_mpi.comm.single import SingleCommunicator
 from hpdl_mpi.comm.threads import run_threads
 from hpdl_mpi.comm.world import world
@@ -19,6 +32,7 @@ __all__ = [
     "Arena",
     "Collective",
     "Communicator",
+    "SharedMemory",
     "SingleCommunicator",
     "Transfer",
     "Window",
@@ -31,11 +45,16 @@ __all__ = [
     "compile_reduction",
     "describe_collective",
     "find_wire",
+    "hierarchical_window_gather",
+    "hierarchical_window_reduce",
+    "machine_barrier",
     "make_allreduce",
     "ring_all_gather",
     "ring_allreduce",
     "ring_reduce_scatter",
     "run_threads",
     "segment_bytes_between",
+    "shifted",
+    "window_allreduce",
     "world",
 ]

@@ -5,16 +5,51 @@ float64 (c,), what multiplies the decay of each run. `scale` multiplies the grad
 the batch, and clipping). Gradients are zeroed in the same pass, ready for the next step's sums. Inner loops run over
 slices from 0: an index that could be negative would keep them from becoming vector loops. All round as written, so
 that replicas get the same bits from one thread as from several.
+
+Where ranks share memory, ``terms`` says where the gradients of all of them lie, see `Terms`: the others' are added to a
+run before its update, while it is in the cache, and zeroed.
 """
 
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import numpy as np
 from numba import prange
 
 from hpdl_mpi.kernels.jit import exact_parallel_kernel, inline
+
+
+class Terms(NamedTuple):
+    """Where gradients lie that are to be added to a rank's own.
+
+    Attributes
+    ----------
+    rows : array, shape (ranks, n)
+        Of all ranks, this one among them; with no rows there is nothing to add.
+    own : int
+        This rank's row. The next ones are added first, then those before it.
+    first : int
+        Where in a row the updated elements begin.
+    """
+
+    rows: np.ndarray
+    own: int
+    first: int
+
+
+@inline
+def _collect(g, start, terms):
+    """Add what the other rows have for a run of gradients that begins at `start`, and zero it there."""
+    rows, own, first = terms
+    zero = g.dtype.type(0.0)
+    for k in range(1, len(rows)):
+        row = rows[(own + k) % len(rows)]
+        other = row[first + start : first + start + g.size]
+        for i in range(g.size):
+            g[i] += other[i]
+            other[i] = zero
 
 
 @inline
@@ -59,7 +94,7 @@ def average(averages, values, chunks, rest):
 
 
 @exact_parallel_kernel
-def sgd(params, grads, chunks, decays, scale, lr, weight_decay, l1):
+def sgd(params, grads, chunks, decays, scale, lr, weight_decay, l1, terms):
     """Gradient descent: p -= lr (g + weight_decay p + l1 sign(p))."""
     real = params.dtype.type
     zero, scale, lr, l1 = real(0.0), real(scale), real(lr), real(l1)
@@ -68,13 +103,14 @@ def sgd(params, grads, chunks, decays, scale, lr, weight_decay, l1):
         lasso = l1 if decays[c] else zero
         run = slice(chunks[c, 0], chunks[c, 1])
         p, g = params[run], grads[run]
+        _collect(g, chunks[c, 0], terms)
         for i in range(p.size):
             p[i] -= lr * (g[i] * scale + decay * p[i] + lasso * _sign(p[i], real))
             g[i] = zero
 
 
 @exact_parallel_kernel
-def momentum(params, grads, velocity, chunks, decays, scale, lr, weight_decay, l1, factor, nesterov, rates):
+def momentum(params, grads, velocity, chunks, decays, scale, lr, weight_decay, l1, factor, nesterov, rates, terms):
     """Gradient descent with momentum: v = factor v + g, then p -= lr v, or lr (g + factor v) with `nesterov`.
 
     Polyak (1964); Nesterov's form as in Sutskever et al. (2013). g holds decay, as in `sgd`, and counts `rates` times,
@@ -90,6 +126,7 @@ def momentum(params, grads, velocity, chunks, decays, scale, lr, weight_decay, l
         run = slice(chunks[c, 0], chunks[c, 1])
         p, g, v = params[run], grads[run], velocity[run]
         rate = real(rates[c])
+        _collect(g, chunks[c, 0], terms)
         for i in range(p.size):
             slope = rate * (g[i] * scale + decay * p[i] + lasso * _sign(p[i], real))
             v[i] = factor * v[i] + slope
@@ -98,7 +135,9 @@ def momentum(params, grads, velocity, chunks, decays, scale, lr, weight_decay, l
 
 
 @exact_parallel_kernel
-def adam(params, grads, first, second, chunks, decays, scale, lr, weight_decay, decoupled, beta1, beta2, eps, time):
+def adam(
+    params, grads, means, squares, chunks, decays, scale, lr, weight_decay, decoupled, beta1, beta2, eps, time, terms
+):
     """Adam (Kingma and Ba, 2015) at step `time` = 1, 2, ...; decoupled decay gives AdamW (Loshchilov, Hutter, 2019)."""
     real = params.dtype.type
     zero, one = real(0.0), real(1.0)
@@ -112,7 +151,8 @@ def adam(params, grads, first, second, chunks, decays, scale, lr, weight_decay, 
         coupled = zero if decoupled else decay
         shrink = one - lr * decay if decoupled else one
         run = slice(chunks[c, 0], chunks[c, 1])
-        p, g, m, v = params[run], grads[run], first[run], second[run]
+        p, g, m, v = params[run], grads[run], means[run], squares[run]
+        _collect(g, chunks[c, 0], terms)
         for i in range(p.size):
             slope = g[i] * scale + coupled * p[i]
             m[i] = b1 * m[i] + rest1 * slope

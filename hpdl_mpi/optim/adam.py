@@ -8,7 +8,8 @@ import numpy as np
 
 from hpdl_mpi.base.errors import is_number, require
 from hpdl_mpi.kernels import update as kernel
-from hpdl_mpi.optim.optimizer import Chunks, Optimizer, checked_rate
+from hpdl_mpi.kernels.update import Terms
+from hpdl_mpi.optim.optimizer import Chunks, Optimizer, checked_rate, no_terms
 
 
 class Adam(Optimizer):
@@ -52,11 +53,11 @@ class Adam(Optimizer):
         step: int,
         lr: float,
         scale: float = 1.0,
+        terms: Terms | None = None,
     ) -> None:
         decay = (self.weight_decay, self._decoupled)
-        kernel.adam(
-            params, grads, *slots, chunks.bounds, chunks.decays, scale, lr, *decay, *self.betas, self.eps, step + 1
-        )
+        rates = (scale, lr, *decay, *self.betas, self.eps, step + 1)
+        kernel.adam(params, grads, *slots, chunks.bounds, chunks.decays, *rates, terms or no_terms(grads.dtype))
 
 
 class AdamW(Adam):

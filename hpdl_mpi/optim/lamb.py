@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from hpdl_mpi.kernels import update as kernel
+from hpdl_mpi.kernels.update import Terms
 from hpdl_mpi.optim.adam import AdamW
 from hpdl_mpi.optim.optimizer import Chunks
 
@@ -30,7 +31,9 @@ class LAMB(AdamW):
         step: int,
         lr: float,
         scale: float = 1.0,
+        terms: Terms | None = None,
     ) -> None:
+        assert terms is None, "layerwise updates need whole sums"
         common = (chunks.bounds, chunks.decays, scale, self.weight_decay, *self.betas, self.eps, step + 1)
         kernel.adam_direction(params, grads, *slots, *common)
         kernel.follow(params, grads, chunks.bounds, chunks.ratios(*chunks.norms(params, grads)), lr)

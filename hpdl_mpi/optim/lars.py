@@ -8,7 +8,8 @@ import numpy as np
 
 from hpdl_mpi.base.errors import is_number, require
 from hpdl_mpi.kernels import update as kernel
-from hpdl_mpi.optim.optimizer import Chunks, Optimizer, checked_rate
+from hpdl_mpi.kernels.update import Terms
+from hpdl_mpi.optim.optimizer import Chunks, Optimizer, checked_rate, no_terms
 
 
 class LARS(Optimizer):
@@ -46,11 +47,15 @@ class LARS(Optimizer):
         step: int,
         lr: float,
         scale: float = 1.0,
+        terms: Terms | None = None,
     ) -> None:
+        assert terms is None, "layerwise updates need whole sums"
         length, slope = chunks.norms(params, grads)
         slope *= abs(scale)
         slope += self.weight_decay * length
         length *= self.trust
         rates = chunks.ratios(length, slope)
         decay = (chunks.decays, scale, lr, self.weight_decay, 0.0)
-        kernel.momentum(params, grads, slots[0], chunks.bounds, *decay, self.momentum, False, rates)
+        kernel.momentum(
+            params, grads, slots[0], chunks.bounds, *decay, self.momentum, False, rates, no_terms(grads.dtype)
+        )

@@ -8,9 +8,10 @@ from collections.abc import Collection, Sequence
 from typing import ClassVar
 
 import numpy as np
+from numpy.typing import DTypeLike
 
 from hpdl_mpi.base.errors import is_number, require
-from hpdl_mpi.kernels.update import sum_squares
+from hpdl_mpi.kernels.update import Terms, sum_squares
 from hpdl_mpi.nn.layout import Layout
 
 _CHUNK = 65536
@@ -118,6 +119,7 @@ class Optimizer(abc.ABC):
         step: int,
         lr: float,
         scale: float = 1.0,
+        terms: Terms | None = None,
     ) -> None:
         """Update flat slices in place and zero the gradients. Local; allocates nothing.
 
@@ -132,8 +134,15 @@ class Optimizer(abc.ABC):
         lr : float
             The learning rate of this step.
         scale : float
-            Multiplies the gradients before anything else.
+            Multiplies the gradients before anything else, but for the sum with `terms`.
+        terms : Terms, optional
+            Gradients of other ranks that are added to `grads` before, and zeroed; none for layerwise updates.
         """
+
+
+def no_terms(dtype: DTypeLike) -> Terms:
+    """Return what adds nothing to gradients of this dtype."""
+    return Terms(np.zeros((0, 0), dtype), 0, 0)
 
 
 def checked_rate(name: str, value: float, below: float = math.inf) -> float:

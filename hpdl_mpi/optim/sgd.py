@@ -8,7 +8,8 @@ import numpy as np
 
 from hpdl_mpi.base.errors import InputError, is_flag, require
 from hpdl_mpi.kernels import update as kernel
-from hpdl_mpi.optim.optimizer import Chunks, Optimizer, checked_rate
+from hpdl_mpi.kernels.update import Terms
+from hpdl_mpi.optim.optimizer import Chunks, Optimizer, checked_rate, no_terms
 
 
 class SGD(Optimizer):
@@ -55,9 +56,11 @@ class SGD(Optimizer):
         step: int,
         lr: float,
         scale: float = 1.0,
+        terms: Terms | None = None,
     ) -> None:
         common = (chunks.bounds, chunks.decays, scale, lr, self.weight_decay, self.l1)
+        terms = terms or no_terms(grads.dtype)
         if self.momentum:
-            kernel.momentum(params, grads, slots[0], *common, self.momentum, self.nesterov, chunks.ones)
+            kernel.momentum(params, grads, slots[0], *common, self.momentum, self.nesterov, chunks.ones, terms)
         else:
-            kernel.sgd(params, grads, *common)
+            kernel.sgd(params, grads, *common, terms)

@@ -10,19 +10,27 @@ import numpy as np
 from hpdl_mpi.base.memory import forget
 from hpdl_mpi.base.trace import Trace, now
 from hpdl_mpi.comm import (
+    AUTO,
     Collective,
     Communicator,
+    SharedMemory,
     Transfer,
     Work,
     find_wire,
+    hierarchical_window_gather,
+    hierarchical_window_reduce,
+    machine_barrier,
     make_allreduce,
     ring_all_gather,
     ring_reduce_scatter,
     segment_bytes_between,
+    shifted,
+    window_allreduce,
 )
 from hpdl_mpi.nn import Layer
 from hpdl_mpi.nn.layer import walk
 from hpdl_mpi.parallel.feedback import compressed_sum
+from hpdl_mpi.parallel.node_memory import NodeMemory
 from hpdl_mpi.parallel.replica import Replica
 from hpdl_mpi.parallel.shards import BUCKET_BYTES
 
@@ -73,6 +81,10 @@ class GradientBuckets:
         Of a bucket, unless one parameter is larger.
     algorithm, compression : str
         See `make_allreduce`.
+    memory : NodeMemory, optional
+        Where the replica's arrays lie.
+    fuses : bool
+        Whether the update itself sums what lies there, and buckets have but to wait for the others of the machine.
 
     Attributes
     ----------
@@ -88,8 +100,10 @@ class GradientBuckets:
         dp: Communicator,
         *,
         max_bytes: int = BUCKET_BYTES,
-        algorithm: str = "auto",
+        algorithm: str = AUTO,
         compression: str | None = None,
+        memory: NodeMemory | None = None,
+        fuses: bool = False,
     ) -> None:
         self.trace: Trace | None = None
         self._layers = {stage: list(walk(replica.stages[stage].model)) for stage in replica.pipeline.own}
@@ -108,6 +122,10 @@ class GradientBuckets:
                     reduction = compressed_sum(
                         dp, replica.feedback, gradients, start, algorithm=algorithm, tag=tag, label=label
                     )
+                elif memory and ((sharding and sharding.one_copy) or (algorithm == AUTO and memory.even)):
+                    reduction = _sum_in_window(dp, replica, memory, (start, stop), tag, compression, fuses)
+                    if sharding and stop == self.slices[-1][1]:
+                        gather = _meet(dp, replica, memory, tag, "parameters")
                 elif sharding:
                     reduction, gather = _shared_update(dp, gradients, replica.params[start:stop], tag, compression)
                     first, last = sharding.own((start, stop))
@@ -214,6 +232,48 @@ def _shared_update(
         label=f"parameters, bucket {tag}",
     )
     return reduction, gather
+
+
+def _sum_in_window(
+    dp: Communicator,
+    replica: Replica,
+    memory: NodeMemory,
+    bucket: tuple[int, int],
+    tag: int,
+    compression: str | None,
+    fuses: bool,
+) -> Transfer:
+    """Return what sums a bucket where it lies in memory that ranks of a machine share.
+
+    All get the sums, or, where they have one copy of the parameters, their chunk of it alone.
+    """
+    start, stop = bucket
+    size, nodes, rank = stop - start, dp.nodes, dp.rank
+    if fuses:
+        return _meet(dp, replica, memory, tag, "gradients")
+    if dp.num_nodes == 1 and replica.sharding is None:
+        program = window_allreduce(dp.size, size, rank)
+    else:
+        program = hierarchical_window_reduce(nodes, size, rank)
+        if replica.sharding is None:
+            program += hierarchical_window_gather(nodes, size, rank)
+    return Collective(
+        dp,
+        shifted(program, start),
+        replica.grads,
+        tag=tag,
+        segment_bytes=segment_bytes_between(dp),
+        shared=SharedMemory(dp, replica.layout.size, replica.dtype, memory.window),
+        label=f"gradients, bucket {tag}",
+        wire=find_wire(compression),
+    )
+
+
+def _meet(dp: Communicator, replica: Replica, memory: NodeMemory, tag: int, what: str) -> Transfer:
+    """Return a wait of the ranks of a machine for one another."""
+    shared = SharedMemory(dp, 0, replica.dtype, memory.window)
+    program = machine_barrier(dp.nodes, dp.rank)
+    return Collective(dp, program, replica.grads, tag=tag, shared=shared, label=f"{what}, bucket {tag}")
 
 
 def progress_of(works: Iterable[Work]) -> int | None:

@@ -15,6 +15,7 @@ from numpy.typing import DTypeLike
 from hpdl_mpi.base.errors import InputError, is_integer, is_one_of, require
 from hpdl_mpi.base.memory import aligned, check_memory
 from hpdl_mpi.comm import Arena
+from hpdl_mpi.kernels.update import Terms
 from hpdl_mpi.nn import Layer, Layout, Loss, LossSums, Pool, Sequential, Shape, make_statistics
 from hpdl_mpi.nn.layer import walk
 from hpdl_mpi.optim import Chunks, Optimizer
@@ -302,6 +303,7 @@ class Replica:
         lr: float,
         scale: float,
         slices: Iterable[tuple[int, int]] | None = None,
+        terms: Callable[[int], Terms] | None = None,
         updated: Callable[[int], None] = lambda number: None,
     ) -> None:
         """Let the optimizer take a step with `scale` times ``grads``, which are zero afterwards.
@@ -312,6 +314,8 @@ class Replica:
         slices : iterable of (int, int), optional
             The flat arrays in parts of whole parameters, updated as they come; by default all at once. Where the
             optimizer's state is shared, they are the buckets, of each of which this rank updates its chunk.
+        terms : callable, optional
+            Returns the gradients that are still to be summed, from an element on; others zero this rank's.
         updated : callable
             Is told the number of each slice when it is.
         """
@@ -330,8 +334,9 @@ class Replica:
                 step=self.step,
                 lr=lr,
                 scale=scale,
+                terms=terms(run[0]) if terms else None,
             )
-            if self.sharding and not self.sharding.gradients:  # partial sums of what others update
+            if self.sharding and not self.sharding.gradients and not terms:  # partial sums of what others update
                 self.grads[slice(*bucket)] = 0
             updated(number)
         self.step += 1
@@ -357,6 +362,11 @@ class Replica:
         """Return views of this rank's parameters and statistics by full name; of their moving averages if asked."""
         source = self.average if averaged and self.average else self
         return self.layout.views(source.params) | self.statistics_layout.views(source.statistics)
+
+    def move(self, params: np.ndarray, grads: np.ndarray) -> None:
+        """Have other flat arrays from now on, which hold what its own do; the caller owns them. Local."""
+        self.params, self.grads = params, grads
+        self._bind(params, self.statistics)
 
     def _bind(self, params: np.ndarray, statistics: np.ndarray) -> None:
         self.layout.bind(self._own, params, self.grads)

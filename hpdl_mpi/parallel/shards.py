@@ -60,12 +60,19 @@ class Sharding:
         Of a bucket.
     gradients : bool
         Whether the other chunks of gradients are given up as soon as they are summed.
+    one_copy : bool
+        Whether they are the ranks of a machine, which have one copy of the parameters.
+    copy, num_copies : int
+        How many ranks keep each chunk, as other machines do the same, and this one's number among those.
     """
 
     index: int
     count: int
     max_bytes: int = BUCKET_BYTES
     gradients: bool = False
+    one_copy: bool = False
+    copy: int = 0
+    num_copies: int = 1
 
     def own(self, bucket: Run) -> Run:
         """Return this rank's chunk of a bucket."""

@@ -19,6 +19,7 @@ from hpdl_mpi.nn import Layer, Loss, LossSums
 from hpdl_mpi.optim import clip_factor
 from hpdl_mpi.parallel.buckets import GradientBuckets, progress_of
 from hpdl_mpi.parallel.grid import ProcessGrid
+from hpdl_mpi.parallel.node_memory import NodeMemory
 from hpdl_mpi.parallel.pipeline import Feed
 from hpdl_mpi.parallel.progress_thread import progress_thread
 from hpdl_mpi.parallel.replica import Replica
@@ -75,6 +76,8 @@ class TrainingStep:
     bucket_bytes : int
     algorithm, compression : str
         How gradients are summed, see `GradientBuckets`.
+    shares_memory : bool
+        Whether ranks of a machine have their gradients in memory that they share, and sum them there.
 
     Raises
     ------
@@ -93,18 +96,34 @@ class TrainingStep:
         bucket_bytes: int = BUCKET_BYTES,
         algorithm: str = AUTO,
         compression: str | None = None,
+        shares_memory: bool = False,
     ) -> None:
         self._replica = replica
         self._clip_norm = checked_clip_norm(clip_norm)
         self._comm = grid.comm
         self._trace: Trace | None = None
+        dp, one_copy = grid.axis("dp"), replica.sharding is not None and replica.sharding.one_copy
+        self._memory: NodeMemory | None = None
+        if (shares_memory or one_copy) and dp.size > 1 and replica.layout.size:
+            self._memory = NodeMemory(dp, replica, one_copy=one_copy)
+        # What is clipped must be summed before it is updated, and so must what other machines have.
+        fuses = one_copy and dp.num_nodes == 1 and clip_norm is None
+        self._terms = self._memory.terms if self._memory and fuses else None
         buckets = GradientBuckets(
-            replica, grid.axis("dp"), max_bytes=bucket_bytes, algorithm=algorithm, compression=compression
+            replica,
+            dp,
+            max_bytes=bucket_bytes,
+            algorithm=algorithm,
+            compression=compression,
+            memory=self._memory,
+            fuses=fuses,
         )
         self._sums = _Sums(replica, grid, num_flags, buckets)
         self._executor = replica.trainer(loss, self._sums)
         self._tied = _tied_reductions(replica)
         self._squares = aligned(1, np.float64)
+        # Several ranks have summed the same chunks, where each machine has all of them.
+        self._copies = replica.sharding.num_copies if replica.sharding else 1
         # Of its pipeline's parameters a rank has all, unless data-parallel ranks share them.
         norm_ranks = grid.comm if replica.sharding else grid.axis("pp")
         self._reduce_squares = make_allreduce(norm_ranks, self._squares, label="the gradient's norm")
@@ -162,23 +181,26 @@ class TrainingStep:
             reduce_tied()
         if self._clip_norm is not None:
             began = now()
-            self._squares[0] = self._replica.squared_gradient()
+            self._squares[0] = self._replica.squared_gradient() / self._copies
             self._note("update", "norm", began)
             began = now()
             self._reduce_squares()
             self._note("wait", "norm", began)
             scale *= clip_factor(scale * math.sqrt(self._squares[0]), self._clip_norm)
         began = now()
-        self._replica.update(lr=lr, scale=scale, slices=slices, updated=self._sums.buckets.gather)
+        buckets = self._sums.buckets
+        self._replica.update(lr=lr, scale=scale, slices=slices, terms=self._terms, updated=buckets.gather)
         self._note("update", "update", began)
         began = now()
-        self._sums.buckets.wait_gathered()
+        buckets.wait_gathered()
         self._note("wait", "parameters", began)
 
     def free(self) -> None:
-        """Give back the memory that ranks share for sums; no further step is taken. Collective."""
+        """Give back the memory that ranks share; no further step is taken. Collective."""
         self._reduce_squares.free()
         self._sums.free()
+        if self._memory:
+            self._memory.free()
 
     def _summed_slices(self) -> Iterator[tuple[int, int]]:
         """Yield the slices of the gradients as their sums come in."""

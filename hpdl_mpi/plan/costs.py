@@ -30,8 +30,8 @@ class Task:
         Of one sample.
     loss : Loss
     dtype : dtype
-    copies : float
-        What a rank keeps beside parameters and gradients, by their size: optimizer state, moving average.
+    held : float
+        What a rank keeps of its parameters, by their size: these, gradients, optimizer state, moving average.
     recompute : {"none", "stage", "block"}
     """
 
@@ -39,7 +39,7 @@ class Task:
     input_shape: Shape
     loss: Loss
     dtype: DTypeLike = "float32"
-    copies: float = 0
+    held: float = 2
     recompute: Recomputed = "none"
 
 
@@ -73,7 +73,7 @@ def measure_layers(task: Task, layers: dict[str, Layer], size: int) -> list[Laye
                 inner.grads.clear()
                 inner.statistics.clear()
         found = measured[kind]
-        costs.append(found.cost(2 + task.copies, kept or from_loader, from_loader))
+        costs.append(found.cost(task.held, kept or from_loader, from_loader))
         shape, kept = layer.output_shape(shape), found.keeps_output or (found.is_view and kept)
         from_loader = from_loader and found.is_view
         needs_dx = needs_dx or has_parameters(layer)

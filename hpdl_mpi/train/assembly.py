@@ -105,8 +105,9 @@ class Assembly:
             Samples of a batch that a pipeline gets at most.
         """
         settings = self.parallel
-        copies = settings.copies(len(self.optimizer.slots), self.ema, self.grid.shape["dp"])
-        task = Task(self.model, input_shape, self.loss, self.dtype, copies, recompute=settings.recompute)
+        dp = self.grid.axis("dp")
+        held = settings.held(len(self.optimizer.slots), self.ema, dp.rank, dp.nodes)
+        task = Task(self.model, input_shape, self.loss, self.dtype, sum(held), recompute=settings.recompute)
         schedule, cuts = agree(
             self.comm,
             lambda: plan_pipeline(
@@ -143,7 +144,7 @@ class Assembly:
             # What is not trained needs none of these.
             ema=self.ema if trains else None,
             compression=self.parallel.feedback if trains and dp.size > 1 else None,
-            sharding=self.parallel.sharded(dp.rank, dp.size) if trains else None,
+            sharding=self.parallel.sharded(dp.rank, dp.nodes) if trains else None,
             # The node's other ranks build after its first, when that one's share is taken already.
             ranks_on_node=self.comm.node_size if self.comm.node_rank == 0 else 0,
         )

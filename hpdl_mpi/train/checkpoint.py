@@ -64,7 +64,8 @@ def save(
     final = path_of(folder, replica.step)
     aside = final.with_name(f".{final.name}.part")
     leads, index = grid.comm.rank == 0, grid.coordinate("dp")
-    writes = index == 0 or replica.sharding is not None or replica.feedback is not None
+    has_own_state = replica.sharding is not None and replica.sharding.copy == 0
+    writes = index == 0 or has_own_state or replica.feedback is not None
     try:
         begun = _together(grid.comm, final, lambda: leads and _begin(final, aside))
         if any(begun):

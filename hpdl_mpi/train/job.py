@@ -10,7 +10,7 @@ import json
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 import pydantic
@@ -187,6 +187,14 @@ class Training(_Section):
         return self
 
 
+class Held(NamedTuple):
+    """What a rank keeps, by the size of its parameters."""
+
+    parameters: float
+    gradients: float
+    state: float
+
+
 class Parallel(_Section):
     """The grid of ranks, and the threads of each.
 
@@ -224,6 +232,10 @@ class Parallel(_Section):
     sharding : {"none", "optimizer", "gradients"}
         Let each data-parallel rank keep the optimizer's state of its share of the parameters alone, and update it; with
         "gradients" also no others' sums.
+    shared_memory : {"none", "gradients", "parameters"}
+        Let the data-parallel ranks of a machine have their gradients in memory that they share, where they sum them
+        without a message; with "parameters" also one copy of these for all, of which each rank updates its share, and
+        keeps the optimizer's state of that alone.
     timeout_seconds : float
         How long a rank may wait for others in training until the run ends, with a report of where each of them is.
     check_calls : bool
@@ -246,6 +258,7 @@ class Parallel(_Section):
     compression_rank: Positive = 4
     compression_density: Annotated[float, Field(gt=0, le=1)] = 0.01
     sharding: Literal["none", "optimizer", "gradients"] = "none"
+    shared_memory: Literal["none", "gradients", "parameters"] = "none"
     timeout_seconds: Annotated[float, Field(gt=0, le=1e9)] = 300.0
     check_calls: bool = False
     memory_limit: Annotated[pydantic.ByteSize, Field(gt=0)] | None = None
@@ -254,6 +267,10 @@ class Parallel(_Section):
     def _whole_sums(self) -> Parallel:
         if self.compression in ("powersgd", "top-k") and self.sharding != "none":
             raise ValueError(f"compression = {self.compression!r} needs the sums of whole buckets: sharding = 'none'")
+        if self.shared_memory != "none" and (self.sharding != "none" or self.feedback):
+            other = "sharding" if self.sharding != "none" else "compression"
+            what = f"{other} = {getattr(self, other)!r}"
+            raise ValueError(f"shared_memory = {self.shared_memory!r} and {what} are two ways to sum: leave one out")
         return self
 
     @property
@@ -268,16 +285,24 @@ class Parallel(_Section):
         """How messages carry gradients in less, if they do."""
         return self.compression if self.compression in ("bf16", "fp16") else None
 
-    def sharded(self, index: int, count: int) -> Sharding | None:
-        """Return what the data-parallel rank of this number among `count` keeps, if they share anything."""
-        if self.sharding == "none" or count == 1:
+    def sharded(self, rank: int, nodes: Sequence[int]) -> Sharding | None:
+        """Return what a data-parallel rank keeps, if they share anything; `nodes` are the machines of all of them."""
+        max_bytes, node = round(self.bucket_cap_mb * 1e6), nodes[rank]
+        if self.shared_memory == "parameters" and nodes.count(node) > 1:
+            machines = list(dict.fromkeys(nodes))
+            index, count = nodes[:rank].count(node), nodes.count(node)
+            copy, num_copies = machines.index(node), len(machines)
+            return Sharding(index, count, max_bytes, one_copy=True, copy=copy, num_copies=num_copies)
+        if self.sharding == "none" or len(nodes) == 1:
             return None
-        return Sharding(index, count, round(self.bucket_cap_mb * 1e6), gradients=self.sharding == "gradients")
+        return Sharding(rank, len(nodes), max_bytes, gradients=self.sharding == "gradients")
 
-    def copies(self, num_slots: int, ema: float | None, count: int) -> float:
-        """Return how much a data-parallel rank of `count` keeps beside parameters and gradients, by their size."""
-        share = num_slots / count if self.sharded(0, count) else num_slots
-        return share + (ema is not None) + (self.feedback is not None and count > 1)
+    def held(self, num_slots: int, ema: float | None, rank: int, nodes: Sequence[int]) -> Held:
+        """Return what the same rank keeps, for an optimizer of so many slots."""
+        sharding = self.sharded(rank, nodes)
+        count = sharding.count if sharding else 1
+        state = num_slots / count + (ema is not None) + (self.feedback is not None and len(nodes) > 1)
+        return Held(1 / count if sharding and sharding.one_copy else 1.0, 1.0, state)
 
     def accumulating(self, accumulate: int) -> Parallel:
         """Return the section with as many micro-batches as ``training.accumulate`` asks for, if it asks for several.

@@ -30,7 +30,7 @@ from hpdl_mpi.parallel.shards import Sharding
 from hpdl_mpi.plan import Task, plan_pipeline, stage_costs
 from hpdl_mpi.plan.costs import zero_targets
 from hpdl_mpi.train.choices import make_loss, make_model, make_optimizer
-from hpdl_mpi.train.job import Job
+from hpdl_mpi.train.job import Held, Job
 from hpdl_mpi.train.run import make_source
 from hpdl_mpi.train.source import Source
 
@@ -145,8 +145,9 @@ class Summary:
 def summarize(job: Job, num_ranks: int, pp: int | None = None, stored_shape: Shape | None = None) -> Summary:
     """Return the summary of a job on `num_ranks` pipelines side by side. Local.
 
-    Memory is measured, not estimated: micro-batches of zeros pass through the model forward and backward; through one
-    layer at a time if there are several stages, for the whole may be too large for one rank.
+    Data-parallel ranks are taken to be on one machine. Memory is measured, not estimated: micro-batches of zeros pass
+    through the model forward and backward; through one layer at a time if there are several stages, for the whole may
+    be too large for one rank.
 
     Parameters
     ----------
@@ -171,8 +172,9 @@ def summarize(job: Job, num_ranks: int, pp: int | None = None, stored_shape: Sha
         input_shape = source.build(model, loss, stored_shape)
     parallel = job.parallel.accumulating(job.training.accumulate)
     share = -(-job.training.global_batch_size // num_ranks)
-    copies = parallel.copies(len(optimizer.slots), job.training.ema, num_ranks)
-    task = Task(model, input_shape, loss, job.training.dtype, copies, parallel.recompute)
+    nodes = [0] * num_ranks
+    held = parallel.held(len(optimizer.slots), job.training.ema, 0, nodes)
+    task = Task(model, input_shape, loss, job.training.dtype, sum(held), parallel.recompute)
     schedule, cuts = plan_pipeline(
         task,
         num_ranks=pp or parallel.pp,
@@ -191,12 +193,13 @@ def summarize(job: Job, num_ranks: int, pp: int | None = None, stored_shape: Sha
         replica = Replica(model, input_shape, optimizer, dtype=job.training.dtype, seed=job.seed, pipeline=pipeline)
         _learn_zeros(replica, loss, share)
         nbytes = replica.params.nbytes
-        gradients = _gradient_bytes(replica, parallel.sharded(0, num_ranks))
-        memory = Memory(nbytes, gradients, round(copies * nbytes), replica.pool.bytes_held)
+        gradients = _gradient_bytes(replica, parallel.sharded(0, nodes))
+        parameters, state = round(held.parameters * nbytes), round(held.state * nbytes)
+        memory = Memory(parameters, gradients, state, replica.pool.bytes_held)
     else:
         costs = stage_costs(task, schedule, size)
         names = list(pieces(model))
-        stages = _stages(schedule, cuts, names, costs, copies)
+        stages = _stages(schedule, cuts, names, costs, held)
         halves = [StageCost(row.forward, row.backward / 2, row.backward / 2) for row in stages]
         bubble = simulate(complete(schedule), halves).bubble_fraction(synchronized=True)
         memory = max(_rank_memories(stages), key=lambda one: one.total)
@@ -227,14 +230,14 @@ def _reading(job: Job, source: Source, loss: Loss, num_ranks: int) -> Reading:
 
 
 def _stages(
-    schedule: Schedule, cuts: Sequence[int], names: Sequence[str], costs: StageCosts, copies: float
+    schedule: Schedule, cuts: Sequence[int], names: Sequence[str], costs: StageCosts, held: Held
 ) -> list[StageRow]:
     rows = []
     loads = stage_loads(complete(schedule))
     for stage, (start, stop) in enumerate(pairwise([0, *cuts, len(names)])):
         fixed = costs.fixed_bytes(start, stop)
-        each = round(fixed / (2 + copies))
-        memory = Memory(each, each, round(copies * each), round(costs.nbytes(stage, start, stop)) - fixed)
+        parameters, gradients, state = (round(part * fixed / sum(held)) for part in held)
+        memory = Memory(parameters, gradients, state, round(costs.nbytes(stage, start, stop)) - fixed)
         rows.append(
             StageRow(
                 schedule.stage_ranks[stage],

@@ -47,6 +47,24 @@ def test_all_ranks_together_take_the_steps_of_one(world, shared_folder, dtype, t
         np.testing.assert_allclose(found, expected, rtol=tolerance)
 
 
+@pytest.mark.parametrize("shared_memory", ["gradients", "parameters"])
+@pytest.mark.parametrize("clip_norm", [None, 0.1])
+def test_ranks_that_share_memory_take_the_steps_of_those_that_do_not(world, shared_folder, shared_memory, clip_norm):
+    images, parallel = shared_folder / "images.h5", Parallel(threads=1, shared_memory=shared_memory)
+    trainer = make_trainer(world, parallel=parallel, clip_norm=clip_norm)
+    found = fit_images(trainer, images, shared_folder / "shared")
+    expected = fit_images(make_trainer(world, clip_norm=clip_norm), images, shared_folder / "apart")
+    assert len({*world.allgather_obj(found["parameters_digest"])}) == 1
+    if world.rank == 0:
+        losses = [step_losses(shared_folder / name) for name in ("shared", "apart")]
+        np.testing.assert_allclose(*losses, rtol=1e-9)
+    # The run is over, and the arrays are the rank's own again.
+    np.testing.assert_allclose(found["test_loss"], expected["test_loss"], rtol=1e-9)
+    trainer.replica.params[:] = world.rank
+    world.barrier()
+    assert np.all(trainer.replica.params == world.rank)
+
+
 def test_all_ranks_together_augment_as_one_does(world, shared_folder):
     images = shared_folder / "images.h5"
     augment = Augment(flip=True, crop=5, jitter=Jitter(brightness=0.3), cutout=2, mixup=0.3)
@@ -57,10 +75,11 @@ def test_all_ranks_together_augment_as_one_does(world, shared_folder):
         np.testing.assert_allclose(found, expected, rtol=1e-9)
 
 
-def test_a_signal_to_one_rank_stops_all_and_the_run_resumes_exactly(world, shared_folder):
-    images = shared_folder / "images.h5"
-    expected = fit_images(make_trainer(world), images)
-    trainer = make_trainer(world)
+@pytest.mark.parametrize("shared_memory", ["none", "parameters"])
+def test_a_signal_to_one_rank_stops_all_and_the_run_resumes_exactly(world, shared_folder, shared_memory):
+    images, parallel = shared_folder / "images.h5", Parallel(threads=1, shared_memory=shared_memory)
+    expected = fit_images(make_trainer(world, parallel=parallel), images)
+    trainer = make_trainer(world, parallel=parallel)
     compute = trainer.loss._evaluate
     calls = 0
 
@@ -74,7 +93,7 @@ def test_a_signal_to_one_rank_stops_all_and_the_run_resumes_exactly(world, share
     trainer.loss._evaluate = interrupt
     with pytest.raises(Stopped, match="stopped by SIGTERM after step"):
         fit_images(trainer, images, shared_folder / "run")
-    resumed = fit_images(make_trainer(world), images, shared_folder / "run", resume=True)
+    resumed = fit_images(make_trainer(world, parallel=parallel), images, shared_folder / "run", resume=True)
     assert resumed["parameters_digest"] == expected["parameters_digest"]
 
 

@@ -3,7 +3,12 @@
 from hpdl_mpi.comm.collectives.adapt import among, shifted
 from hpdl_mpi.comm.collectives.algorithms import ALLREDUCES, LIBRARY, Algorithm
 from hpdl_mpi.comm.collectives.doubling import halving_doubling_allreduce, recursive_doubling_allreduce
-from hpdl_mpi.comm.collectives.hierarchical import hierarchical_allreduce
+from hpdl_mpi.comm.collectives.hierarchical import (
+    hierarchical_allreduce,
+    hierarchical_window_gather,
+    hierarchical_window_reduce,
+    machine_barrier,
+)
 from hpdl_mpi.comm.collectives.ring import (
     bidirectional_ring_allreduce,
     ring_all_gather,
@@ -21,6 +26,9 @@ __all__ = [
     "bidirectional_ring_allreduce",
     "halving_doubling_allreduce",
     "hierarchical_allreduce",
+    "hierarchical_window_gather",
+    "hierarchical_window_reduce",
+    "machine_barrier",
     "one_shot_allreduce",
     "recursive_doubling_allreduce",
     "ring_all_gather",

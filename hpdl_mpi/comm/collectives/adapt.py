@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from hpdl_mpi.comm.schedule import Program
+from hpdl_mpi.comm.schedule import Program, Step
 
 
 def among(program: Program, ranks: Sequence[int]) -> Program:
@@ -14,7 +14,12 @@ def among(program: Program, ranks: Sequence[int]) -> Program:
 
 
 def shifted(program: Program, offset: int) -> Program:
-    """Return a program of messages for the elements from `offset` on in place of those from 0 on."""
-    return [
-        tuple(replace(step, start=step.start + offset, stop=step.stop + offset) for step in steps) for steps in program
-    ]
+    """Return a program for the elements from `offset` on in place of those from 0 on.
+
+    It is one of messages, or of arrays that lie in the windows.
+    """
+
+    def moved(step: Step) -> Step:
+        return replace(step, start=step.start + offset, stop=step.stop + offset, place=step.place + offset)
+
+    return [tuple(map(moved, steps)) for steps in program]

@@ -47,17 +47,30 @@ def window_allreduce(num_ranks: int, num_elements: int, rank: int, piece: int | 
 
     One pass over the memory, and nothing is copied. See `two_shot_allreduce` for the parameters.
     """
-    others = _others(range(num_ranks), rank)
-    meet = (*_signals(others), *_waits(others))
-    first, last = share(num_elements, rank, num_ranks)
-    length = piece or max(1, _TURN // num_ranks)
-    work = [
+    ranks = range(num_ranks)
+    meet = meeting(ranks, rank)
+    chunk = share(num_elements, rank, num_ranks)
+    work = over_chunk(ranks, rank, chunk, (Op.READ_REDUCE, Op.WRITE), piece)
+    return [(*meet, *work, *meet)] if meet else []
+
+
+def over_chunk(
+    ranks: Sequence[int], rank: int, chunk: tuple[int, int], ops: Sequence[Op], piece: int | None = None
+) -> list[Step]:
+    """Return steps that do all of `ops` with the windows of all other ranks, piece by piece of a chunk."""
+    (first, last), length = chunk, piece or max(1, _TURN // len(ranks))
+    return [
         Step(op, start, min(start + length, last), peer, start)
         for start in range(first, last, length)
-        for op in (Op.READ_REDUCE, Op.WRITE)
-        for peer in others
+        for op in ops
+        for peer in _others(ranks, rank)
     ]
-    return [(*meet, *work, *meet)] if others else []
+
+
+def meeting(ranks: Sequence[int], rank: int) -> Round:
+    """Return steps that are over when all ranks have begun them."""
+    others = _others(ranks, rank)
+    return (*_signals(others), *_waits(others))
 
 
 def exchange(

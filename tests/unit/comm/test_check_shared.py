@@ -13,6 +13,9 @@ from hpdl_mpi.comm.check import ScheduleError, check_all_gather, check_allreduce
 from hpdl_mpi.comm.collectives import (
     halving_doubling_allreduce,
     hierarchical_allreduce,
+    hierarchical_window_gather,
+    hierarchical_window_reduce,
+    machine_barrier,
     one_shot_allreduce,
     shared,
     two_shot_allreduce,
@@ -64,6 +67,23 @@ def test_hierarchy_is_right_for_even_and_uneven_machines(nodes: list[int], num_e
     for between in ({}, {"between": halving_doubling_allreduce}):
         programs = [hierarchical_allreduce(nodes, num_elements, rank, PIECE, **between) for rank in range(len(nodes))]
         check_allreduce(programs, num_elements)
+
+
+@pytest.mark.parametrize("nodes", [[0], [0, 0, 0], [0, 1, 2], [0, 0, 1, 1], [0, 1, 0, 1], [2, 2, 2, 7, 7, 7]])
+@pytest.mark.parametrize("num_elements", [0, 1, 5, 300])
+def test_halves_in_windows_make_a_whole_on_even_machines(nodes: list[int], num_elements: int) -> None:
+    """Writing over what others have of its chunk, a rank would race with one that still reads there."""
+    programs = [
+        hierarchical_window_reduce(nodes, num_elements, rank, PIECE)
+        + hierarchical_window_gather(nodes, num_elements, rank, PIECE)
+        + machine_barrier(nodes, rank)
+        for rank in range(len(nodes))
+    ]
+    check_allreduce(programs, num_elements, in_window=True)
+    if len(nodes) > len({*nodes}) and num_elements > len(nodes):
+        early = [programs[0][:-2] + programs[0][-1:], *programs[1:]]
+        with pytest.raises(ScheduleError):
+            check_allreduce(early, num_elements, in_window=True)
 
 
 def test_fewer_slots_would_be_written_while_others_read(monkeypatch: pytest.MonkeyPatch) -> None:

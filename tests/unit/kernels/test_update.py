@@ -7,6 +7,7 @@ import pytest
 
 from hpdl_mpi.kernels import update
 from hpdl_mpi.kernels.jit import ParallelKernel
+from hpdl_mpi.optim.optimizer import no_terms
 
 BOUNDS = np.array([[0, 4096], [4096, 4099], [4099, 4100], [4101, 9000], [9000, 9000], [9003, 20_000]])
 """Chunks with and without a rest after vectors of any length, and with gaps."""
@@ -29,6 +30,10 @@ UPDATES: list[tuple[ParallelKernel, int, tuple]] = [
 NAMES = ["sgd", "momentum", "nesterov", "adam", "adamw", "adam_direction", "follow"]
 
 
+SUMMING = ("sgd", "momentum", "nesterov", "adam", "adamw")
+"""Kernels that take terms, by `NAMES`."""
+
+
 def numbers(count: int, dtype: str) -> list[np.ndarray]:
     """Return arrays of positive numbers of many magnitudes: second moments are positive too."""
     rng = np.random.default_rng(count)
@@ -41,10 +46,40 @@ def test_update_gives_the_same_bits_from_one_thread_as_from_several(
     kernel: ParallelKernel, num_slots: int, settings: tuple, dtype: str
 ) -> None:
     serial, parallel = numbers(2 + num_slots, dtype), numbers(2 + num_slots, dtype)
+    if kernel in (update.sgd, update.momentum, update.adam):
+        settings = (*settings, no_terms(dtype))
     kernel.serial(*serial, BOUNDS, *settings)
     kernel.parallel(*parallel, BOUNDS, *settings)
     for one, other in zip(serial, parallel, strict=True):
         assert one.tobytes() == other.tobytes()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("form", ["serial", "parallel"])
+@pytest.mark.parametrize("own", [0, 2])
+@pytest.mark.parametrize(("kernel", "num_slots", "settings"), UPDATES[: len(SUMMING)], ids=SUMMING)
+def test_update_sums_what_other_ranks_have_and_zeroes_it(
+    kernel: ParallelKernel, num_slots: int, settings: tuple, own: int, form: str, dtype: str
+) -> None:
+    first = 96
+    rows = np.ones((3, first + BOUNDS.max() + 5), dtype)
+    here = slice(first, first + BOUNDS.max())
+    rows[:, here] = numbers(3, dtype)
+    terms = rows[:, here].copy()
+    params, *slots = numbers(1 + num_slots, dtype)
+    expected, *kept = numbers(1 + num_slots, dtype)
+    whole = terms[own] + terms[(own + 1) % 3] + terms[(own + 2) % 3]
+    run = getattr(kernel, form)
+    run(params, rows[own, here], *slots, BOUNDS, *settings, update.Terms(rows, own, first))
+    run(expected, whole, *kept, BOUNDS, *settings, no_terms(dtype))
+    for one, other in zip([params, *slots], [expected, *kept], strict=True):
+        assert one.tobytes() == other.tobytes()
+    inside = np.concatenate([np.arange(start, stop) for start, stop in BOUNDS])
+    assert not rows[:, here][:, inside].any()
+    outside = np.setdiff1d(np.arange(BOUNDS.max()), inside)
+    np.testing.assert_array_equal(rows[:, here][:, outside], terms[:, outside])
+    assert np.all(rows[:, :first] == 1)
+    assert np.all(rows[:, here.stop :] == 1)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])

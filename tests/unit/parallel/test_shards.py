@@ -30,11 +30,13 @@ def train(
     optimizer: optim.Optimizer,
     bucket_bytes: int,
     *,
-    sharded: bool,
+    sharded: bool = False,
+    sharding: Sharding | None = None,
     gradients: bool = False,
     clip_norm: float | None = None,
 ) -> Replica:
-    sharding = Sharding(comm.rank, comm.size, bucket_bytes, gradients) if sharded else None
+    if sharded:
+        sharding = Sharding(comm.rank, comm.size, bucket_bytes, gradients)
     replica = Replica(make_model(), (4,), optimizer, dtype=np.float32, seed=0, sharding=sharding)
     grid = ProcessGrid(comm, {"pp": 1, "dp": comm.size})
     step = TrainingStep(
@@ -114,6 +116,31 @@ def test_checkpoints_are_those_of_ranks_that_keep_all_and_load_on_any_number(tmp
             kept = np.concatenate([slot[slice(*run)] for run in part.shards])
             segments = np.concatenate([_belongs(part)[slice(*run)] for run in part.shards])
             np.testing.assert_array_equal(part.slots[name][segments], kept[segments])
+
+
+def test_machines_with_one_copy_each_keep_one_state_between_them(tmp_path: Path) -> None:
+    nodes, optimizer = [0, 1, 0, 1], optim.Adam(0.1)
+
+    def write(comm: Communicator) -> Replica:
+        places = {"index": comm.node_rank, "count": comm.node_size, "copy": comm.node, "num_copies": comm.num_nodes}
+        sharding = Sharding(max_bytes=100, one_copy=True, **places)
+        replica = train(comm, optimizer, 100, sharding=sharding)
+        grid = ProcessGrid(comm, {"pp": 1, "dp": comm.size})
+        checkpoint.save(tmp_path, replica, PROGRESS, grid, keep=1)
+        return replica
+
+    replicas = run_threads(4, write, nodes=nodes)
+    path = checkpoint.latest(tmp_path)
+    assert path is not None
+    assert len(list(path.glob("*.h5"))) == 2  # of the first machine's ranks
+    whole = Replica(make_model(), (4,), optimizer, dtype=np.float32, seed=1)
+    checkpoint.load(path, whole)
+    for replica in replicas:
+        np.testing.assert_array_equal(replica.params, whole.params)
+        for name, slot in replica.slots.items():
+            np.testing.assert_array_equal(
+                slot, np.concatenate([whole.slots[name][slice(*run)] for run in replica.shards])
+            )
 
 
 def _belongs(replica: Replica) -> np.ndarray:

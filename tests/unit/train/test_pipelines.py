@@ -197,6 +197,8 @@ def test_a_summary_counts_what_data_parallel_ranks_share_and_carry_over(pp):
     shared = memory(f"parallel.pp={pp}", "parallel.sharding=optimizer")
     assert shared == replace(whole, optimizer=whole.parameters // 2)
     assert memory(f"parallel.pp={pp}", "parallel.compression=powersgd").optimizer == 3 * whole.parameters
+    one_copy = memory(f"parallel.pp={pp}", "parallel.shared_memory=parameters")
+    assert one_copy == replace(whole, parameters=whole.parameters // 4, optimizer=whole.parameters // 2)
     if pp == 1:
         assert whole.gradients / 4 < memory("parallel.sharding=gradients").gradients < whole.gradients
 
