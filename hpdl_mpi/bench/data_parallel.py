@@ -30,12 +30,22 @@ from hpdl_mpi.optim import SGD
 from hpdl_mpi.parallel import ProcessGrid, Replica, TrainingStep
 from hpdl_mpi.parallel.buckets import GradientBuckets
 from hpdl_mpi.parallel.communication import measure_communication
+from hpdl_mpi.parallel.shards import Sharding
+from hpdl_mpi.train.job import Parallel
 
 TORCH_DDP: dict[str, dict[str, bool]] = {
     "torch-ddp": {"channels_last": True},
     "torch-ddp-compile": {"channels_last": True, "compiled": True},
 }
 """PyTorch's data parallelism over Gloo, with what `step_torch.load` makes of each."""
+
+SHARED_MEMORY = "shared-memory"
+
+_IN_SHARED_MEMORY: dict[str, dict[str, Any]] = {
+    "shared-gradients": {"shared_memory": "gradients"},
+    "one-copy": {"shared_memory": "parameters"},
+}
+"""Our step with gradients, and parameters, in memory that ranks of a machine share."""
 
 APART = "apart"
 """All ranks take our step at once, each by itself: what is left without communication."""
@@ -71,7 +81,7 @@ def bench_data_parallel(
     batch, threads : int
         Samples of a step, and threads, of each rank.
     vs : str, optional
-        ``"torch-ddp"``: PyTorch's, eager and compiled.
+        ``"torch-ddp"``: PyTorch's, eager and compiled; `SHARED_MEMORY`: our own there.
     sleep_seconds : float, optional
         Let a stand-in of the same parameters sleep that long in each step, where the model would compute.
     num_rounds, turn_seconds, say
@@ -100,7 +110,9 @@ def bench_data_parallel(
         together, apart = _Ranks(comm, subject, batch), _Ranks(SingleCommunicator(), subject, batch)
         players: dict[str, Player] = {OURS: together, APART: apart, ONE_RANK: _OneRank(apart, comm.rank == 0)}
         players[SUMS] = _SumsAlone(comm, subject)
-        for name in TORCH_DDP if vs is not None else ():
+        for name, settings in _IN_SHARED_MEMORY.items() if vs == SHARED_MEMORY else ():
+            players[name] = _Ranks(comm, subject, batch, Parallel(**settings))
+        for name in TORCH_DDP if vs in TORCH_DDP else ():
             if comm.rank == 0:
                 say(f"warming up {name}")
             settings = {"model": model, "batch": batch, **TORCH_DDP[name]}
@@ -165,10 +177,10 @@ def _check(model: str, batch: int, threads: int, num_rounds: int, vs: str | None
         require("--sleep", sleep_seconds, sleep_seconds > 0, "above 0")
         if vs is not None:
             raise InputError("others compute", where="--sleep", found=f"--vs {vs}", expected="no --vs")
-    if vs is not None and vs not in TORCH_DDP:
-        expected = next(iter(TORCH_DDP))
+    if vs not in (None, SHARED_MEMORY, *TORCH_DDP):
+        expected = f"{next(iter(TORCH_DDP))} or {SHARED_MEMORY}"
         raise InputError("no contender on several ranks", where="--vs", found=repr(vs), expected=expected)
-    if vs is not None and importlib.util.find_spec("torch") is None:
+    if vs in TORCH_DDP and importlib.util.find_spec("torch") is None:
         raise InputError("PyTorch is not installed", where=f"--vs {vs}", remedy=REMEDY)
 
 
@@ -184,16 +196,16 @@ class _Subject:
         whole = WORKLOADS[self.name]
         return Workload((whole.num_classes,), whole.num_classes) if self.sleep_seconds else whole
 
-    def replica(self) -> Replica:
+    def replica(self, sharding: Sharding | None = None) -> Replica:
         model = MODELS[self.name]()
         if self.sleep_seconds:
             model = asleep(model, WORKLOADS[self.name].input_shape, self.sleep_seconds)
         optimizer = SGD(LEARNING_RATE, momentum=MOMENTUM)
-        return Replica(model, self.workload.input_shape, optimizer, dtype="float32", seed=0)
+        return Replica(model, self.workload.input_shape, optimizer, dtype="float32", seed=0, sharding=sharding)
 
 
 class _Ranks:
-    """Our step on the ranks of a group.
+    """Our step on the ranks of a group, which share what the settings say.
 
     Attributes
     ----------
@@ -201,11 +213,14 @@ class _Ranks:
         What went on in each step that counts.
     """
 
-    def __init__(self, comm: Communicator, subject: _Subject, batch: int) -> None:
+    def __init__(self, comm: Communicator, subject: _Subject, batch: int, settings: Parallel | None = None) -> None:
+        settings = settings or Parallel()
         level = memory.resident()
-        replica = subject.replica()
+        replica = subject.replica(settings.sharded(comm.rank, comm.nodes))
         self.spans: list[list[Span]] = []
-        self._step = TrainingStep(replica, CrossEntropy(), ProcessGrid(comm, {"pp": 1, "dp": comm.size}))
+        grid = ProcessGrid(comm, {"pp": 1, "dp": comm.size})
+        shares = settings.shared_memory != "none"
+        self._step = TrainingStep(replica, CrossEntropy(), grid, shares_memory=shares)
         offset = comm.rank * batch
         ids = np.arange(offset, offset + batch)
         self._batch = Batch(*subject.workload.batch(batch), ids, global_size=comm.size * batch, offset=offset)

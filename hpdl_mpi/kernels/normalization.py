@@ -96,8 +96,50 @@ def _combine_moments(partial, rows, out):
         out[1, c] = squares / rows
 
 
+@parallel_kernel
+def find_moments(x, partial, moments):
+    """moments (2, c), float64 = mean and variance of at least one row; `partial` is scratch, of `partial_shape`."""
+    rows, blocks = len(x), len(partial)
+    for block in prange(blocks):
+        first, last = _share(rows, block, blocks)
+        channel_moments(x[first:last], partial[block])
+    _combine_moments(partial, rows, moments)
+
+
 @exact_kernel
-def _follow(moments, rows, momentum, mean, variance):
+def join_moments(parts, moments):
+    """Put together what ranks have found of rows of their own.
+
+    Parameters
+    ----------
+    parts : float64 array, shape (ranks, 1 + 2 c)
+        How many rows each had, their means and their variances.
+    moments : float64 array, shape (2, c)
+        Written: mean and variance of all rows; zeros if there are none.
+
+    Returns
+    -------
+    float
+        How many rows they are.
+    """
+    channels = moments.shape[1]
+    rows = 0.0
+    for c in range(channels):
+        mean, squares, rows = 0.0, 0.0, 0.0
+        for part in parts:
+            count = part[0]
+            if count > 0:
+                difference = part[1 + c] - mean
+                mean += difference * count / (rows + count)
+                squares += part[1 + channels + c] * count + difference * difference * rows * count / (rows + count)
+                rows += count
+        moments[0, c] = mean
+        moments[1, c] = squares / max(rows, 1.0)
+    return rows
+
+
+@exact_kernel
+def follow(moments, rows, momentum, mean, variance):
     """Let the running mean and variance follow the moments of a batch.
 
     The running variance is that of all samples, of which the rows are a part.
@@ -206,7 +248,7 @@ def normalize_by_moments(x, mean, variance, momentum, eps, weight, bias, addend,
         channel_moments(x[first:last], partial[block])
     _combine_moments(partial, rows, moments)
     if momentum > 0:
-        _follow(moments, rows, momentum, mean, variance)
+        follow(moments, rows, momentum, mean, variance)
     make_factors(moments[0], moments[1], eps, weight, bias, factors)
     for block in prange(blocks):
         first, last = _share(rows, block, blocks)
@@ -308,6 +350,26 @@ def backward(x, dy, factors, limits, partial, sums, dx):
         for block in prange(blocks):
             first, last = _share(rows, block, blocks)
             _backward_rows(x[first:last], dy[first:last], scale, shift, limits, means, dx[first:last])
+
+
+@parallel_kernel
+def sum_gradients(x, dy, factors, limits, partial, sums):
+    """Do the first half of `backward`: the sums alone, of at least one row."""
+    rows, blocks = len(x), len(partial)
+    for block in prange(blocks):
+        first, last = _share(rows, block, blocks)
+        channel_gradients(x[first:last], dy[first:last], factors[0], factors[2], factors[3], limits, partial[block])
+    _combine_gradients(partial, factors[1], sums)
+
+
+@parallel_kernel
+def spread_gradients(x, dy, factors, limits, sums, count, means, dx):
+    """Do the second half of `backward`, with the sums of `count` rows; `means` (3, c) is scratch."""
+    rows, blocks = len(x), num_blocks(len(x))
+    _make_gradient_factors(factors, sums, count, means)
+    for block in prange(blocks):
+        first, last = _share(rows, block, blocks)
+        _backward_rows(x[first:last], dy[first:last], factors[2], factors[3], limits, means, dx[first:last])
 
 
 @exact_kernel

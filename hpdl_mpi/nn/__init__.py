@@ -4,7 +4,7 @@ from hpdl_mpi.nn import init
 from hpdl_mpi.nn.activations import GELU, LeakyReLU, ReLU, ReLU6, Sigmoid, SiLU, Softmax, Tanh
 from hpdl_mpi.nn.branches import Parallel, Residual
 from hpdl_mpi.nn.containers import Recompute, Sequential, leaves
-from hpdl_mpi.nn.context import Context, MicroBatch
+from hpdl_mpi.nn.context import Context, MicroBatch, Ranks
 from hpdl_mpi.nn.conv import Conv2d, make_exact
 from hpdl_mpi.nn.dropout import Dropout, Dropout2d, StochasticDepth
 from hpdl_mpi.nn.flat import images_in
@@ -44,6 +44,7 @@ __all__ = [
     "Parallel",
     "Parameter",
     "Pool",
+    "Ranks",
     "ReLU",
     "ReLU6",
     "Recompute",

@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import DTypeLike
 
 from hpdl_mpi.kernels.random import derive_key
 from hpdl_mpi.nn.pool import Pool
+
+
+class Ranks(Protocol):
+    """Ranks that each have a micro-batch of their own at the same time, and layers that look at all of them."""
+
+    size: int
+
+    def allgather(self, array: np.ndarray, out: np.ndarray) -> None:
+        """Write every rank's array, in the order of ranks, into everyone's `out`, shape (size, *shape). Collective."""
 
 
 class MicroBatch:
@@ -28,15 +37,17 @@ class MicroBatch:
         How many values layers keep for backward now.
     landed : callable or None
         Is told of each layer in a container whose weight gradients have got all that this micro-batch adds.
+    ranks : Ranks or None
+        With whom batch normalisation, while training, takes the moments of all their samples; they may be none here.
     sample_ids : int64 array, shape (n,)
         The samples' numbers in the dataset: randomness belongs to them, not to ranks or positions.
     seed, epoch : int
     """
 
-    __slots__ = ("epoch", "kept", "landed", "pool", "recomputing", "sample_ids", "saving", "seed", "training")
+    __slots__ = ("epoch", "kept", "landed", "pool", "ranks", "recomputing", "sample_ids", "saving", "seed", "training")
 
-    def __init__(self, pool: Pool, seed: int = 0) -> None:
-        self.pool = pool
+    def __init__(self, pool: Pool, seed: int = 0, ranks: Ranks | None = None) -> None:
+        self.pool, self.ranks = pool, ranks
         self.seed = seed
         self.epoch = 0
         self.training = False

@@ -11,7 +11,7 @@ from hpdl_mpi.base.errors import is_number
 from hpdl_mpi.kernels import normalization as kernel
 from hpdl_mpi.kernels import sample_norm
 from hpdl_mpi.nn.activations import Clipping, clipping_limits
-from hpdl_mpi.nn.context import Context
+from hpdl_mpi.nn.context import Context, Ranks
 from hpdl_mpi.nn.flat import images_in
 from hpdl_mpi.nn.init import Constant
 from hpdl_mpi.nn.layer import Layer, Shape, require_count
@@ -43,8 +43,9 @@ class _Norm(Layer):
 class BatchNorm2d(_Norm):
     """Normalises each channel over a micro-batch, then scales and shifts it (Ioffe and Szegedy, 2015).
 
-    Samples are of any shape, channels last. While training, means and variances are those of the micro-batch, and
-    running ones follow them; evaluation takes the running ones. Of a single value for each channel (one sample of one
+    Samples are of any shape, channels last. While training, means and variances are those of the micro-batch, or of
+    those of several ranks together (``parallel.sync_batch_norm``), and running ones follow them; evaluation takes the
+    running ones. Of a single value for each channel (one sample of one
     pixel) nothing is left but the bias, and nothing is tracked.
 
     Parameters
@@ -85,8 +86,16 @@ class BatchNorm2d(_Norm):
         to = addend.reshape(-1, x.shape[-1]), limits
         factors = ctx.take((4, rows.shape[1]), x.dtype)
         y = ctx.take(x.shape, x.dtype)
-        if ctx.training and len(rows):
-            counts = not ctx.batch.recomputing and len(rows) > 1  # one value has no variance
+        count: float = len(rows)
+        if ctx.training and ctx.batch.ranks is not None:
+            moments, count = self._joint_moments(rows, ctx.batch.ranks, ctx)
+            if not ctx.batch.recomputing and count > 1:
+                kernel.follow(moments, count, self.momentum, *running)
+            kernel.make_factors(*moments, *affine, factors)
+            kernel.normalize(rows, factors, *to, y.reshape(rows.shape))
+            ctx.release(moments)
+        elif ctx.training and count:
+            counts = not ctx.batch.recomputing and count > 1  # one value has no variance
             partial = ctx.take(kernel.partial_shape(*rows.shape), rows.dtype)
             moments = ctx.take((2, rows.shape[1]), np.float64)
             momentum = self.momentum if counts else 0.0
@@ -98,9 +107,27 @@ class BatchNorm2d(_Norm):
         else:
             kernel.make_factors(*running, *affine, factors)
             kernel.normalize(rows, factors, *to, y.reshape(rows.shape))
-        ctx.save(x=x, factors=factors)
+        ctx.save(x=x, factors=factors, count=count)
         ctx.release(factors)
         return y
+
+    def _joint_moments(self, rows: np.ndarray, ranks: Ranks, ctx: Context) -> tuple[np.ndarray, float]:
+        """Return mean and variance of all rows that the ranks have, and how many these are. Collective."""
+        channels = rows.shape[1]
+        own, parts = ctx.take((1 + 2 * channels,), np.float64), ctx.take((ranks.size, 1 + 2 * channels), np.float64)
+        own[0] = len(rows)
+        if len(rows):
+            partial = ctx.take(kernel.partial_shape(*rows.shape), rows.dtype)
+            kernel.find_moments(rows, partial, own[1:].reshape(2, channels))
+            ctx.release(partial)
+        else:
+            own[1:] = 0.0
+        ranks.allgather(own, parts)
+        moments = ctx.take((2, channels), np.float64)
+        count = kernel.join_moments(parts, moments)
+        ctx.release(own)
+        ctx.release(parts)
+        return moments, count
 
     def backward_input(self, dy: np.ndarray, ctx: Context) -> np.ndarray | None:
         x, factors = ctx.saved["x"], ctx.saved["factors"]
@@ -109,12 +136,41 @@ class BatchNorm2d(_Norm):
         partial = ctx.take(kernel.partial_shape(*rows.shape), rows.dtype)
         dx = ctx.take(x.shape, x.dtype) if ctx.needs_dx else None
         wanted = rows[:0] if dx is None else dx.reshape(rows.shape)
-        kernel.backward(rows, gradients, factors, self._limits, partial, sums[0], wanted)
+        if ctx.batch.ranks is None:
+            kernel.backward(rows, gradients, factors, self._limits, partial, sums[0], wanted)
+        else:
+            self._backward_jointly(rows, gradients, partial, sums, None if dx is None else wanted, ctx)
         ctx.release(partial)
         ctx.save(parts=sums)
         ctx.release(sums)
-        ctx.drop("x", "factors")
+        ctx.drop("x", "factors", "count")
         return dx
+
+    def _backward_jointly(
+        self,
+        rows: np.ndarray,
+        gradients: np.ndarray,
+        partial: np.ndarray,
+        sums: np.ndarray,
+        dx: np.ndarray | None,
+        ctx: Context,
+    ) -> None:
+        """Write this rank's sums, and dx if it is wanted, which the sums of all ranks make. Collective."""
+        factors, ranks = ctx.saved["factors"], ctx.batch.ranks
+        assert ranks is not None, "there are ranks to do it with"
+        if len(rows):
+            kernel.sum_gradients(rows, gradients, factors, self._limits, partial, sums[0])
+        else:
+            sums.fill(0.0)
+        if dx is None:
+            return
+        parts, joint = ctx.take((ranks.size, *sums.shape[1:]), np.float64), ctx.take(sums.shape[1:], np.float64)
+        means = ctx.take((3, rows.shape[1]), rows.dtype)
+        ranks.allgather(sums[0], parts)
+        np.sum(parts, axis=0, out=joint)
+        kernel.spread_gradients(rows, gradients, factors, self._limits, joint, ctx.saved["count"], means, dx)
+        for array in (means, joint, parts):
+            ctx.release(array)
 
 
 class _SampleNorm(_Norm):

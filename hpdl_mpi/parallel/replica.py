@@ -16,7 +16,7 @@ from hpdl_mpi.base.errors import InputError, is_integer, is_one_of, require
 from hpdl_mpi.base.memory import aligned, check_memory
 from hpdl_mpi.comm import Arena
 from hpdl_mpi.kernels.update import Terms
-from hpdl_mpi.nn import Layer, Layout, Loss, LossSums, Pool, Sequential, Shape, make_statistics
+from hpdl_mpi.nn import Layer, Layout, Loss, LossSums, Pool, Ranks, Sequential, Shape, make_statistics
 from hpdl_mpi.nn.layer import walk
 from hpdl_mpi.optim import Chunks, Optimizer
 from hpdl_mpi.parallel.average import MovingAverage
@@ -229,16 +229,18 @@ class Replica:
             self.average.begin(self.params, self.statistics)
         self.step = 0
 
-    def trainer(self, loss: Loss, companion: Companion | None = None) -> Executor:
-        """Return what runs batches forward and backward, as the pipeline's schedule says; for `companion` see there."""
-        return self._executor(complete(self.pipeline.schedule), loss, companion)
+    def trainer(self, loss: Loss, companion: Companion | None = None, ranks: Ranks | None = None) -> Executor:
+        """Return what runs batches forward and backward, as the pipeline's schedule says; see `Executor`."""
+        return self._executor(complete(self.pipeline.schedule), loss, companion, ranks)
 
     def evaluator(self, loss: Loss | None) -> Executor:
         """Return what runs batches forward only, in the same micro-batches; without a loss it keeps the outputs."""
         schedule = self.pipeline.schedule
         return self._executor(complete(forward_only(schedule.stage_ranks, schedule.num_microbatches)), loss)
 
-    def _executor(self, schedule: Schedule, loss: Loss | None, companion: Companion | None = None) -> Executor:
+    def _executor(
+        self, schedule: Schedule, loss: Loss | None, companion: Companion | None = None, ranks: Ranks | None = None
+    ) -> Executor:
         return Executor(
             schedule,
             self.stages,
@@ -249,9 +251,10 @@ class Replica:
             seed=self.seed,
             companion=companion,
             arena=self._arena,
+            ranks=ranks,
         )
 
-    def learn(self, feed: Feed, loss: Loss) -> LossSums:
+    def learn(self, feed: Feed, loss: Loss, ranks: Ranks | None = None) -> LossSums:
         """Run a batch forward and backward and add the gradient of its loss to ``grads``. Collective on the pipeline.
 
         Returns
@@ -259,7 +262,7 @@ class Replica:
         LossSums
             Zeros where the last stage is not.
         """
-        return self.trainer(loss).run(feed)[0]
+        return self.trainer(loss, ranks=ranks).run(feed)[0]
 
     def evaluate(self, feed: Feed, loss: Loss) -> LossSums:
         """Run a batch forward only and compare it with its targets; like `learn`."""

@@ -78,6 +78,8 @@ class TrainingStep:
         How gradients are summed, see `GradientBuckets`.
     shares_memory : bool
         Whether ranks of a machine have their gradients in memory that they share, and sum them there.
+    sync_batch_norm : bool
+        Whether batch normalisation takes the moments of the micro-batches that data-parallel ranks have at once.
 
     Raises
     ------
@@ -97,6 +99,7 @@ class TrainingStep:
         algorithm: str = AUTO,
         compression: str | None = None,
         shares_memory: bool = False,
+        sync_batch_norm: bool = False,
     ) -> None:
         self._replica = replica
         self._clip_norm = checked_clip_norm(clip_norm)
@@ -119,7 +122,7 @@ class TrainingStep:
             fuses=fuses,
         )
         self._sums = _Sums(replica, grid, num_flags, buckets)
-        self._executor = replica.trainer(loss, self._sums)
+        self._executor = replica.trainer(loss, self._sums, dp if sync_batch_norm and dp.size > 1 else None)
         self._tied = _tied_reductions(replica)
         self._squares = aligned(1, np.float64)
         # Several ranks have summed the same chunks, where each machine has all of them.

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import closing
+from functools import partial
 from typing import Any
 
 from numpy.typing import DTypeLike
 
 from hpdl_mpi.base.errors import HpdlError, InputError
-from hpdl_mpi.comm import Communicator, agree
+from hpdl_mpi.comm import Communicator, SingleCommunicator, agree
 from hpdl_mpi.data import Batch, Loader
 from hpdl_mpi.data.sampler import Shuffle
 from hpdl_mpi.nn import Layer, Loss, Shape
@@ -150,7 +151,9 @@ class Assembly:
         )
         if loader is not None:
             try:
-                self._rehearse(loader, rehearse)
+                # The other ranks are not there yet, so this one does alone what it will do with them.
+                ranks = SingleCommunicator() if self.parallel.sync_batch_norm else None
+                self._rehearse(loader, partial(rehearse, ranks=ranks))
             except HpdlError:
                 self._replica.release()
                 self._replica = None  # nothing was trained: the data can be mended, and `fit` called again

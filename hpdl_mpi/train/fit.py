@@ -164,6 +164,7 @@ def fit(assembly: Assembly, course: Course) -> dict[str, Any]:
             algorithm=assembly.parallel.algorithm,
             compression=assembly.parallel.wire,
             shares_memory=assembly.parallel.shared_memory != "none",
+            sync_batch_norm=assembly.parallel.sync_batch_norm,
         )
         recorder = Recorder(trace, step, replica, grid) if trace is not None else None
         loop = TrainingLoop(

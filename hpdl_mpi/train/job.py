@@ -236,6 +236,9 @@ class Parallel(_Section):
         Let the data-parallel ranks of a machine have their gradients in memory that they share, where they sum them
         without a message; with "parameters" also one copy of these for all, of which each rank updates its share, and
         keeps the optimizer's state of that alone.
+    sync_batch_norm : bool
+        Let batch normalisation take means and variances over the micro-batches that all data-parallel ranks have at
+        once, not over a rank's own.
     timeout_seconds : float
         How long a rank may wait for others in training until the run ends, with a report of where each of them is.
     check_calls : bool
@@ -259,6 +262,7 @@ class Parallel(_Section):
     compression_density: Annotated[float, Field(gt=0, le=1)] = 0.01
     sharding: Literal["none", "optimizer", "gradients"] = "none"
     shared_memory: Literal["none", "gradients", "parameters"] = "none"
+    sync_batch_norm: bool = False
     timeout_seconds: Annotated[float, Field(gt=0, le=1e9)] = 300.0
     check_calls: bool = False
     memory_limit: Annotated[pydantic.ByteSize, Field(gt=0)] | None = None

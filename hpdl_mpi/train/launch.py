@@ -14,7 +14,7 @@ from hpdl_mpi.comm import Communicator, compile_reduction
 from hpdl_mpi.data import Batch
 from hpdl_mpi.kernels.mixup import MIXED
 from hpdl_mpi.kernels.threads import available_cores, max_threads, set_threads
-from hpdl_mpi.nn import Loss
+from hpdl_mpi.nn import Loss, Ranks
 from hpdl_mpi.parallel import ProcessGrid, Replica
 from hpdl_mpi.parallel.pipeline import Feed
 
@@ -74,14 +74,14 @@ def rehearse_evaluation(replica: Replica, batch: Batch, loss: Loss) -> None:
     replica.evaluate(Feed.of(batch), loss.plain())
 
 
-def rehearse(replica: Replica, batch: Batch, loss: Loss) -> None:
+def rehearse(replica: Replica, batch: Batch, loss: Loss, ranks: Ranks | None = None) -> None:
     """Run every kernel of a training and of an evaluation step once, and go back to the start.
 
     It compiles what the cache lacks, so that no step of the run waits for the compiler; but where large batches go by
-    other kernels than small ones (AlexNet's weight gradients do) the first step compiles those. Collective on the
-    pipeline.
+    other kernels than small ones (AlexNet's weight gradients do) the first step compiles those. For `ranks` see
+    `MicroBatch`. Collective on the pipeline.
     """
-    replica.learn(Feed.of(batch), loss)
+    replica.learn(Feed.of(batch), loss, ranks)
     replica.squared_gradient()
     replica.update(lr=0.0, scale=1.0)
     if replica.average:

@@ -132,6 +132,20 @@ def test_every_rank_tracks_the_same_statistics(world, shared_folder):
         np.testing.assert_array_equal(theirs, everyone[0])
 
 
+def test_ranks_together_normalise_as_one_does(world, shared_folder):
+    images = shared_folder / "images.h5"
+
+    def make(comm, **settings):
+        layers = nn.Conv2d(8, 3, padding=1), nn.BatchNorm2d(activation="relu"), nn.GlobalAvgPool2d(), nn.Linear(CLASSES)
+        return make_trainer(comm, model=nn.Sequential(*layers), parallel=Parallel(threads=1, **settings))
+
+    fit_images(make(world, sync_batch_norm=True, check_calls=True), images, shared_folder / "together")
+    if world.rank == 0:
+        fit_images(make(SingleCommunicator()), images, shared_folder / "alone")
+        found, expected = step_losses(shared_folder / "together"), step_losses(shared_folder / "alone")
+        np.testing.assert_allclose(found, expected, rtol=1e-9)
+
+
 def test_evaluations_end_a_run_on_all_ranks_at_the_same_step(world, shared_folder, monkeypatch):
     losses = [5.0, 4.0, 4.5, 4.2, 4.1, 3.0]
     monkeypatch.setattr(

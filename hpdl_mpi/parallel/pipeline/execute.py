@@ -14,7 +14,7 @@ from hpdl_mpi.base.shares import share
 from hpdl_mpi.base.trace import Trace, now
 from hpdl_mpi.comm import Arena, Communicator
 from hpdl_mpi.data import Batch
-from hpdl_mpi.nn import Context, Layer, Loss, LossSums, MicroBatch, Pool
+from hpdl_mpi.nn import Context, Layer, Loss, LossSums, MicroBatch, Pool, Ranks
 from hpdl_mpi.parallel.pipeline.action import Action, Op, Schedule
 from hpdl_mpi.parallel.pipeline.flow import Flow
 from hpdl_mpi.parallel.pipeline.slots import Key, SharedSlots
@@ -102,6 +102,8 @@ class Executor:
         Is told how far a batch that trains has come, and moved along between actions.
     arena : Arena, optional
         Memory for messages between ranks of one machine; executors that run by turns can have one together.
+    ranks : Ranks, optional
+        See `MicroBatch`. They run as many micro-batches, some of them without samples.
 
     Attributes
     ----------
@@ -121,6 +123,7 @@ class Executor:
         seed: int = 0,
         companion: Companion | None = None,
         arena: Arena | None = None,
+        ranks: Ranks | None = None,
     ) -> None:
         assert schedule.num_ranks == comm.size, "a schedule has a program for each rank"
         assert schedule.num_stages == len(stages), "a schedule has the model's stages"
@@ -139,6 +142,7 @@ class Executor:
         self._loss = loss
         self._seed = seed
         self._companion = companion
+        self._ranks = ranks
         forwards = [index for index, action in enumerate(self._program) if action.op is Op.F]
         self._last_forward = forwards[-1]
         self._last_backward = {a.stage: a.microbatch for a in self._program if a.op in (Op.W, Op.B)}
@@ -201,7 +205,8 @@ class Executor:
                 self._companion.stage_landed(action.stage)
         else:
             start, stop = self._bounds[action.microbatch]
-            if start < stop:  # a batch with fewer samples than micro-batches leaves some of them empty, on all ranks
+            # A batch with fewer samples than micro-batches leaves some of them empty, on all ranks of the pipeline.
+            if start < stop or self._ranks is not None:
                 self._begin(action)
         self._move_along()
 
@@ -321,7 +326,7 @@ class Executor:
             self.trace.add("compute", str(action), began)
 
     def _new_visit(self, stage: int) -> _Visit:
-        batch = MicroBatch(self._pool, self._seed)
+        batch = MicroBatch(self._pool, self._seed, self._ranks)
         return _Visit(batch, Context(batch, needs_dx=stage > 0))
 
     def _move(self, action: Action) -> None:
