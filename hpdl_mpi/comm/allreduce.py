@@ -73,7 +73,9 @@ def make_allreduce(
         if not joint:
             what = "the MPI library's sums must start in one order on all ranks, which these do not"
             raise InputError(what, where="all-reduce", found=LIBRARY, remedy="take another algorithm", shared=True)
-        return comm.allreduce_init(array, label)
+        work = comm.allreduce_init(array, label)
+        work.algorithm = algorithm
+        return work
     if segment_bytes is None:
         segment_bytes = segment_bytes_between(comm)
     kind = find_algorithm(algorithm, comm, in_window=window is not None)
@@ -89,6 +91,7 @@ def make_allreduce(
         label=label,
         joint=joint,
         wire=wire,
+        algorithm=algorithm,
     )
 
 

@@ -73,7 +73,15 @@ class Work(ABC):
 
 
 class Transfer(Work):
-    """Something that is prepared once and done many times, with the same array: a message, a collective."""
+    """Something that is prepared once and done many times, with the same array: a message, a collective.
+
+    Attributes
+    ----------
+    algorithm : str
+        What a collective goes by, for those who ask.
+    """
+
+    algorithm: str = ""
 
     @abstractmethod
     def start(self) -> None:

@@ -52,6 +52,8 @@ class Collective(Transfer):
         Whether all ranks of `comm` have a program.
     wire : Wire, optional
         How messages carry float32 in less; memory that ranks share is not concerned.
+    algorithm : str
+        See `Transfer`.
 
     Notes
     -----
@@ -71,13 +73,14 @@ class Collective(Transfer):
         label: str = "",
         joint: bool = True,
         wire: Wire | None = None,
+        algorithm: str = "",
     ) -> None:
         check_array(array, written=True)
         if array.ndim != 1 or array.dtype not in (np.float32, np.float64):
             raise ValueError(f"a collective needs a flat float array; found shape {array.shape} of {array.dtype}")
         if wire and array.dtype != np.float32:
             raise ValueError(f"only float32 can travel in less; found {array.dtype}")
-        self.comm, self.label, self._joint = comm, label, joint
+        self.comm, self.label, self.algorithm, self._joint = comm, label, algorithm, joint
         self._said = describe_collective(label or "collective", array)
         self._shared = shared
         length = max(1, segment_bytes // array.itemsize)

@@ -170,6 +170,11 @@ class GradientBuckets:
             gather.test()
 
     @property
+    def algorithms(self) -> list[str]:
+        """What sums each bucket, by name; none if there is one rank alone."""
+        return [bucket.reduction.algorithm for bucket in self._buckets]
+
+    @property
     def reductions(self) -> list[Transfer]:
         """The sums of all buckets, and what collects their parameters."""
         gathers = [bucket.gather for bucket in self._buckets if bucket.gather]
@@ -222,6 +227,7 @@ def _shared_update(
         segment_bytes=segment_bytes,
         label=f"gradients, bucket {tag}",
         wire=find_wire(compression),
+        algorithm="ring",
     )
     gather = Collective(
         dp,
@@ -266,6 +272,7 @@ def _sum_in_window(
         shared=SharedMemory(dp, replica.layout.size, replica.dtype, memory.window),
         label=f"gradients, bucket {tag}",
         wire=find_wire(compression),
+        algorithm="window",
     )
 
 
@@ -273,7 +280,8 @@ def _meet(dp: Communicator, replica: Replica, memory: NodeMemory, tag: int, what
     """Return a wait of the ranks of a machine for one another."""
     shared = SharedMemory(dp, 0, replica.dtype, memory.window)
     program = machine_barrier(dp.nodes, dp.rank)
-    return Collective(dp, program, replica.grads, tag=tag, shared=shared, label=f"{what}, bucket {tag}")
+    label = f"{what}, bucket {tag}"
+    return Collective(dp, program, replica.grads, tag=tag, shared=shared, label=label, algorithm="window")
 
 
 def progress_of(works: Iterable[Work]) -> int | None:

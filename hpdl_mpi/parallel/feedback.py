@@ -161,6 +161,8 @@ class LowRankSum(Transfer):
     label : str
     """
 
+    algorithm = "powersgd"
+
     def __init__(
         self,
         comm: Communicator,
@@ -312,6 +314,8 @@ class LargestSum(Transfer):
     comm, feedback, gradients, start, tag, label
         See `LowRankSum`.
     """
+
+    algorithm = "top-k"
 
     def __init__(
         self, comm: Communicator, feedback: Feedback, gradients: np.ndarray, start: int, *, tag: int, label: str

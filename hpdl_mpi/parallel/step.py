@@ -131,6 +131,11 @@ class TrainingStep:
         norm_ranks = grid.comm if replica.sharding else grid.axis("pp")
         self._reduce_squares = make_allreduce(norm_ranks, self._squares, label="the gradient's norm")
 
+    @property
+    def algorithms(self) -> list[str]:
+        """What sums each bucket of gradients, by name; none if there is one data-parallel rank."""
+        return self._sums.buckets.algorithms
+
     def record(self, trace: Trace | None) -> None:
         """Record each step's actions, messages, sums, waits and update from now on, or no longer."""
         self._trace = self._executor.trace = self._sums.buckets.trace = trace

@@ -55,6 +55,8 @@ def test_ranks_that_share_memory_take_the_steps_of_those_that_do_not(world, shar
     found = fit_images(trainer, images, shared_folder / "shared")
     expected = fit_images(make_trainer(world, clip_norm=clip_norm), images, shared_folder / "apart")
     assert len({*world.allgather_obj(found["parameters_digest"])}) == 1
+    assert {*found["allreduce"]} == {"window"}
+    assert {*expected["allreduce"]} == {"one_shot"}
     if world.rank == 0:
         losses = [step_losses(shared_folder / name) for name in ("shared", "apart")]
         np.testing.assert_allclose(*losses, rtol=1e-9)
