@@ -111,7 +111,7 @@ class Keep(Optimizer):
 
     lr, slots = 0.0, ("kept",)
 
-    def update(self, params, grads, slots, chunks: Chunks, *, step, lr, scale=1.0):
+    def update(self, params, grads, slots, chunks: Chunks, *, step, lr, scale=1.0, terms=None):
         np.multiply(grads, scale, out=slots[0])
         grads.fill(0)
 

@@ -191,9 +191,8 @@ def fit(assembly: Assembly, course: Course) -> dict[str, Any]:
         )
         with comm.watched(assembly.parallel.timeout_seconds):
             metrics = loop.run()
-        algorithms = step.algorithms
         step.free()
-        summary = _summary(assembly, course, progress, metrics) | {"allreduce": algorithms}
+        summary = _summary(assembly, course, progress, metrics) | {"allreduce": step.algorithms}
         if course.early_stopping:
             summary["early_stopping"] = {"stopped": loop.stopped_early} | asdict(progress.watch)
         if recorder and recorder.times:
