@@ -190,7 +190,10 @@ def _destination(run: Path, output: Path | None, name: str, check: Callable[[Pat
 def summary(
     job: JobFile,
     overrides: Overrides = None,
-    ranks: Annotated[int, typer.Option(min=1, help="Data-parallel ranks, or pipelines, that share a batch.")] = 1,
+    ranks: Annotated[
+        int | None,
+        typer.Option(min=1, help="Data-parallel ranks, or pipelines; by default parallel.dp, or 1."),
+    ] = None,
     pp: Annotated[
         int | None, typer.Option(min=1, help="Ranks of a pipeline.", show_default="the job's parallel.pp")
     ] = None,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import DTypeLike
 
 from hpdl_mpi.base.errors import InputError
 from hpdl_mpi.comm.choice import choose_allreduce
@@ -68,7 +69,7 @@ def make_allreduce(
         shares = algorithm != LIBRARY and window is None and ALLREDUCES[algorithm].shares
         if (algorithm == LIBRARY and not joint) or (shares and not _can_share(comm)):
             algorithm = "ring"
-    wire = find_wire(compression) if array.dtype == np.float32 else None
+    wire = find_wire(compression, array.dtype)
     if algorithm == LIBRARY:
         if not joint:
             what = "the MPI library's sums must start in one order on all ranks, which these do not"
@@ -100,10 +101,10 @@ def segment_bytes_between(comm: Communicator) -> int:
     return SEGMENT_BYTES if comm.num_nodes == 1 else _NETWORK_SEGMENT_BYTES
 
 
-def find_wire(compression: str | None) -> Wire | None:
-    """Return how messages carry float32 by this name; raise an InputError if there is no such way."""
+def find_wire(compression: str | None, dtype: DTypeLike) -> Wire | None:
+    """Return how messages carry numbers by this name, float32 alone; raise an InputError if there is no such way."""
     if compression is None or compression in WIRES:
-        return WIRES[compression] if compression else None
+        return WIRES[compression] if compression and dtype == np.float32 else None
     raise InputError(
         "no such compression", where="all-reduce", found=compression, expected=" or ".join(WIRES), shared=True
     )
@@ -126,5 +127,6 @@ def find_algorithm(name: str, comm: Communicator, *, in_window: bool) -> Algorit
     if kind.one_machine and comm.num_nodes > 1:
         raise refuse("needs all ranks on one machine", f"{comm.num_nodes} machines", 1)
     if kind.in_window and not in_window:
-        raise refuse("needs arrays that lie in memory which ranks share", "others", None)
+        what = "needs arrays that lie in memory which ranks share"
+        raise InputError(what, where=f"all-reduce {name!r}", remedy="set parallel.shared_memory", shared=True)
     return kind

@@ -54,11 +54,11 @@ def check_allreduce(programs: Sequence[Program], num_elements: int, *, in_window
     _SymbolicRun(programs, num_elements, lambda rank: [(0, num_elements, everyone)], in_window)
 
 
-def check_reduce_scatter(programs: Sequence[Program], num_elements: int) -> None:
+def check_reduce_scatter(programs: Sequence[Program], num_elements: int, *, in_window: bool = False) -> None:
     """Prove that rank r ends with every rank's contribution, once, to chunk r; as `check_allreduce`."""
     num_ranks = len(programs)
     everyone = np.ones(num_ranks, np.int64)
-    _SymbolicRun(programs, num_elements, lambda rank: [(*share(num_elements, rank, num_ranks), everyone)])
+    _SymbolicRun(programs, num_elements, lambda rank: [(*share(num_elements, rank, num_ranks), everyone)], in_window)
 
 
 def check_all_gather(programs: Sequence[Program], num_elements: int) -> None:

@@ -94,7 +94,9 @@ class Collective(Transfer):
                 self._parts.append(Messages(comm, list(rounds), array, tag, length, wire))
         self._position = len(self._parts)
         self._run = 0
-        self._array = array
+        steps = [step for steps in program for step in steps if step.size]
+        bounds = [edge for step in steps for edge in (step.start, step.stop)]
+        self._summed = array[min(bounds, default=0) : max(bounds, default=0)]
         self._wire = wire if any(isinstance(part, Messages) for part in self._parts) else None
 
     def start(self) -> None:
@@ -111,7 +113,7 @@ class Collective(Transfer):
         if self._position < len(self._parts):
             self._parts[self._position].start(self._run)
         elif self._wire:
-            self._wire.round(self._array)  # where the last sum was not sent on it is still exact
+            self._wire.round(self._summed)  # where the last sum was not sent on it is still exact
 
     def test(self) -> bool:
         while self._position < len(self._parts):

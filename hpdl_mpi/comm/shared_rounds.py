@@ -78,7 +78,8 @@ class SharedMemory:
                 "too little memory that ranks can share",
                 where="/dev/shm",
                 expected=f"{wanted} bytes for each rank of the machine",
-                remedy="give the container more (docker run --shm-size), or choose an algorithm of messages",
+                remedy="give the container more (docker run --shm-size), or or leave it to messages: another "
+                "algorithm, no parallel.shared_memory",
                 shared=True,
             )
         self.signals = window.memory.view(np.int64)

@@ -34,6 +34,9 @@ from hpdl_mpi.parallel.node_memory import NodeMemory
 from hpdl_mpi.parallel.replica import Replica
 from hpdl_mpi.parallel.shards import BUCKET_BYTES
 
+ONE_COPY = "one_copy"
+"""The name of what sums gradients for one copy of the parameters."""
+
 
 @dataclass
 class _Bucket:
@@ -80,9 +83,9 @@ class GradientBuckets:
     max_bytes : int
         Of a bucket, unless one parameter is larger.
     algorithm, compression : str
-        See `make_allreduce`.
+        See `make_allreduce`. Ranks that share the update sum by a ring, or in `memory`.
     memory : NodeMemory, optional
-        Where the replica's arrays lie.
+        Where the replica's arrays lie, and `AUTO` sums them.
     fuses : bool
         Whether the update itself sums what lies there, and buckets have but to wait for the others of the machine.
 
@@ -122,7 +125,7 @@ class GradientBuckets:
                     reduction = compressed_sum(
                         dp, replica.feedback, gradients, start, algorithm=algorithm, tag=tag, label=label
                     )
-                elif memory and ((sharding and sharding.one_copy) or (algorithm == AUTO and memory.even)):
+                elif memory and (sharding.one_copy if sharding else algorithm == AUTO):
                     reduction = _sum_in_window(dp, replica, memory, (start, stop), tag, compression, fuses)
                     if sharding and stop == self.slices[-1][1]:
                         gather = _meet(dp, replica, memory, tag, "parameters")
@@ -226,7 +229,7 @@ def _shared_update(
         tag=tag,
         segment_bytes=segment_bytes,
         label=f"gradients, bucket {tag}",
-        wire=find_wire(compression),
+        wire=find_wire(compression, gradients.dtype),
         algorithm="ring",
     )
     gather = Collective(
@@ -261,8 +264,8 @@ def _sum_in_window(
         program = window_allreduce(dp.size, size, rank)
     else:
         program = hierarchical_window_reduce(nodes, size, rank)
-        if replica.sharding is None:
-            program += hierarchical_window_gather(nodes, size, rank)
+        # With one copy a rank zeroes what others have read before it goes on.
+        program += (hierarchical_window_gather if replica.sharding is None else machine_barrier)(nodes, size, rank)
     return Collective(
         dp,
         shifted(program, start),
@@ -271,17 +274,17 @@ def _sum_in_window(
         segment_bytes=segment_bytes_between(dp),
         shared=SharedMemory(dp, replica.layout.size, replica.dtype, memory.window),
         label=f"gradients, bucket {tag}",
-        wire=find_wire(compression),
-        algorithm="window",
+        wire=find_wire(compression, replica.dtype),
+        algorithm=ONE_COPY if replica.sharding else "window" if dp.num_nodes == 1 else "hierarchical_window",
     )
 
 
 def _meet(dp: Communicator, replica: Replica, memory: NodeMemory, tag: int, what: str) -> Transfer:
     """Return a wait of the ranks of a machine for one another."""
     shared = SharedMemory(dp, 0, replica.dtype, memory.window)
-    program = machine_barrier(dp.nodes, dp.rank)
+    program = machine_barrier(dp.nodes, 0, dp.rank)
     label = f"{what}, bucket {tag}"
-    return Collective(dp, program, replica.grads, tag=tag, shared=shared, label=label, algorithm="window")
+    return Collective(dp, program, replica.grads, tag=tag, shared=shared, label=label, algorithm=ONE_COPY)
 
 
 def progress_of(works: Iterable[Work]) -> int | None:

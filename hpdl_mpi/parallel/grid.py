@@ -66,14 +66,15 @@ class ProcessGrid:
         """
         return self._axes[name]
 
+    def machines(self, name: str) -> list[list[int]]:
+        """Return the machines of the ranks of each group along an axis, the same on all ranks."""
+        ranks = np.arange(self.comm.size).reshape(tuple(self.shape.values()))
+        lines = np.moveaxis(ranks, list(self.shape).index(name), -1).reshape(-1, self.shape[name])
+        return [[self.comm.nodes[rank] for rank in line] for line in lines.tolist()]
+
     def coordinate(self, name: str) -> int:
         """Return this rank's place on an axis."""
         return self._coordinates[name]
-
-    def check_calls(self) -> None:
-        """Let ranks compare each collective before it begins: slow, but it shows where their calls part. Local."""
-        for group in [self.comm, *self._made]:
-            group.check_calls = True
 
     def free(self) -> None:
         """Give back the groups that the grid has made, not `comm`. Collective; see `Communicator.free`."""

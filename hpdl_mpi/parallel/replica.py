@@ -133,9 +133,9 @@ class Replica:
         self.sharding = sharding
         self.shards = [(0, self.layout.size)]
         if sharding or compression:
-            self._refuse_tied("parallel.sharding" if sharding else "parallel.compression")
+            self._refuse_tied(sharding.key if sharding else "parallel.compression")
         if sharding:
-            self._refuse_sharding(optimizer)
+            refuse_layerwise(optimizer, sharding)
             self.shards = [sharding.own(bucket) for bucket in self.buckets(sharding.max_bytes)]
         own_size = sum(stop - start for start, stop in self.shards)
         sizes = (2 + (ema is not None) + (compression is not None)) * self.layout.size + len(optimizer.slots) * own_size
@@ -185,13 +185,6 @@ class Replica:
         own = self.pipeline.own
         stages = {name: min(stage for stage in own if name in self.stages[stage].names) for name in self.names}
         return list(cut_buckets(self.layout, stages, self.dtype.itemsize, max_bytes))
-
-    def _refuse_sharding(self, optimizer: Optimizer) -> None:
-        """Raise if updates need what no rank has alone."""
-        if optimizer.layerwise:
-            what = f"{type(optimizer).__name__} looks at whole parameters, which shards cut"
-            remedy = "take another optimizer, or leave it out"
-            raise InputError(what, where="parallel.sharding", remedy=remedy, shared=True)
 
     def _refuse_tied(self, where: str) -> None:
         """Raise if what a rank keeps for itself would be of a parameter that another rank of the pipeline has, too."""
@@ -380,6 +373,14 @@ def _owner(layer: Layer) -> Replica | None:
     """Return the living replica that holds a layer's parameters."""
     found = _owners.get(layer)
     return found() if found else None
+
+
+def refuse_layerwise(optimizer: Optimizer, sharding: Sharding | None) -> None:
+    """Raise an InputError if updates need what no rank has alone."""
+    if sharding and optimizer.layerwise:
+        what = f"{type(optimizer).__name__} looks at whole parameters, which shards cut"
+        remedy = "take another optimizer, or leave it out"
+        raise InputError(what, where=sharding.key, remedy=remedy, shared=True)
 
 
 def _refuse_owned(model: Layer) -> None:

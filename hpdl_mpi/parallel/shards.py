@@ -74,6 +74,11 @@ class Sharding:
     copy: int = 0
     num_copies: int = 1
 
+    @property
+    def key(self) -> str:
+        """The setting that asks for it."""
+        return "parallel.shared_memory = 'parameters'" if self.one_copy else "parallel.sharding"
+
     def own(self, bucket: Run) -> Run:
         """Return this rank's chunk of a bucket."""
         start, stop = bucket

@@ -19,7 +19,7 @@ from hpdl_mpi.nn import Layer, Loss, LossSums
 from hpdl_mpi.optim import clip_factor
 from hpdl_mpi.parallel.buckets import GradientBuckets, progress_of
 from hpdl_mpi.parallel.grid import ProcessGrid
-from hpdl_mpi.parallel.node_memory import NodeMemory
+from hpdl_mpi.parallel.node_memory import NodeMemory, shares_machines
 from hpdl_mpi.parallel.pipeline import Feed
 from hpdl_mpi.parallel.progress_thread import progress_thread
 from hpdl_mpi.parallel.replica import Replica
@@ -77,14 +77,19 @@ class TrainingStep:
     algorithm, compression : str
         How gradients are summed, see `GradientBuckets`.
     shares_memory : bool
-        Whether ranks of a machine have their gradients in memory that they share, and sum them there.
+        Whether ranks of a machine have their gradients in memory that they share, where `AUTO` sums them.
     sync_batch_norm : bool
         Whether batch normalisation takes the moments of the micro-batches that data-parallel ranks have at once.
+
+    Attributes
+    ----------
+    algorithms : list of str
+        What sums each bucket of gradients, of all ranks of the pipeline; none if there is one data-parallel rank.
 
     Raises
     ------
     InputError
-        `clip_norm` is out of range, or the ranks cannot use the algorithm.
+        `clip_norm` is out of range, or the ranks cannot use the algorithm, or share memory.
     """
 
     def __init__(
@@ -107,7 +112,7 @@ class TrainingStep:
         self._trace: Trace | None = None
         dp, one_copy = grid.axis("dp"), replica.sharding is not None and replica.sharding.one_copy
         self._memory: NodeMemory | None = None
-        if (shares_memory or one_copy) and dp.size > 1 and replica.layout.size:
+        if (shares_memory or one_copy) and shares_machines(grid) and replica.layout.size:
             self._memory = NodeMemory(dp, replica, one_copy=one_copy)
         # What is clipped must be summed before it is updated, and so must what other machines have.
         fuses = one_copy and dp.num_nodes == 1 and clip_norm is None
@@ -122,6 +127,7 @@ class TrainingStep:
             fuses=fuses,
         )
         self._sums = _Sums(replica, grid, num_flags, buckets)
+        self.algorithms = [name for names in grid.axis("pp").allgather_obj(buckets.algorithms) for name in names]
         self._executor = replica.trainer(loss, self._sums, dp if sync_batch_norm and dp.size > 1 else None)
         self._tied = _tied_reductions(replica)
         self._squares = aligned(1, np.float64)
@@ -130,11 +136,6 @@ class TrainingStep:
         # Of its pipeline's parameters a rank has all, unless data-parallel ranks share them.
         norm_ranks = grid.comm if replica.sharding else grid.axis("pp")
         self._reduce_squares = make_allreduce(norm_ranks, self._squares, label="the gradient's norm")
-
-    @property
-    def algorithms(self) -> list[str]:
-        """What sums each bucket of gradients, by name; none if there is one data-parallel rank."""
-        return self._sums.buckets.algorithms
 
     def record(self, trace: Trace | None) -> None:
         """Record each step's actions, messages, sums, waits and update from now on, or no longer."""
@@ -170,6 +171,7 @@ class TrainingStep:
         else:
             for _ in self._sums.buckets.wait():
                 pass  # nothing may be under way when the next step begins
+            self._replica.grads.fill(0)
             if self._replica.feedback:
                 self._replica.feedback.reset()  # what is carried over is no number either
         self._note("step", f"step {self._replica.step}", started)

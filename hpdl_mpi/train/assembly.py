@@ -18,8 +18,9 @@ from hpdl_mpi.optim import Optimizer
 from hpdl_mpi.parallel import ProcessGrid, Replica
 from hpdl_mpi.parallel.average import checked_decay
 from hpdl_mpi.parallel.grid import check_shape
+from hpdl_mpi.parallel.node_memory import shares_machines
 from hpdl_mpi.parallel.pipeline import Pipeline
-from hpdl_mpi.parallel.replica import checked_dtype, checked_seed
+from hpdl_mpi.parallel.replica import checked_dtype, checked_seed, refuse_layerwise
 from hpdl_mpi.plan import Task, plan_pipeline
 from hpdl_mpi.train.job import Parallel
 from hpdl_mpi.train.launch import first_on_node, rehearse, start_threads
@@ -106,7 +107,10 @@ class Assembly:
             Samples of a batch that a pipeline gets at most.
         """
         settings = self.parallel
+        if settings.shared_memory != "none":
+            shares_machines(self.grid)
         dp = self.grid.axis("dp")
+        refuse_layerwise(self.optimizer, settings.sharded(dp.rank, dp.nodes))
         held = settings.held(len(self.optimizer.slots), self.ema, dp.rank, dp.nodes)
         task = Task(self.model, input_shape, self.loss, self.dtype, sum(held), recompute=settings.recompute)
         schedule, cuts = agree(
@@ -229,5 +233,6 @@ def _make_grid(parallel: Parallel, comm: Communicator) -> ProcessGrid:
     agree(comm, lambda: check_shape(shape, size))
     grid = ProcessGrid(comm, shape)
     if parallel.check_calls:
-        grid.check_calls()
+        # Ranks of a pipeline must not wait for one another where its schedule does not say so.
+        grid.axis("dp").check_calls = True
     return grid

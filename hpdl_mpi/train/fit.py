@@ -28,7 +28,7 @@ from hpdl_mpi.train.progress import Progress, Recipe
 from hpdl_mpi.train.report import headline, make_reporter, open_report
 from hpdl_mpi.train.restore import plain_values, require_alike, require_same_call, restore
 from hpdl_mpi.train.runfolder import MetricsLog, RunFolder
-from hpdl_mpi.train.signals import StopSignals
+from hpdl_mpi.train.signals import Stopped, StopSignals
 from hpdl_mpi.train.source import PathLike, Source
 from hpdl_mpi.train.tracing import Recorder, check_trace, describe_communication, describe_times, explain
 
@@ -190,8 +190,7 @@ def fit(assembly: Assembly, course: Course) -> dict[str, Any]:
             began=began,
         )
         with comm.watched(assembly.parallel.timeout_seconds):
-            metrics = loop.run()
-        step.free()
+            metrics = _run(loop, step)
         summary = _summary(assembly, course, progress, metrics) | {"allreduce": step.algorithms}
         if course.early_stopping:
             summary["early_stopping"] = {"stopped": loop.stopped_early} | asdict(progress.watch)
@@ -203,6 +202,17 @@ def fit(assembly: Assembly, course: Course) -> dict[str, Any]:
         if folder and comm.rank == 0:
             write_json(folder.summary, summary)
     return summary
+
+
+def _run(loop: TrainingLoop, step: TrainingStep) -> Metrics | None:
+    """Take the steps that are left, and return the last evaluation. Collective."""
+    try:
+        metrics = loop.run()
+    except Stopped:  # all ranks are, so they can give back together what they share
+        step.free()
+        raise
+    step.free()
+    return metrics
 
 
 def _claim(stack: ExitStack, assembly: Assembly, course: Course, folder: RunFolder | None) -> Shape:

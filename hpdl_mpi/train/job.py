@@ -275,6 +275,9 @@ class Parallel(_Section):
             other = "sharding" if self.sharding != "none" else "compression"
             what = f"{other} = {getattr(self, other)!r}"
             raise ValueError(f"shared_memory = {self.shared_memory!r} and {what} are two ways to sum: leave one out")
+        if self.shared_memory != "none" and self.algorithm != AUTO:
+            what = f"shared_memory = {self.shared_memory!r} has an algorithm of its own"
+            raise ValueError(f"{what}: leave out algorithm = {self.algorithm!r}")
         return self
 
     @property
@@ -302,7 +305,7 @@ class Parallel(_Section):
         return Sharding(rank, len(nodes), max_bytes, gradients=self.sharding == "gradients")
 
     def held(self, num_slots: int, ema: float | None, rank: int, nodes: Sequence[int]) -> Held:
-        """Return what the same rank keeps, for an optimizer of so many slots."""
+        """Return what a data-parallel rank keeps, see `sharded`, with an optimizer of so many slots."""
         sharding = self.sharded(rank, nodes)
         count = sharding.count if sharding else 1
         state = num_slots / count + (ema is not None) + (self.feedback is not None and len(nodes) > 1)

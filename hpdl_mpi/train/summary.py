@@ -26,6 +26,7 @@ from hpdl_mpi.parallel.pipeline import (
     simulate,
     stage_loads,
 )
+from hpdl_mpi.parallel.replica import refuse_layerwise
 from hpdl_mpi.parallel.shards import Sharding
 from hpdl_mpi.plan import Task, plan_pipeline, stage_costs
 from hpdl_mpi.plan.costs import zero_targets
@@ -142,7 +143,9 @@ class Summary:
     bubble: float
 
 
-def summarize(job: Job, num_ranks: int, pp: int | None = None, stored_shape: Shape | None = None) -> Summary:
+def summarize(
+    job: Job, num_ranks: int | None = None, pp: int | None = None, stored_shape: Shape | None = None
+) -> Summary:
     """Return the summary of a job on `num_ranks` pipelines side by side. Local.
 
     Data-parallel ranks are taken to be on one machine. Memory is measured, not estimated: micro-batches of zeros pass
@@ -152,13 +155,14 @@ def summarize(job: Job, num_ranks: int, pp: int | None = None, stored_shape: Sha
     Parameters
     ----------
     job : Job
-    num_ranks : int
-        Data-parallel ranks, or pipelines.
+    num_ranks : int, optional
+        Data-parallel ranks, or pipelines, by default as the job says, or one.
     pp : int, optional
         Ranks of a pipeline, by default as the job says.
     stored_shape : tuple of int, optional
         Of a sample in the data; they are not read then.
     """
+    num_ranks = num_ranks or job.parallel.dp or 1
     set_threads(job.parallel.threads or 1)
     source = make_source(job)
     model, loss, optimizer = make_model(job), make_loss(job), make_optimizer(job)
@@ -173,6 +177,7 @@ def summarize(job: Job, num_ranks: int, pp: int | None = None, stored_shape: Sha
     parallel = job.parallel.accumulating(job.training.accumulate)
     share = -(-job.training.global_batch_size // num_ranks)
     nodes = [0] * num_ranks
+    refuse_layerwise(optimizer, parallel.sharded(0, nodes))
     held = parallel.held(len(optimizer.slots), job.training.ema, 0, nodes)
     task = Task(model, input_shape, loss, job.training.dtype, sum(held), parallel.recompute)
     schedule, cuts = plan_pipeline(

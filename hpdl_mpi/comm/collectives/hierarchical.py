@@ -48,8 +48,8 @@ def hierarchical_window_reduce(nodes: Sequence[int], num_elements: int, rank: in
     """Sum arrays that lie in the windows themselves, so that each rank of a machine has the sum of its own chunk.
 
     A rank adds up its chunk where the others of its machine have it, and then the sums of the machines, with its
-    fellows there. What it has of other chunks nobody reads any more when it is done. All machines have equally many
-    ranks. See `hierarchical_allreduce` for the parameters.
+    fellows there. Others may still read its other chunks when it is done. All machines have equally many ranks. See
+    `hierarchical_allreduce` for the parameters.
     """
     machines, index = _machines(nodes, rank)
     here = machines[index]
@@ -57,7 +57,7 @@ def hierarchical_window_reduce(nodes: Sequence[int], num_elements: int, rank: in
     chunk = share(num_elements, own, len(here))
     middle = _between(machines, index, own, chunk, ring_allreduce) if len(machines) > 1 else []
     reads = over_chunk(here, rank, chunk, (Op.READ_REDUCE,), piece)
-    return ([(*meet, *reads, *meet)] if meet else []) + middle
+    return ([(*meet, *reads)] if meet else []) + middle
 
 
 def hierarchical_window_gather(nodes: Sequence[int], num_elements: int, rank: int, piece: int | None = None) -> Program:
@@ -69,8 +69,8 @@ def hierarchical_window_gather(nodes: Sequence[int], num_elements: int, rank: in
     return [(*over_chunk(here, rank, chunk, (Op.WRITE,), piece), *meet)] if meet else []
 
 
-def machine_barrier(nodes: Sequence[int], rank: int) -> Program:
-    """Let the ranks of each machine wait for one another."""
+def machine_barrier(nodes: Sequence[int], num_elements: int, rank: int) -> Program:
+    """Let the ranks of each machine wait for one another, whatever the array."""
     machines, index = _machines(nodes, rank)
     meet = meeting(machines[index], rank)
     return [meet] if meet else []

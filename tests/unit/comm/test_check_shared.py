@@ -9,6 +9,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from hpdl_mpi.base.shares import share
 from hpdl_mpi.comm.check import ScheduleError, check_all_gather, check_allreduce, check_reduce_scatter
 from hpdl_mpi.comm.collectives import (
     halving_doubling_allreduce,
@@ -72,18 +73,34 @@ def test_hierarchy_is_right_for_even_and_uneven_machines(nodes: list[int], num_e
 @pytest.mark.parametrize("nodes", [[0], [0, 0, 0], [0, 1, 2], [0, 0, 1, 1], [0, 1, 0, 1], [2, 2, 2, 7, 7, 7]])
 @pytest.mark.parametrize("num_elements", [0, 1, 5, 300])
 def test_halves_in_windows_make_a_whole_on_even_machines(nodes: list[int], num_elements: int) -> None:
-    """Writing over what others have of its chunk, a rank would race with one that still reads there."""
     programs = [
         hierarchical_window_reduce(nodes, num_elements, rank, PIECE)
         + hierarchical_window_gather(nodes, num_elements, rank, PIECE)
-        + machine_barrier(nodes, rank)
         for rank in range(len(nodes))
     ]
     check_allreduce(programs, num_elements, in_window=True)
-    if len(nodes) > len({*nodes}) and num_elements > len(nodes):
-        early = [programs[0][:-2] + programs[0][-1:], *programs[1:]]
-        with pytest.raises(ScheduleError):
-            check_allreduce(early, num_elements, in_window=True)
+
+
+@pytest.mark.parametrize("num_ranks", [2, 3, 4])
+@pytest.mark.parametrize("num_elements", [5, 300])
+def test_what_a_rank_zeroes_nobody_reads_after_the_barrier(num_ranks: int, num_elements: int) -> None:
+    nodes = [0] * num_ranks
+
+    def programs(barrier: bool) -> list[Program]:
+        """Sum, and then write over all that the rank has of the others' chunks."""
+        made = []
+        for rank in range(num_ranks):
+            program = hierarchical_window_reduce(nodes, num_elements, rank, PIECE)
+            program += machine_barrier(nodes, num_elements, rank) if barrier else []
+            first, last = share(num_elements, rank, num_ranks)
+            zeroed = [(0, first), (last, num_elements)]
+            steps = [Step(Op.READ, start, stop, rank, start) for start, stop in zeroed if start < stop]
+            made.append([*program, tuple(steps)])
+        return made
+
+    check_reduce_scatter(programs(barrier=True), num_elements, in_window=True)
+    with pytest.raises(ScheduleError, match="races with rank"):
+        check_reduce_scatter(programs(barrier=False), num_elements, in_window=True)
 
 
 def test_fewer_slots_would_be_written_while_others_read(monkeypatch: pytest.MonkeyPatch) -> None:
