@@ -30,6 +30,8 @@ failed=0
 Two ranks|${MPIRUN:-mpirun} -n 2|hpdl bench allreduce --algorithm auto --vs gloo
 Four ranks on the same cores|${MPIRUN:-mpirun} -n 4|hpdl bench allreduce --algorithm auto --vs gloo
 A step on two ranks|${MPIRUN:-mpirun} -n 2|hpdl bench step --model resnet18_cifar --batch 64 --vs torch-ddp
+The same in memory that the ranks share|${MPIRUN:-mpirun} -n 2|hpdl bench step --model resnet18_cifar --batch 64 --vs shared-memory
+What watching costs|${MPIRUN:-mpirun} -n 2|hpdl bench step --model lenet --batch 128 --vs watched --rounds 30
 Two machines, whose sums take about half as long as they compute|python -m tests.cluster.hosts -n 2 --rate 850mbit --|hpdl bench step --model resnet18_cifar --batch 64
 Four machines on 1 Gbit/s, whose sums take half as long as a stand-in sleeps|python -m tests.cluster.hosts -n 4 --|hpdl bench step --model resnet18_cifar --batch 8 --sleep 1.1
 Four machines on 1 Gbit/s|python -m tests.cluster.hosts -n 4 --|hpdl bench allreduce --algorithm auto --sizes 4KiB,16KiB,64KiB,256KiB,1MiB,4MiB,16MiB,64MiB,128MiB

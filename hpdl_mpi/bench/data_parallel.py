@@ -47,6 +47,11 @@ _IN_SHARED_MEMORY: dict[str, dict[str, Any]] = {
 }
 """Our step with gradients, and parameters, in memory that ranks of a machine share."""
 
+WATCHED = "watched"
+"""Our step while no rank may wait for long."""
+
+_WATCHED_SECONDS = 300.0
+
 APART = "apart"
 """All ranks take our step at once, each by itself: what is left without communication."""
 
@@ -81,7 +86,7 @@ def bench_data_parallel(
     batch, threads : int
         Samples of a step, and threads, of each rank.
     vs : str, optional
-        ``"torch-ddp"``: PyTorch's, eager and compiled; `SHARED_MEMORY`: our own there.
+        ``"torch-ddp"``: PyTorch's, eager and compiled; `SHARED_MEMORY`: our own there; `WATCHED`: our own.
     sleep_seconds : float, optional
         Let a stand-in of the same parameters sleep that long in each step, where the model would compute.
     num_rounds, turn_seconds, say
@@ -112,6 +117,8 @@ def bench_data_parallel(
         players[SUMS] = _SumsAlone(comm, subject)
         for name, settings in _IN_SHARED_MEMORY.items() if vs == SHARED_MEMORY else ():
             players[name] = _Ranks(comm, subject, batch, Parallel(**settings))
+        if vs == WATCHED:
+            players[WATCHED] = _Watched(comm, together)
         for name in TORCH_DDP if vs in TORCH_DDP else ():
             if comm.rank == 0:
                 say(f"warming up {name}")
@@ -177,8 +184,8 @@ def _check(model: str, batch: int, threads: int, num_rounds: int, vs: str | None
         require("--sleep", sleep_seconds, sleep_seconds > 0, "above 0")
         if vs is not None:
             raise InputError("others compute", where="--sleep", found=f"--vs {vs}", expected="no --vs")
-    if vs not in (None, SHARED_MEMORY, *TORCH_DDP):
-        expected = f"{next(iter(TORCH_DDP))} or {SHARED_MEMORY}"
+    if vs not in (None, SHARED_MEMORY, WATCHED, *TORCH_DDP):
+        expected = f"{next(iter(TORCH_DDP))}, {SHARED_MEMORY} or {WATCHED}"
         raise InputError("no contender on several ranks", where="--vs", found=repr(vs), expected=expected)
     if vs in TORCH_DDP and importlib.util.find_spec("torch") is None:
         raise InputError("PyTorch is not installed", where=f"--vs {vs}", remedy=REMEDY)
@@ -244,6 +251,20 @@ class _Ranks:
         self._run()
         self.spans.pop()
         return sum(self._run() for _ in range(steps))
+
+
+class _Watched:
+    """A step of ranks that are watched."""
+
+    def __init__(self, comm: Communicator, step: _Ranks) -> None:
+        self._comm, self._step = comm, step
+        self.warm_seconds, self.num_parameters = step.warm_seconds, step.num_parameters
+        self.peak_bytes = step.peak_bytes
+
+    def turn(self, steps: int) -> float:
+        """See `Player.turn`."""
+        with self._comm.watched(_WATCHED_SECONDS):
+            return self._step.turn(steps)
 
 
 class _SumsAlone:

@@ -114,7 +114,7 @@ def choose(model: str, vs: str | None) -> tuple[list[str], list[str]]:
     if vs in TORCH_BF16:
         return [vs], [f"{vs} rounds to bfloat16 what it multiplies; {OURS} computes in float32"]
     if vs != "torch" and vs not in TORCH:
-        known = "torch", *TORCH, *TORCH_BF16, ONE_THREAD
+        known = "torch", *TORCH, *TORCH_BF16, ONE_THREAD, "another one on several ranks (mpirun -n 2)"
         raise InputError("unknown contender", where="--vs", found=repr(vs), expected=" or ".join(known))
     suitable = [name for name in TORCH if WORKLOADS[model].images or name != "torch-channels-last"]
     reason = f"torch-channels-last is left out: it is a layout of images, and {model} takes none"

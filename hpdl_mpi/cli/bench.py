@@ -27,7 +27,7 @@ def step(
         typer.Option(
             metavar="KEY",
             help="torch-eager, torch-channels-last, torch-compile; torch is all three. torch-bf16: autocast. "
-            "one-thread: our own. On several ranks: torch-ddp, or shared-memory.",
+            "one-thread: our own. On several ranks: torch-ddp, shared-memory or watched.",
         ),
     ] = None,
     rounds: Annotated[int, typer.Option(min=10, help="Every contender takes a turn in each.")] = 10,
