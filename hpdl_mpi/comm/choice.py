@@ -21,6 +21,9 @@ Memory = Literal["private", "shared"]
 """Where the arrays lie: each rank's own, or in windows that the ranks of a machine share."""
 
 
+_LIBRARY_BYTES = 24 << 10
+
+
 class Rule(BaseModel):
     """Which algorithm arrays of up to so many bytes take; the last rule of a list holds for all that are longer."""
 
@@ -60,7 +63,9 @@ def default_rules(comm: Communicator, memory: Memory) -> list[Rule]:
     short = Rule(up_to=1 << 13, algorithm="recursive_doubling")
     if comm.num_nodes < comm.size:
         return [short, Rule(algorithm="hierarchical")]
-    return [short, Rule(up_to=1 << 19, algorithm="halving_doubling"), Rule(algorithm="ring")]
+    # Where rounds are many and short, what Python does for each of them counts.
+    few = [Rule(up_to=_LIBRARY_BYTES, algorithm=LIBRARY)] if comm.library_name() else []
+    return [short, *few, Rule(up_to=1 << 19, algorithm="halving_doubling"), Rule(algorithm="ring")]
 
 
 def choose_allreduce(comm: Communicator, nbytes: int, memory: Memory = "private") -> str:

@@ -27,6 +27,10 @@ _STREAM_BYTES = 1 << 13
 """From here on copies to windows pass the cache. A core that reads what is still in another one's cache, and not yet in
 memory, takes five times as long where the two share no cache, and little less where they do."""
 
+_STREAM_ARRAY_BYTES = 1 << 24
+"""Of an array from which on what is copied from windows passes the cache: it would not be found there later, and memory
+need not be read before it is written."""
+
 _SPINS = 20_000
 """Looks at a signal, of about a nanosecond each, before a rank with a core of its own asks after its peers."""
 
@@ -144,8 +148,13 @@ class SharedRounds:
             place = self._shared.signal(step.peer, own)
         else:
             place = self._shared.place(step.peer, step.place, window)
-        streams = step.op is Op.COPY and step.size * self._array.itemsize >= _STREAM_BYTES
-        return shared_steps.STREAM if streams else _CODES[step.op], step.start, step.stop, place, step.peer
+        code = _CODES[step.op]
+        if step.size * self._array.itemsize >= _STREAM_BYTES:
+            if step.op is Op.COPY:
+                code = shared_steps.STREAM
+            elif step.op is Op.READ and self._array.nbytes >= _STREAM_ARRAY_BYTES:
+                code = shared_steps.STREAM_READ
+        return code, step.start, step.stop, place, step.peer
 
     def start(self, run: int) -> None:
         """Begin run 0, 1, ...; the one before must be over."""

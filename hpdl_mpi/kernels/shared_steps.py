@@ -15,9 +15,9 @@ from numba.extending import intrinsic
 from hpdl_mpi.kernels.emit import FEATURES, INDEX, VECTOR_BYTES, Emitter, element_pointer, index
 from hpdl_mpi.kernels.jit import inline, kernel
 
-COPY, STREAM, READ, READ_REDUCE, SIGNAL, WAIT = range(6)
-"""What is in the first column of a table: towards shared memory, the same past the cache, from there, from there to be
-added."""
+COPY, STREAM, READ, STREAM_READ, READ_REDUCE, SIGNAL, WAIT = range(7)
+"""What is in the first column of a table: towards shared memory, the same past the cache, from there, the same past the
+cache, from there to be added."""
 
 SIGNAL_BYTES = 64
 """From one counter to the next."""
@@ -132,6 +132,8 @@ def run_steps(table, position, spins, array, memory, signals, raised, awaited):
             awaited[peer] = wanted
         elif op == STREAM:
             _stream(array, start, stop, memory, place)
+        elif op == STREAM_READ:
+            _stream(memory, place, place + stop - start, array, start)
         else:
             mine, theirs = array[start:stop], memory[place : place + stop - start]
             if op == COPY:

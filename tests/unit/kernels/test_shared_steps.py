@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from hpdl_mpi.base.memory import aligned
-from hpdl_mpi.kernels.shared_steps import COPY, READ, READ_REDUCE, SIGNAL, STREAM, WAIT, run_steps
+from hpdl_mpi.kernels.shared_steps import COPY, READ, READ_REDUCE, SIGNAL, STREAM, STREAM_READ, WAIT, run_steps
 
 SIZE = 300
 
@@ -32,6 +32,20 @@ def test_copies_reach_their_place_and_nothing_else(op: int, start: int, place: i
     assert position == 1
     np.testing.assert_array_equal(memory, expected)
     np.testing.assert_array_equal(array, np.arange(SIZE))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("op", [READ, STREAM_READ])
+@pytest.mark.parametrize("start", [0, 1, 5, 17])
+@pytest.mark.parametrize("place", [0, 3, 16])
+@pytest.mark.parametrize("size", [0, 1, 7, 16, 64, 200])
+def test_reads_reach_their_place_and_nothing_else(op: int, start: int, place: int, size: int, dtype: type) -> None:
+    position, array, memory, _ = run([(op, start, start + size, place, 0)], dtype)
+    expected = np.arange(SIZE, dtype=dtype)
+    expected[start : start + size] = -np.arange(place + 1, place + size + 1)
+    assert position == 1
+    np.testing.assert_array_equal(array, expected)
+    np.testing.assert_array_equal(memory, -np.arange(1, SIZE + 1))
 
 
 def test_reads_copy_or_add() -> None:
