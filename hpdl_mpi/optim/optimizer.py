@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+import functools
 import math
 from collections.abc import Collection, Sequence
 from typing import ClassVar
@@ -140,6 +141,7 @@ class Optimizer(abc.ABC):
         """
 
 
+@functools.lru_cache
 def no_terms(dtype: DTypeLike) -> Terms:
     """Return what adds nothing to gradients of this dtype."""
     return Terms(np.zeros((0, 0), dtype), 0, 0)

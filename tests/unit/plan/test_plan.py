@@ -31,7 +31,7 @@ def measure(task: Task) -> list[costs.LayerCost]:
 
 
 def test_layers_cost_what_they_keep() -> None:
-    task = make_task(copies=1)
+    task = make_task(held=3)
     found = measure(task)
     linear = 3 * (WIDTH * WIDTH + WIDTH) * 4  # parameters, gradients, a slot
     assert [cost.fixed_bytes for cost in found] == [0, *[linear, 0] * 3, 3 * (16 * WIDTH + 32) * 4]
