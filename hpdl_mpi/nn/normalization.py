@@ -45,8 +45,8 @@ class BatchNorm2d(_Norm):
 
     Samples are of any shape, channels last. While training, means and variances are those of the micro-batch, or of
     those of several ranks together (``parallel.sync_batch_norm``), and running ones follow them; evaluation takes the
-    running ones. Of a single value for each channel (one sample of one
-    pixel) nothing is left but the bias, and nothing is tracked.
+    running ones. Of a single value for each channel (one sample of one pixel) nothing is left but the bias, and nothing
+    is tracked.
 
     Parameters
     ----------
