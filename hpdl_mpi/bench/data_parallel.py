@@ -113,12 +113,12 @@ def bench_data_parallel(
     wake_numba()
     with ExitStack() as stack:
         together, apart = _Ranks(comm, subject, batch), _Ranks(SingleCommunicator(), subject, batch)
-        players: dict[str, Player] = {OURS: together, APART: apart, ONE_RANK: _OneRank(apart, comm.rank == 0)}
+        players: dict[str, Player] = {OURS: together, APART: apart, ONE_RANK: _on_one_rank(comm, apart)}
         players[SUMS] = _SumsAlone(comm, subject)
         for name, settings in _IN_SHARED_MEMORY.items() if vs == SHARED_MEMORY else ():
             players[name] = _Ranks(comm, subject, batch, Parallel(**settings))
         if vs == WATCHED:
-            players[WATCHED] = _Watched(comm, together)
+            players[WATCHED] = _watched(comm, together)
         for name in TORCH_DDP if vs in TORCH_DDP else ():
             if comm.rank == 0:
                 say(f"warming up {name}")
@@ -253,20 +253,6 @@ class _Ranks:
         return sum(self._run() for _ in range(steps))
 
 
-class _Watched:
-    """A step of ranks that are watched."""
-
-    def __init__(self, comm: Communicator, step: _Ranks) -> None:
-        self._comm, self._step = comm, step
-        self.warm_seconds, self.num_parameters = step.warm_seconds, step.num_parameters
-        self.peak_bytes = step.peak_bytes
-
-    def turn(self, steps: int) -> float:
-        """See `Player.turn`."""
-        with self._comm.watched(_WATCHED_SECONDS):
-            return self._step.turn(steps)
-
-
 class _SumsAlone:
     """The sums of gradients that a step has."""
 
@@ -287,14 +273,28 @@ class _SumsAlone:
         return now() - start
 
 
-class _OneRank:
-    """A step that is taken on one rank alone."""
+class _Anew:
+    """The step of another player, with a turn of its own."""
 
-    def __init__(self, step: _Ranks, plays: bool) -> None:
-        self._step, self._plays = step, plays
-        self.warm_seconds, self.num_parameters = step.warm_seconds, step.num_parameters
-        self.peak_bytes = step.peak_bytes
+    def __init__(self, step: _Ranks, turn: Callable[[int], float]) -> None:
+        self.warm_seconds, self.num_parameters, self.peak_bytes = (
+            step.warm_seconds,
+            step.num_parameters,
+            step.peak_bytes,
+        )
+        self.turn = turn
 
-    def turn(self, steps: int) -> float:
-        """See `Player.turn`."""
-        return self._step.turn(steps) if self._plays else 0.0
+
+def _on_one_rank(comm: Communicator, step: _Ranks) -> _Anew:
+    """Return the step as the first rank alone takes it."""
+    return _Anew(step, lambda steps: step.turn(steps) if comm.rank == 0 else 0.0)
+
+
+def _watched(comm: Communicator, step: _Ranks) -> _Anew:
+    """Return the step as ranks take it that are watched."""
+
+    def turn(steps: int) -> float:
+        with comm.watched(_WATCHED_SECONDS):
+            return step.turn(steps)
+
+    return _Anew(step, turn)
