@@ -112,6 +112,7 @@ def bench_data_parallel(
     set_threads(threads)
     wake_numba()
     with ExitStack() as stack:
+        _Ranks(comm, subject, batch)  # what kernels take to be compiled is not the step's memory
         together, apart = _Ranks(comm, subject, batch), _Ranks(SingleCommunicator(), subject, batch)
         players: dict[str, Player] = {OURS: together, APART: apart, ONE_RANK: _on_one_rank(comm, apart)}
         players[SUMS] = _SumsAlone(comm, subject)
