@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from statistics import median
 from typing import Any
 
@@ -17,7 +17,7 @@ from hpdl_mpi.bench.machine import describe_command, describe_machine, describe_
 from hpdl_mpi.bench.rounds import require_rounds, turn_order
 from hpdl_mpi.kernels.conv2d import output_size
 from hpdl_mpi.kernels.threads import max_threads, set_threads
-from hpdl_mpi.nn import Context, MicroBatch, Pool
+from hpdl_mpi.nn import Context, Conv2d, MicroBatch, Pool
 from hpdl_mpi.nn.conv_methods import ConvShape
 from hpdl_mpi.nn.conv_rules import RULES, choose
 
@@ -99,6 +99,33 @@ def named(part: str) -> list[ConvWorkload]:
             "no convolution of such a name", where="--only", found=repr(part), expected=f"part of: {known}"
         )
     return found
+
+
+def described(text: str) -> ConvWorkload:
+    """Return the convolution that is described as ``batch=8,size=56,in_channels=64,out_channels=64,stride=2``.
+
+    Raises
+    ------
+    InputError
+        It is not, or there is no such convolution.
+    """
+    try:
+        numbers = {key: int(value) for key, _, value in (part.partition("=") for part in text.split(","))}
+        workload = ConvWorkload(text, **numbers)
+    except (ValueError, TypeError) as error:
+        *needed, last = (field.name for field in fields(ConvWorkload) if field.name != "name")
+        raise InputError(
+            "no description of a convolution",
+            where="--shape",
+            found=repr(text),
+            expected=f"{'=NUMBER,'.join(needed)}=NUMBER,{last}=NUMBER, of which the first four must be there",
+        ) from error
+    require("--shape", workload.batch, workload.batch >= 1, "a batch of at least 1")
+    require("--shape", workload.in_channels, workload.in_channels >= 1, "at least 1 in_channels")
+    kernel, padding = workload.kernel_size, workload.kernel_size // 2 if workload.padding is None else workload.padding
+    layer = Conv2d(workload.out_channels, kernel, stride=workload.stride, padding=padding, groups=workload.groups)
+    layer.build((workload.size, workload.size, workload.in_channels))  # refuses what it cannot be
+    return workload
 
 
 def bench_conv(

@@ -100,7 +100,7 @@ def profile_step(model: str, batch: int, threads: int, *, num_steps: int = 10) -
         An argument is out of range.
     """
     check_settings(model, batch, threads, num_steps)
-    replica, step = load_parts(threads)(model, batch)
+    replica, step = load_parts(threads)(model, batch, False)
     for _ in range(2):
         step()
     watch = Stopwatch(replica.model)

@@ -29,8 +29,8 @@ TORCH: dict[str, dict[str, bool]] = {
 TORCH_BF16 = {"torch-bf16": {"channels_last": True, "bf16": True}}
 """The way that rounds: products in bfloat16, by autocast."""
 
-ONE_THREAD = "one-thread"
-"""Our own step on one thread: its ratio is what the others bring."""
+OWN: dict[str, dict[str, Any]] = {"one-thread": {"threads": 1}, "exact": {"exact": True}}
+"""Our own step in another way, with what it changes of the settings: on one thread; without Winograd's method."""
 
 _REMEDY = "Install PyTorch with pip install 'hpdl_mpi[bench]'; torch-compile needs a C++ compiler (g++) too"
 
@@ -56,7 +56,7 @@ def bench_step(
     threads : int
         Of each contender.
     vs : str, optional
-        A key of `TORCH` or `TORCH_BF16`, or ``"torch"`` for all of `TORCH` that suit the model, or `ONE_THREAD`.
+        A key of `TORCH`, `TORCH_BF16` or `OWN`, or ``"torch"`` for all of `TORCH` that suit the model.
     num_rounds : int
     turn_seconds : float
         About how long each contender computes in each round; one step at least.
@@ -79,7 +79,7 @@ def bench_step(
     """
     check_settings(model, batch, threads, num_rounds)
     others, notes = choose(model, vs)
-    needs_torch = any(name != ONE_THREAD for name in others)
+    needs_torch = any(name not in OWN for name in others)
     if needs_torch and importlib.util.find_spec("torch") is None:
         raise InputError("PyTorch is not installed", where=f"--vs {vs}", remedy=_REMEDY)
     settings = {"model": model, "batch": batch, "threads": threads}
@@ -109,12 +109,12 @@ def choose(model: str, vs: str | None) -> tuple[list[str], list[str]]:
     """Return the contenders that `vs` asks for, and notes on those that the model leaves out."""
     if vs is None:
         return [], []
-    if vs == ONE_THREAD:
+    if vs in OWN:
         return [vs], []
     if vs in TORCH_BF16:
         return [vs], [f"{vs} rounds to bfloat16 what it multiplies; {OURS} computes in float32"]
     if vs != "torch" and vs not in TORCH:
-        known = "torch", *TORCH, *TORCH_BF16, ONE_THREAD, "another one on several ranks (mpirun -n 2)"
+        known = "torch", *TORCH, *TORCH_BF16, *OWN, "another one on several ranks (mpirun -n 2)"
         raise InputError("unknown contender", where="--vs", found=repr(vs), expected=" or ".join(known))
     suitable = [name for name in TORCH if WORKLOADS[model].images or name != "torch-channels-last"]
     reason = f"torch-channels-last is left out: it is a layout of images, and {model} takes none"
@@ -127,10 +127,9 @@ def choose(model: str, vs: str | None) -> tuple[list[str], list[str]]:
 
 def make_contender(name: str, settings: Mapping[str, Any]) -> Contender:
     """Return a contender that is not started yet; its thread pools are bounded before any library makes them."""
-    if name == ONE_THREAD:
-        settings = {**settings, "threads": 1}
+    settings = {**settings, **OWN.get(name, {})}
     environ = pool_sizes(settings["threads"])
-    if name in (OURS, ONE_THREAD):
+    if name == OURS or name in OWN:
         return Contender(name, worker_command("hpdl_mpi.bench.step_hpdl:load", settings), environ=environ)
     # Compile in the contender itself: a pool of compiling processes would outlive its use.
     environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"

@@ -43,8 +43,9 @@ def find_shards(path: str | os.PathLike[str]) -> list[Path]:
         files = sorted(map(Path, glob.glob(str(folder))), key=natural_key)
     if not files:
         what = "no .h5 or .hdf5 file in the folder" if folder.is_dir() else "no such file, folder or match of a pattern"
+        seen_from = None if folder.is_absolute() else f"a path that counts from {Path.cwd()}"
         remedy = "give a folder of shards, a glob or one .h5 file; `hpdl data convert` makes one from other formats"
-        raise InputError(what, where=path, remedy=remedy)
+        raise InputError(what, where=path, found=seen_from, remedy=remedy)
     return files
 
 

@@ -91,8 +91,8 @@ class TrainingLoop:
         if self.recorder:
             self.recorder.finish()
         self._evaluate()
-        if self.stopped_early:
-            self._note_early_stop()
+        if self.early_stopping and self.stopped_early:
+            self._note_early_stop(self.early_stopping)
         self._note_wall_seconds()
         metrics = self._evaluated[1] if self._evaluated else None
         self._check_end(metrics)
@@ -222,11 +222,11 @@ class TrainingLoop:
         if self.folder:
             checkpoint.name_best(self.folder.checkpoints, self.progress.watch.best_step, self.grid.comm)
 
-    def _note_early_stop(self) -> None:
+    def _note_early_stop(self, settings: EarlyStopping) -> None:
         progress, watch = self.progress, self.progress.watch
         if progress.sums.weight:  # the run ends within an epoch
             progress.train_loss = self.meter(progress.sums).loss
-        self.reporter.say(watch.describe())
+        self.reporter.say(watch.describe(settings))
         if self.log:
             self.log.write(kind="early_stopping", epoch=self.progress.epoch, **asdict(watch))
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from hpdl_mpi.base.output import counted
 from hpdl_mpi.train.job import EarlyStopping
 from hpdl_mpi.train.metrics import Metrics
 
@@ -57,7 +58,9 @@ class Watch:
         """Return whether the run shall end."""
         return self.metric == settings.metric and self.misses >= settings.patience
 
-    def describe(self) -> str:
+    def describe(self, settings: EarlyStopping) -> str:
         """Return a line for people about a run that ends."""
-        best = "a number" if self.best is None else f"better than {self.best:.6g}, of step {self.best_step},"
-        return f"early stopping after step {self.step}: test {self.metric} was not {best} in {self.misses} evaluations"
+        margin = f" by more than {settings.min_delta:g}" if settings.min_delta else ""
+        best = "a number" if self.best is None else f"better than {self.best:.6g}, of step {self.best_step},{margin}"
+        during = counted(self.misses, "evaluation")
+        return f"early stopping after step {self.step}: test {self.metric} was not {best} in {during}"

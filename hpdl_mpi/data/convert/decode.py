@@ -13,12 +13,13 @@ from typing import BinaryIO, NoReturn
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
+from PIL.ImageFile import ImageFile
 
 from hpdl_mpi.base.errors import HpdlError, InputError
 
 FORMATS = ("JPEG", "PNG", "BMP", "PPM", "WEBP")
 MODES = frozenset({"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr"})
-"""Pillow's modes of at most 8 bits per channel."""
+"""Pillow's modes of at most 8 bits per channel, once an image is decoded; which a file may exceed."""
 
 MAX_PIXELS = 89_478_485
 """Those of 256 MiB in RGB, the bound of Pillow itself; a few bytes can claim more."""
@@ -95,7 +96,7 @@ def _resized(sides: tuple[int, int], size: int) -> tuple[int, int]:
     return width, height
 
 
-def _open(stream: BinaryIO, form: Form) -> Image.Image:
+def _open(stream: BinaryIO, form: Form) -> ImageFile:
     with _naming_damage():
         head = stream.read(16)
         if not head:
@@ -109,16 +110,27 @@ def _open(stream: BinaryIO, form: Form) -> Image.Image:
         except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
             # Pillow names a limit of its own beside the number.
             _refuse_pixels(re.sub(r"^Image size \((\d+ pixels)\).*", r"\1", str(error)))
-    if image.mode not in MODES:
+    if image.mode not in MODES or _is_deep(image):
+        kind = f"Pillow's mode {image.mode}" if image.mode not in MODES else "16 bits per channel"
         raise BadImage(
             "pixels of a kind that does not fit into 8 bits",
-            found=f"{image.format} of Pillow's mode {image.mode}",
+            found=f"{image.format} of {kind}",
             remedy="scale and save it with 8 bits per channel first",
         )
     for sides in (image.size, _resized(image.size, form.size) if form.size else (0, 0)):
         if math.prod(sides) > MAX_PIXELS:
             _refuse_pixels(f"{sides[1]} x {sides[0]} pixels (height x width)")
     return image
+
+
+def _is_deep(image: ImageFile) -> bool:
+    """Return whether colours have 16 bits in the file, the lower of which Pillow would drop without a word."""
+    for codec, _, _, args in image.tile:
+        if codec == "zip" and isinstance(args, str) and ";16" in args:
+            return True
+        if codec in ("ppm", "ppm_plain") and isinstance(args, tuple) and args[1] > 255:
+            return True
+    return False
 
 
 def _refuse_pixels(found: object) -> NoReturn:

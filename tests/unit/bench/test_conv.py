@@ -12,7 +12,7 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from hpdl_mpi.base.errors import InputError
-from hpdl_mpi.bench.conv import CONVOLUTIONS, PASSES, ConvWorkload, bench_conv, named
+from hpdl_mpi.bench.conv import CONVOLUTIONS, PASSES, ConvWorkload, bench_conv, described, named
 from hpdl_mpi.bench.table import conv_rules_table, conv_table
 from hpdl_mpi.cli import bench
 from hpdl_mpi.nn.conv_rules import RULES, choose
@@ -84,6 +84,34 @@ def test_shapes_are_chosen_by_a_part_of_their_name():
     assert named("") == list(CONVOLUTIONS)
     with pytest.raises(InputError, match=r"--only: no convolution of such a name\. Found 'vgg'; expected part of: "):
         named("vgg")
+
+
+def test_a_shape_is_described_by_its_numbers():
+    workload = described("batch=2,size=9,in_channels=8,out_channels=12,kernel_size=5,stride=2,padding=1,groups=4")
+    assert workload.shape.weight == (12, 5, 5, 2)
+    assert workload.shape.output == (4, 4)
+    assert described("batch=2,size=9,in_channels=8,out_channels=12").shape.output == (9, 9)
+    assert set(bench_conv([workload], num_rounds=1)["convolutions"][0]["seconds"]) == {"grouped"}
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ("size=9", "expected batch=NUMBER,size=NUMBER,.*of which the first four must be there"),
+        ("depth=3", "no description"),
+        ("stride=a", "no description"),
+        ("batch=0", "a batch of at least 1"),
+        ("in_channels=0", "at least 1 in_channels"),
+        ("groups=3", "do not make groups"),
+        ("kernel_size=20,padding=0", "the window does not fit"),
+    ],
+)
+def test_what_describes_no_convolution_is_refused(changed, message):
+    whole = {"batch": "2", "size": "9", "in_channels": "8", "out_channels": "12"}
+    given = dict(part.split("=") for part in changed.split(","))
+    text = changed if changed == "size=9" else ",".join(f"{key}={value}" for key, value in (whole | given).items())
+    with pytest.raises(InputError, match=message):
+        described(text)
 
 
 def test_the_command_takes_some_shapes_and_as_few_rounds_as_the_function(monkeypatch, result):

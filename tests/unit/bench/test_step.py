@@ -16,7 +16,7 @@ from hpdl_mpi.base.errors import InputError
 from hpdl_mpi.bench import bench_step
 from hpdl_mpi.bench.contender import Contender
 from hpdl_mpi.bench.rounds import Turns
-from hpdl_mpi.bench.step import check_twins, choose, report
+from hpdl_mpi.bench.step import OWN, check_twins, choose, report
 from hpdl_mpi.bench.torch_models import TORCH_MODELS
 from hpdl_mpi.bench.workloads import WORKLOADS
 from hpdl_mpi.cli import bench
@@ -74,7 +74,8 @@ def test_torch_means_all_of_its_forms_and_says_which_it_leaves_out():
     assert choose("lenet", None) == ([], [])
     assert choose("lenet", "torch") == (["torch-eager", "torch-channels-last", "torch-compile"], [])
     assert choose("lenet", "torch-compile") == (["torch-compile"], [])
-    assert choose("lenet", "one-thread") == (["one-thread"], [])
+    for own in OWN:
+        assert choose("lenet", own) == ([own], [])
     names, notes = choose("lenet", "torch-bf16")
     assert names == ["torch-bf16"]
     assert "rounds to bfloat16" in notes[0]
@@ -85,6 +86,11 @@ def test_torch_means_all_of_its_forms_and_says_which_it_leaves_out():
         choose("mlp", "torch-channels-last")
     with pytest.raises(InputError, match="'tensorflow'; expected torch or torch-eager or"):
         choose("mlp", "tensorflow")
+
+
+def test_our_own_step_is_held_against_itself_without_winograds_method():
+    result = bench_step("lenet", 4, 1, "exact", num_rounds=2, turn_seconds=0.0)
+    assert result["ratio"] == result["vs"]["exact"]["step_seconds"] / result["step_seconds"]
 
 
 @needs_two_threads
@@ -159,7 +165,9 @@ def test_a_profile_beside_contenders_is_refused():
 
 
 def test_fewer_than_ten_rounds_are_refused():
-    assert hpdl("bench", "step", "--rounds", 9).exit_code == 2
+    error = hpdl("bench", "step", "--rounds", 9).exception
+    assert isinstance(error, InputError)
+    assert "at least 10" in str(error)
 
 
 def test_a_file_that_cannot_be_written_is_refused_before_the_benchmark(tmp_path):

@@ -5,6 +5,7 @@ import io
 import math
 import os
 import signal
+import struct
 import subprocess
 import sys
 import zlib
@@ -203,6 +204,29 @@ def huge_png(side: int = math.isqrt(MAX_PIXELS) + 1) -> bytes:
     return bytes(data)
 
 
+def deep_png(color_type: int, channels: int) -> bytes:
+    """Return a PNG of one pixel, with 16 bits in each channel."""
+    parts = {
+        b"IHDR": struct.pack(">IIBBBBB", 1, 1, 16, color_type, 0, 0, 0),
+        b"IDAT": zlib.compress(bytes(1 + 2 * channels)),
+        b"IEND": b"",
+    }
+    chunks = (
+        struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+        for name, body in parts.items()
+    )
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
+
+
+DEEP = {
+    "PNG, grey and transparent": deep_png(4, 2),
+    "PNG, colours": deep_png(2, 3),
+    "PNG, colours and transparent": deep_png(6, 4),
+    "PPM, colours": b"P6\n1 1\n65535\n" + bytes(6),
+    "PPM, colours in words": b"P3\n1 1\n65535\n0 1 65535\n",
+}
+"""Files whose lower eight bits Pillow would drop."""
+
 BAD = {
     "empty": (b"", "an empty file"),
     "text": (b"hello, world. " * 9, "not an image. Found first bytes 68656c6c6f2c20776f726c642e206865"),
@@ -214,6 +238,10 @@ BAD = {
         encoded(NOISE[..., 0].astype(np.uint16)),
         "does not fit into 8 bits. Found PNG of Pillow's mode I;16",
     ),
+    **{
+        f"of 16 bits, {kind}": (data, f"does not fit into 8 bits. Found {kind[:3]} of 16 bits per channel")
+        for kind, data in DEEP.items()
+    },
     "too many pixels": (huge_png(), "too many pixels. Found .*at most 89478485"),
 }
 
