@@ -11,6 +11,7 @@ from hpdl_mpi.base.errors import HpdlError, InputError, TrainingError
 from hpdl_mpi.base.shares import share
 from hpdl_mpi.comm import (
     ALLREDUCES,
+    LIBRARY,
     Arena,
     Collective,
     Communicator,
@@ -219,14 +220,26 @@ def every_allreduce_sums_to_the_same_bits_everywhere(comm: Communicator) -> None
                 _check_allreduce(comm, name, dtype, size)
 
 
+def the_library_sums_to_the_same_bits_everywhere(comm: Communicator) -> None:
+    """MPI leaves that to its library; ranks that have none say so."""
+    if not comm.library_name():
+        with pytest.raises(InputError, match="no all-reduce of an MPI library"):
+            make_allreduce(comm, np.zeros(4), LIBRARY)
+        return
+    for dtype in ("float32", "float64"):
+        for size in (*lengths(comm.size), 20_001 * comm.size + 3):
+            _check_allreduce(comm, LIBRARY, dtype, size)
+
+
 def _check_allreduce(comm: Communicator, name: str, dtype: str, size: int) -> None:
-    """Sum twice, since a collective that shares memory takes two windows in turn."""
+    """Sum thrice, since a collective that shares memory takes two windows in turn."""
     arena = Arena(comm)
     array = numbers(comm.rank, size, dtype)
-    if ALLREDUCES[name].in_window:
+    if name != LIBRARY and ALLREDUCES[name].in_window:
         arena.reserve(array.nbytes + 1)
         array = arena.parts[comm.rank][: array.nbytes].view(dtype)
     allreduce = make_allreduce(comm, array, name, window=arena.window, segment_bytes=64)
+    assert allreduce.algorithm == name
     for turn in range(3):
         array[:] = numbers(comm.rank + turn, size, dtype)
         allreduce.start()
@@ -308,6 +321,30 @@ def allreduces_of_shared_memory_overlap(comm: Communicator) -> None:
         work.free()
 
 
+def sums_of_the_library_overlap(comm: Communicator) -> None:
+    """With one another, and with messages of ours; all ranks start them in one order."""
+    if not comm.library_name():
+        return
+    arrays = [np.full(50 + index, float(comm.rank + index)) for index in range(4)]
+    names = [LIBRARY, "ring", LIBRARY, LIBRARY]
+    works = [make_allreduce(comm, array, name) for array, name in zip(arrays, names, strict=True)]
+    for turn in range(2):
+        for index, array in enumerate(arrays):
+            array[:] = comm.rank + index + turn
+        for work in works:
+            work.start()
+        works[2].test()
+        for work in reversed(works):
+            work.wait()
+        for index, array in enumerate(arrays):
+            expected = float(sum(range(comm.size)) + (index + turn) * comm.size)
+            np.testing.assert_array_equal(array, np.full(50 + index, expected))
+    for work in works:
+        work.free()
+    with pytest.raises(InputError, match="must start in one order on all ranks"):
+        make_allreduce(comm, arrays[0], LIBRARY, joint=False)
+
+
 def long_arrays_go_past_the_cache(comm: Communicator) -> None:
     size = 20_001 * comm.size + 3
     for name in ("one_shot", "two_shot"):
@@ -324,7 +361,7 @@ def long_arrays_go_past_the_cache(comm: Communicator) -> None:
 def unknown_allreduces_are_refused(comm: Communicator) -> None:
     with pytest.raises(InputError, match="no such algorithm"):
         make_allreduce(comm, np.zeros(4), "rings")
-    needed = "arrays that lie in memory" if comm.num_nodes == 1 else "all ranks on one machine"
+    needed = "lie in memory which ranks share. Give the window" if comm.num_nodes == 1 else "all ranks on one machine"
     with pytest.raises(InputError, match=needed):
         make_allreduce(comm, np.zeros(4), "window")
 
@@ -357,6 +394,8 @@ VERBS: list[Callable[[Communicator], None]] = [
 
 COLLECTIVES: list[Callable[[Communicator], None]] = [
     every_allreduce_sums_to_the_same_bits_everywhere,
+    the_library_sums_to_the_same_bits_everywhere,
+    sums_of_the_library_overlap,
     allreduces_of_shared_memory_overlap,
     long_arrays_go_past_the_cache,
     unknown_allreduces_are_refused,

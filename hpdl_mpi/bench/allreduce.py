@@ -49,6 +49,7 @@ def bench_allreduce(
     vs: str | None = None,
     num_rounds: int = 10,
     turn_seconds: float = 0.02,
+    tune: bool = False,
     say: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Any]:
     """Time all-reduces. Collective.
@@ -66,6 +67,8 @@ def bench_allreduce(
     num_rounds : int
     turn_seconds : float
         About how long each contender has in each round; one step at least.
+    tune : bool
+        Whether the result is for `write_rules`, which needs all algorithms.
     say : callable
         Shown on rank 0 what goes on.
 
@@ -85,7 +88,7 @@ def bench_allreduce(
     ContenderError
         A contender crashed or hung.
     """
-    agree(comm, lambda: _check(comm, sizes, algorithms, vs, num_rounds))
+    agree(comm, lambda: _check(comm, sizes, algorithms, vs, num_rounds, tune=tune))
     names = list(algorithms or [AUTO, *(name for name, kind in ALLREDUCES.items() if _usable(comm, name))])
     rows: list[dict[str, Any]] = []
     with ExitStack() as stack:
@@ -113,9 +116,22 @@ def bench_allreduce(
 
 
 def _check(
-    comm: Communicator, sizes: Sequence[int], algorithms: Sequence[str] | None, vs: str | None, num_rounds: int
+    comm: Communicator,
+    sizes: Sequence[int],
+    algorithms: Sequence[str] | None,
+    vs: str | None,
+    num_rounds: int,
+    *,
+    tune: bool,
 ) -> None:
     require_rounds(num_rounds)
+    if tune and algorithms:
+        raise InputError(
+            "the fastest is found among all",
+            where="--tune and --algorithm",
+            found=",".join(algorithms),
+            remedy="leave one of them out",
+        )
     if not comm.library_name():
         remedy = "start it with mpirun -n 2 or more"
         raise InputError("one rank has nothing to sum", where="hpdl bench allreduce", remedy=remedy)

@@ -41,11 +41,11 @@ TORCH_DDP: dict[str, dict[str, bool]] = {
 
 SHARED_MEMORY = "shared-memory"
 
-_IN_SHARED_MEMORY: dict[str, dict[str, Any]] = {
-    "shared-gradients": {"shared_memory": "gradients"},
+_BY_MEMORY: dict[str, dict[str, Any]] = {
+    "private": {"shared_memory": "none"},
     "one-copy": {"shared_memory": "parameters"},
 }
-"""Our step with gradients, and parameters, in memory that ranks of a machine share."""
+"""Our step without gradients in memory that ranks of a machine share, and with parameters there too."""
 
 WATCHED = "watched"
 """Our step while no rank may wait for long."""
@@ -116,7 +116,7 @@ def bench_data_parallel(
         together, apart = _Ranks(comm, subject, batch), _Ranks(SingleCommunicator(), subject, batch)
         players: dict[str, Player] = {OURS: together, APART: apart, ONE_RANK: _on_one_rank(comm, apart)}
         players[SUMS] = _SumsAlone(comm, subject)
-        for name, settings in _IN_SHARED_MEMORY.items() if vs == SHARED_MEMORY else ():
+        for name, settings in _BY_MEMORY.items() if vs == SHARED_MEMORY else ():
             players[name] = _Ranks(comm, subject, batch, Parallel(**settings))
         if vs == WATCHED:
             players[WATCHED] = _watched(comm, together)
@@ -227,8 +227,7 @@ class _Ranks:
         replica = subject.replica(settings.sharded(comm.rank, comm.nodes))
         self.spans: list[list[Span]] = []
         grid = ProcessGrid(comm, {"pp": 1, "dp": comm.size})
-        shares = settings.shared_memory != "none"
-        self._step = TrainingStep(replica, CrossEntropy(), grid, shares_memory=shares)
+        self._step = TrainingStep(replica, CrossEntropy(), grid, shared_memory=settings.shared_memory)
         offset = comm.rank * batch
         ids = np.arange(offset, offset + batch)
         self._batch = Batch(*subject.workload.batch(batch), ids, global_size=comm.size * batch, offset=offset)

@@ -27,10 +27,12 @@ def step(
         typer.Option(
             metavar="KEY",
             help="torch-eager, torch-channels-last, torch-compile; torch is all three. torch-bf16: autocast. "
-            "one-thread: our own. On several ranks: torch-ddp, shared-memory or watched.",
+            "one-thread, exact: our own. On several ranks: torch-ddp, shared-memory or watched.",
         ),
     ] = None,
-    rounds: Annotated[int, typer.Option(min=10, help="Every contender takes a turn in each.")] = 10,
+    rounds: Annotated[
+        int, typer.Option(min=1, help="Every contender takes a turn in each; at least 10, or 1 of a profile.")
+    ] = 10,
     sleep: Annotated[
         float | None,
         typer.Option(help="On several ranks: seconds that a stand-in sleeps in a step where the model would compute."),
@@ -41,7 +43,7 @@ def step(
     """Time a full training step: forward, loss, backward, update; under mpirun, on all ranks together."""
     from rich.console import Console
 
-    from hpdl_mpi.base.errors import InputError
+    from hpdl_mpi.base.errors import InputError, require
     from hpdl_mpi.base.files import check_destination, write_json
     from hpdl_mpi.bench import bench_step
     from hpdl_mpi.bench.table import profile_table, step_table
@@ -49,6 +51,8 @@ def step(
     say = partial(typer.echo, err=True)
     if profile:
         require_one_rank("hpdl bench step --profile")
+    else:
+        require("--rounds", rounds, rounds >= 10, "at least 10, of which medians are taken")
     if several_ranks():
         _step_of_ranks(json_file, model, batch, threads, vs, sleep_seconds=sleep, num_rounds=rounds, say=say)
         return
@@ -98,6 +102,13 @@ def conv(
         str | None,
         typer.Option(metavar="NAME", help="Part of the shapes' names, such as resnet50.", show_default="all shapes"),
     ] = None,
+    shape: Annotated[
+        str | None,
+        typer.Option(
+            help="One of your own: batch=8,size=56,in_channels=64,out_channels=64, and if need be kernel_size, stride, "
+            "groups and padding."
+        ),
+    ] = None,
     threads: Annotated[int, typer.Option(min=1, help="Threads of each method.")] = 1,
     rounds: Rounds = 10,
     json_file: JsonFile = None,
@@ -106,13 +117,17 @@ def conv(
     require_one_rank("hpdl bench conv")
     from rich.console import Console
 
+    from hpdl_mpi.base.errors import InputError
     from hpdl_mpi.base.files import check_destination, write_json
-    from hpdl_mpi.bench.conv import bench_conv, named
+    from hpdl_mpi.bench.conv import bench_conv, described, named
     from hpdl_mpi.bench.table import conv_rules_table, conv_table
 
     if json_file:
         check_destination(json_file)
-    result = bench_conv(named(only or ""), threads, num_rounds=rounds, say=partial(typer.echo, err=True))
+    if shape is not None and only is not None:
+        raise InputError("names a shape of its own", where="--shape", found=f"--only {only}", expected="one of both")
+    workloads = named(only or "") if shape is None else [described(shape)]
+    result = bench_conv(workloads, threads, num_rounds=rounds, say=partial(typer.echo, err=True))
     Console().print(conv_table(result), conv_rules_table(result))
     if json_file:
         write_json(json_file, result)
@@ -219,7 +234,8 @@ def allreduce(
     if json_file:
         agree(comm, partial(check_destination, json_file))
     names = algorithm.split(",") if algorithm else None
-    result = bench_allreduce(comm, wanted, names, vs=vs, num_rounds=rounds, say=partial(typer.echo, err=True))
+    say = partial(typer.echo, err=True)
+    result = bench_allreduce(comm, wanted, names, vs=vs, num_rounds=rounds, tune=tune, say=say)
     if comm.rank == 0:
         Console().print(allreduce_table(result))
         if json_file:

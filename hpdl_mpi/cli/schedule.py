@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from hpdl_mpi.cli.alone import require_one_rank
+from hpdl_mpi.cli.collectives import COLLECTIVES, show_collective
 
 if TYPE_CHECKING:
     from hpdl_mpi.parallel.pipeline import Schedule, Simulation
@@ -29,7 +30,11 @@ def _group() -> None:
 @app.command()
 def show(
     schedule: Annotated[
-        str, typer.Argument(help="gpipe, 1f1b, interleaved, zb-h1, zb-h2, zb-v, or a .csv file; or allreduce.")
+        str,
+        typer.Argument(
+            help="gpipe, 1f1b, interleaved, zb-h1, zb-h2, zb-v, or a .csv file; or a collective: allreduce, "
+            "reduce-scatter, all-gather."
+        ),
     ],
     ranks: Annotated[
         int, typer.Option("-p", "-n", "--ranks", min=1, help="Ranks of the pipeline, or of the collective.")
@@ -42,7 +47,7 @@ def show(
     message: Annotated[float, typer.Option(min=0.0, help="From one rank to the next.")] = 0.0,
     png: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a picture (needs matplotlib).")] = None,
     csv: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the schedule, to edit it.")] = None,
-    algorithm: Annotated[str, typer.Option(help="Of an all-reduce.", rich_help_panel=_COLLECTIVES)] = "ring",
+    algorithm: Annotated[str, typer.Option(help="Of the collective.", rich_help_panel=_COLLECTIVES)] = "ring",
     size: Annotated[str, typer.Option(help="Of the array, such as 64KiB.", rich_help_panel=_COLLECTIVES)] = "1MiB",
     machines: Annotated[
         int, typer.Option(min=1, help="That the ranks are on, neighbours together.", rich_help_panel=_COLLECTIVES)
@@ -59,13 +64,12 @@ def show(
 ) -> None:
     """Prove a schedule, simulate it with given costs, and draw it."""
     require_one_rank("hpdl schedule show")
-    if schedule == "allreduce":
-        from hpdl_mpi.cli.collectives import show_allreduce
+    if schedule in COLLECTIVES:
         from hpdl_mpi.cli.sizes import parse_size
         from hpdl_mpi.comm.predict import Costs
 
         costs = Costs(latency=latency, bandwidth=bandwidth, reduction=reduction, copy=reduction)
-        for line in show_allreduce(algorithm, ranks, machines, parse_size(size, "--size"), costs):
+        for line in show_collective(schedule, algorithm, ranks, machines, parse_size(size, "--size"), costs):
             typer.echo(line)
     else:
         seconds = {"forward": forward, "dgrad": dgrad, "wgrad": wgrad, "message": message}
@@ -86,9 +90,20 @@ def _show_pipeline(
 
     from hpdl_mpi.base.errors import InputError, require
     from hpdl_mpi.base.files import check_destination, write_file
-    from hpdl_mpi.parallel.pipeline import StageCost, check, complete, format_schedule, make_schedule, simulate
+    from hpdl_mpi.parallel.pipeline import (
+        FAMILIES,
+        StageCost,
+        check,
+        complete,
+        format_schedule,
+        make_schedule,
+        simulate,
+    )
     from hpdl_mpi.parallel.pipeline.picture import draw_png, draw_text
 
+    if schedule not in FAMILIES and not schedule.lower().endswith(".csv"):
+        expected = f"{', '.join((*FAMILIES, *COLLECTIVES))}, or a file that ends in .csv"
+        raise InputError("no such schedule", where="hpdl schedule show", found=repr(schedule), expected=expected)
     for key, value in seconds.items():
         require(f"--{key}", value, value <= MAX_SECONDS, f"at most {MAX_SECONDS:g}")
     for file in filter(None, (png, csv)):

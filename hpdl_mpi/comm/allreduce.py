@@ -128,5 +128,6 @@ def find_algorithm(name: str, comm: Communicator, *, in_window: bool) -> Algorit
         raise refuse("needs all ranks on one machine", f"{comm.num_nodes} machines", 1)
     if kind.in_window and not in_window:
         what = "needs arrays that lie in memory which ranks share"
-        raise InputError(what, where=f"all-reduce {name!r}", remedy="set parallel.shared_memory", shared=True)
+        remedy = "give the window they lie in, or take another algorithm"
+        raise InputError(what, where=f"all-reduce {name!r}", remedy=remedy, shared=True)
     return kind

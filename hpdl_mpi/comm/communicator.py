@@ -13,6 +13,7 @@ from typing import Any, Literal, NoReturn
 import numpy as np
 
 from hpdl_mpi.base.errors import InputError, TrainingError
+from hpdl_mpi.base.trace import Trace
 
 RESERVED_TAG = 32_767
 """The largest tag that every MPI library has. The communicator's own messages bear it."""
@@ -91,6 +92,10 @@ class Transfer(Work):
         """Do it and block until it is over."""
         self.start()
         self.wait()
+
+    def record(self, trace: Trace | None) -> None:
+        """Record its rounds, where it has some, from now on, or no longer; nothing may be under way. Local."""
+        return
 
     def free(self) -> None:
         """Give back what it has of memory that ranks share; it is not used again. Collective if it is one."""

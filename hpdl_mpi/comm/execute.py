@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import DTypeLike
 
+from hpdl_mpi.base.trace import Trace
 from hpdl_mpi.comm.communicator import COLLECTIVE_TAG, Communicator, Transfer, check_array, describe_collective
 from hpdl_mpi.comm.messages import SEGMENT_BYTES, Messages
 from hpdl_mpi.comm.schedule import Program, is_shared
@@ -15,6 +16,9 @@ from hpdl_mpi.comm.shared_rounds import SharedMemory, SharedRounds
 from hpdl_mpi.kernels.elementwise import add
 from hpdl_mpi.kernels.shared_steps import run_steps
 from hpdl_mpi.kernels.wire import Wire
+
+_MOST_STEPS = 4
+"""That a span of a trace spells out."""
 
 
 def compile_reduction(dtype: DTypeLike) -> None:
@@ -82,7 +86,8 @@ class Collective(Transfer):
             raise ValueError(f"only float32 can travel in less; found {array.dtype}")
         self.comm, self.label, self.algorithm, self._joint = comm, label, algorithm, joint
         self._said = describe_collective(label or "collective", array)
-        self._shared = shared
+        self._shared, self._program = shared, program
+        self._names: dict[tuple[int, int], str] = {}
         length = max(1, segment_bytes // array.itemsize)
         self._parts: list[Messages | SharedRounds] = []
         numbered = itertools.groupby(enumerate(program), lambda entry: is_shared(entry[1]))
@@ -135,6 +140,32 @@ class Collective(Transfer):
 
     def _pending(self) -> Messages | SharedRounds | None:
         return self._parts[self._position] if self._position < len(self._parts) else None
+
+    def record(self, trace: Trace | None) -> None:
+        """See `Transfer.record`.
+
+        Each round of messages has a span. Those in shared memory share one for each call that does a step of them:
+        compiled code goes on as far as other ranks allow. Whoever moves the collective along records, in any thread.
+        """
+
+        def note(first: int, last: int, began: float) -> None:
+            if trace is not None:
+                trace.add("round", self._describe_rounds(first, last), began)
+
+        for part in self._parts:
+            part.record(None if trace is None else note)
+
+    def _describe_rounds(self, first: int, last: int) -> str:
+        """Return what rounds are called in a trace, counted from 1, and what they do if that is short."""
+        known = self._names.get((first, last))
+        if known is not None:
+            return known
+        numbers = f"round {first + 1}" if first == last else f"rounds {first + 1} to {last + 1}"
+        steps = [step for steps in self._program[first : last + 1] for step in steps]
+        said = "; ".join(map(str, steps)) if len(steps) <= _MOST_STEPS else f"{len(steps)} steps"
+        name = f"{self.label or 'collective'}: {numbers} of {len(self._program)}: {said}"
+        self._names[first, last] = name
+        return name
 
     def free(self) -> None:
         if self._shared:

@@ -11,12 +11,14 @@ ranks see the messages between them in one order, so these need no names.
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from hpdl_mpi.base.memory import aligned
+from hpdl_mpi.base.trace import now
 from hpdl_mpi.comm.communicator import Communicator, Transfer
 from hpdl_mpi.comm.schedule import Op, Round, Step
 from hpdl_mpi.kernels.elementwise import add
@@ -31,6 +33,9 @@ _SLOTS = 2
 
 Counts = Sequence[tuple[int, int]]
 """How many segments of a channel, by its number, must be over."""
+
+Note = Callable[[int, int, float], None]
+"""Is told of the rounds from one number to another, and since when they have been under way, as they end."""
 
 
 class Messages:
@@ -71,13 +76,21 @@ class Messages:
                 placed.append(channels[step.peer].place(number, step, length))
         for one, others in _overlapping(placed):
             _prepare(comm, one, [other for other in others if one.follows(other)], array, tag, length, wire)
+        self._placed, self._length = placed, length
+        self._log: RoundLog | None = None
         # What comes in is moved first: it may be what is to be sent on.
         self._channels = [*receiving.values(), *sending.values()]
+
+    def record(self, note: Note | None) -> None:
+        """See `RoundLog`; None to record no longer."""
+        self._log = RoundLog(self._placed, self._length, note) if note else None
 
     def start(self, run: int) -> None:
         """Begin; the run before must be over."""
         for channel in self._channels:
             channel.begin()
+        if self._log is not None:
+            self._log.begin()
         self.test()
 
     def test(self) -> bool:
@@ -88,6 +101,8 @@ class Messages:
             for channel in self._channels:
                 if not channel.over and channel.move():
                     moved = True
+            if moved and self._log is not None:
+                self._log.look()
         return all(channel.over for channel in self._channels)
 
     @property
@@ -177,6 +192,11 @@ class _Channel:
         return self._done[self.number]
 
     @property
+    def started(self) -> int:
+        """How many segments have started."""
+        return self._started
+
+    @property
     def over(self) -> bool:
         """Whether all segments are."""
         return self.done == len(self.segments)
@@ -235,6 +255,45 @@ class _Placed:
         if other.number == self.number:
             return mine is Op.RECV_REDUCE and theirs is Op.SEND
         return other.number < self.number and not (mine is theirs is Op.SEND)
+
+
+class RoundLog:
+    """Tells when rounds of messages begin and end.
+
+    Messages of several rounds are on their way at once, so rounds overlap. One begins when a segment of it has started,
+    and the rounds before have begun; it ends when all of its segments are over.
+
+    Parameters
+    ----------
+    placed : sequence of _Placed
+        All steps, in the order of their rounds.
+    length : int
+        Elements of a segment.
+    note : callable
+        Called as a round ends.
+    """
+
+    def __init__(self, placed: Sequence[_Placed], length: int, note: Note) -> None:
+        self._note = note
+        self._steps: dict[int, list[tuple[_Channel, int, int]]] = {}
+        for one in placed:
+            stop = one.first + len(range(one.step.start, one.step.stop, length))
+            if stop > one.first:
+                self._steps.setdefault(one.number, []).append((one.channel, one.first, stop))
+        self._coming: deque[int] = deque()
+        self._began: dict[int, float] = {}
+
+    def begin(self) -> None:
+        """Get ready for a run."""
+        self._coming.extend(self._steps)
+
+    def look(self) -> None:
+        """Note which rounds have begun and which have ended since the last look."""
+        while self._coming and any(channel.started > first for channel, first, _ in self._steps[self._coming[0]]):
+            self._began[self._coming.popleft()] = now()
+        for number in list(self._began):
+            if all(channel.done >= stop for channel, _, stop in self._steps[number]):
+                self._note(number, number, self._began.pop(number))
 
 
 def _reached(counts: Counts, done: Sequence[int]) -> bool:

@@ -48,6 +48,8 @@ _LOOK = 0.01
 """Seconds between the times that a rank which waits long asks after others."""
 
 _LAST_WORDS = 0.25
+_NOTICE = 0.5
+"""Seconds that one rank may notice later than another that a third one has left."""
 
 
 _watchdogs: list[Watchdog] = []
@@ -185,8 +187,9 @@ class MpiCommunicator(Communicator):
                 if time.monotonic() - looked > _LOOK:
                     shared.whereabouts.wait(work, start, [self._world_ranks[peer] for peer in work.peers])
                     shared.departures.check(work, self._world_ranks)
-                    for watchdog in _watchdogs:
-                        watchdog.check(work, start)
+                    if not shared.departures.recent:  # else a rank that waits for who has left will say so
+                        for watchdog in _watchdogs:
+                            watchdog.check(work, start)
                     looked = time.monotonic()
                 time.sleep(_NAP)
 
@@ -269,6 +272,11 @@ class Departures:
                     where=work,
                     remedy="Every rank must make the same calls; look for the reason in what that rank printed",
                 )
+
+    @property
+    def recent(self) -> bool:
+        """Whether a rank has left, and those that wait for it may not have said so yet."""
+        return any(time.monotonic() - noticed < GRACE + _NOTICE for noticed in self._noticed.values())
 
     def leave(self) -> None:
         """Tell the others, and wait until all have left: MPI may end then. Collective, once."""

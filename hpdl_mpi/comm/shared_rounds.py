@@ -9,8 +9,10 @@ from numpy.typing import DTypeLike
 
 from hpdl_mpi.base.errors import InputError
 from hpdl_mpi.base.memory import ALIGNMENT
+from hpdl_mpi.base.trace import now
 from hpdl_mpi.comm.arena import Arena
 from hpdl_mpi.comm.communicator import Communicator, Window
+from hpdl_mpi.comm.messages import Note
 from hpdl_mpi.comm.schedule import Op, Program, Round, Step, window_size
 from hpdl_mpi.kernels import shared_steps
 
@@ -82,7 +84,7 @@ class SharedMemory:
                 "too little memory that ranks can share",
                 where="/dev/shm",
                 expected=f"{wanted} bytes for each rank of the machine",
-                remedy="give the container more (docker run --shm-size), or or leave it to messages: another "
+                remedy="give the container more (docker run --shm-size), or leave it to messages: another "
                 "algorithm, no parallel.shared_memory",
                 shared=True,
             )
@@ -136,6 +138,7 @@ class SharedRounds:
         self._spins = _FEW_SPINS if shared.comm.crowded else _SPINS
         self._table = self._tables[0]
         self._position = len(self._steps)
+        self._note: Note | None = None
         self.steps_done = 0
         """In all runs."""
 
@@ -161,9 +164,14 @@ class SharedRounds:
         self._table = self._tables[run % len(self._tables)]
         self._position = 0
 
+    def record(self, note: Note | None) -> None:
+        """Let `note` know of the rounds of each call that does a step of some; None to record no longer."""
+        self._note = note
+
     def test(self) -> bool:
         """Go on as far as the other ranks allow, and say whether all is done."""
         shared, before = self._shared, self._position
+        began = 0.0 if self._note is None else now()
         self._position = shared_steps.run_steps(
             self._table,
             before,
@@ -175,6 +183,8 @@ class SharedRounds:
             shared.awaited,
         )
         self.steps_done += self._position - before
+        if self._note is not None and self._position > before:
+            self._note(self._steps[before][0], self._steps[self._position - 1][0], began)
         return self._position == len(self._steps)
 
     @property

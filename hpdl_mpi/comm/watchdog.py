@@ -4,7 +4,7 @@ A thread of each rank listens on a UDP socket, and once a second tells two other
 has waited too long asks all. Those that answer also write their stacks, though their main thread may be inside a call
 of C. Of those that do not the report shows what the two were told last, and whether the process is stopped. One rank
 speaks: the lowest of those that wait. A rank whose thread cannot run either, because a call of C holds Python's lock,
-writes its stacks by itself when the time is over.
+writes its stacks by itself when the time is over, unless that is so short that the job has ended before.
 
 Datagrams are signed with a key that MPI has handed out, so nobody else is answered or believed.
 """
@@ -39,6 +39,10 @@ from hpdl_mpi.comm.witness import Witness
 
 _BEAT_SECONDS = 1.0
 """Between the times that a rank tells where it is."""
+
+_LEAST_DUMP_SECONDS = 2.5 * _BEAT_SECONDS
+"""After a beat, before a rank may write its stacks by itself: the next one comes a fifth late at times, and later still
+on a machine with much to do."""
 
 _ANSWER_SECONDS = 0.6
 """That ranks have to answer; they are asked once more in the middle."""
@@ -217,7 +221,7 @@ class Watchdog:
 
     def _beat(self) -> None:
         # Stacks are written only if nothing renews this in time.
-        faulthandler.dump_traceback_later(self._seconds, file=_STDERR)
+        faulthandler.dump_traceback_later(max(self._seconds, _LEAST_DUMP_SECONDS), file=_STDERR)
         beat = _Datagram(kind="beat", rank=self._rank, position=self._whereabouts.position())
         for keeper in self._keepers:
             self._send(beat, keeper)

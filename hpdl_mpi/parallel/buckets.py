@@ -73,8 +73,8 @@ class GradientBuckets:
 
     Buckets lie in the order in which backward fills them. A bucket's reduction starts when the last weight gradient of
     the step has landed in it and those before it have started, so all ranks start them in one order. It is moved along
-    whenever something lands and between a pipeline's actions. Where ranks share the optimizer's state, each sums its
-    own chunk of a bucket alone, and gets the parameters of the others from those that have updated them.
+    whenever something lands and between a pipeline's actions. Where ranks share the optimizer's state, each needs the
+    sum of its own chunk of a bucket alone, and gets the parameters of the others from those that have updated them.
 
     Parameters
     ----------
@@ -83,7 +83,8 @@ class GradientBuckets:
     max_bytes : int
         Of a bucket, unless one parameter is larger.
     algorithm, compression : str
-        See `make_allreduce`. Ranks that share the update sum by a ring, or in `memory`.
+        See `make_allreduce`. Ranks that share the update sum their chunks alone under `AUTO` and ``ring``, or in
+        `memory`; by another algorithm they sum whole buckets.
     memory : NodeMemory, optional
         Where the replica's arrays lie, and `AUTO` sums them.
     fuses : bool
@@ -94,7 +95,7 @@ class GradientBuckets:
     slices : list of (int, int)
         Where the buckets are in the flat arrays; together they are all of them.
     trace : Trace or None
-        Where reductions are recorded, if it is set.
+        Where reductions and gathers are recorded, if it is set.
     """
 
     def __init__(
@@ -130,7 +131,8 @@ class GradientBuckets:
                     if sharding and stop == self.slices[-1][1]:
                         gather = _meet(dp, replica, memory, tag, "parameters")
                 elif sharding:
-                    reduction, gather = _shared_update(dp, gradients, replica.params[start:stop], tag, compression)
+                    reduction = _sum_for_chunks(dp, gradients, algorithm, tag, label, compression)
+                    gather = _gather_chunks(dp, replica.params[start:stop], tag)
                     first, last = sharding.own((start, stop))
                     if sharding.gradients:
                         given_up = [replica.grads[start:first], replica.grads[last:stop]]
@@ -143,7 +145,7 @@ class GradientBuckets:
                 self._of_layer.setdefault(layer, []).append(bucket)
         self._started = 0
         self._done = 0
-        self._gathering: list[Transfer] = []
+        self._gathering: list[tuple[int, Transfer, float]] = []
 
     def layer_landed(self, layer: Layer) -> None:
         """Note that a layer's weight gradients have got all of this step; start and move along what can be. Local."""
@@ -169,8 +171,8 @@ class GradientBuckets:
             self._finish()
         for bucket in self._buckets[self._done + 1 : self._started]:
             bucket.reduction.test()
-        for gather in self._gathering:
-            gather.test()
+        if self._gathering:
+            self._move_gathers()
 
     @property
     def algorithms(self) -> list[str]:
@@ -187,13 +189,23 @@ class GradientBuckets:
         """Begin to collect a bucket's parameters, if ranks share their update: this rank's chunk is updated. Local."""
         if self._buckets and (gather := self._buckets[number].gather):
             gather.start()
-            self._gathering.append(gather)
+            self._gathering.append((number, gather, now()))
 
     def wait_gathered(self) -> None:
         """Wait until all parameters are there. Collective."""
-        for gather in self._gathering:
-            gather.wait()
-        self._gathering.clear()
+        while self._gathering:
+            self._gathering[0][1].wait()
+            self._move_gathers()
+
+    def _move_gathers(self) -> None:
+        """Move along what collects parameters, and let go of what is over. Local."""
+        under_way = []
+        for number, gather, began in self._gathering:
+            if not gather.test():
+                under_way.append((number, gather, began))
+            elif self.trace:
+                self.trace.add("gather", f"bucket {number}", began)
+        self._gathering = under_way
 
     def wait(self) -> Iterator[tuple[int, int]]:
         """Yield each slice when it is summed, in order, while later ones are still on their way. Collective."""
@@ -217,30 +229,29 @@ class GradientBuckets:
         self._done += 1
 
 
-def _shared_update(
-    dp: Communicator, gradients: np.ndarray, params: np.ndarray, tag: int, compression: str | None
-) -> tuple[Transfer, Transfer]:
-    """Return what sums this rank's chunk of a bucket's gradients, and what collects all chunks of its parameters."""
-    size, rank, segment_bytes = gradients.size, dp.rank, segment_bytes_between(dp)
-    reduction = Collective(
+def _sum_for_chunks(
+    dp: Communicator, gradients: np.ndarray, algorithm: str, tag: int, label: str, compression: str | None
+) -> Transfer:
+    """Return what sums this rank's chunk of a bucket; all of it, where that is not done by a ring."""
+    if algorithm not in (AUTO, "ring"):
+        return make_allreduce(dp, gradients, algorithm, tag=tag, label=label, compression=compression)
+    return Collective(
         dp,
-        ring_reduce_scatter(dp.size, size, rank),
+        ring_reduce_scatter(dp.size, gradients.size, dp.rank),
         gradients,
         tag=tag,
-        segment_bytes=segment_bytes,
-        label=f"gradients, bucket {tag}",
+        segment_bytes=segment_bytes_between(dp),
+        label=label,
         wire=find_wire(compression, gradients.dtype),
         algorithm="ring",
     )
-    gather = Collective(
-        dp,
-        ring_all_gather(dp.size, size, rank),
-        params,
-        tag=tag,
-        segment_bytes=segment_bytes,
-        label=f"parameters, bucket {tag}",
-    )
-    return reduction, gather
+
+
+def _gather_chunks(dp: Communicator, params: np.ndarray, tag: int) -> Transfer:
+    """Return what collects the chunks of a bucket's parameters from the ranks that have updated them."""
+    program = ring_all_gather(dp.size, params.size, dp.rank)
+    label = f"parameters, bucket {tag}"
+    return Collective(dp, program, params, tag=tag, segment_bytes=segment_bytes_between(dp), label=label)
 
 
 def _sum_in_window(

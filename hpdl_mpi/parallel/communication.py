@@ -1,6 +1,6 @@
-"""What the sums over data-parallel ranks cost a step, from recorded spans: what is hidden behind computing, what not.
+"""What data-parallel ranks' communication costs a step, from recorded spans: what is hidden behind computing, what not.
 
-A rank waits for a sum because others have not come so far yet, or because numbers are still on their way.
+A rank waits for others because they have not come so far yet, or because numbers are still on their way.
 """
 
 from __future__ import annotations
@@ -11,8 +11,11 @@ from statistics import fmean, median
 
 from hpdl_mpi.base.trace import Span
 
-_SUMS = ("totals", "gradients", "norm")
-"""Names of waits for sums; others are a pipeline's."""
+_SUMS = ("totals", "gradients", "norm", "moments")
+"""Names of waits for sums, and for the moments that batch normalisation takes over all ranks."""
+
+_PARAMETERS = "parameters"
+"""The name of waits for what other ranks have updated. Waits of further names are a pipeline's."""
 
 
 @dataclass(frozen=True)
@@ -22,13 +25,14 @@ class CommunicationTimes:
     Attributes
     ----------
     under_way : float
-        How long a sum of gradients was.
+        How long a rank had communication under way: sums of gradients, gathers of parameters, and all it waited for.
     exposed : float
-        How long a rank waited for sums, gradients and totals.
+        How long it waited: for gradients, totals, the norm, moments of batch normalisation, and parameters.
     late : float
-        How much of that before the last rank had begun its last sum: no network makes it shorter.
+        How much of that before the last rank had begun its last sum of gradients or, of waits for parameters, its last
+        gather: no network makes it shorter.
     lateness : tuple of float
-        By rank: how long after the first rank it began its sums.
+        By rank: how long after the first rank it began its sums of gradients.
     """
 
     under_way: float
@@ -38,7 +42,7 @@ class CommunicationTimes:
 
     @property
     def hidden(self) -> float:
-        """The share of the sums' time in which ranks had something else to do."""
+        """The share of the communication's time in which a rank does not wait for it."""
         return max(0.0, 1.0 - self.exposed / self.under_way) if self.under_way else 0.0
 
 
@@ -50,32 +54,51 @@ def measure_communication(steps: Sequence[Sequence[Sequence[Span]]]) -> Communic
     steps : sequence
         The spans of data-parallel ranks on one clock: by rank and by step.
     """
-    by_step = [
-        [
-            ([span for span in mine if span.kind == "reduce"], [span for span in mine if _is_wait(span)])
-            for mine in ranks
-        ]
-        for ranks in zip(*steps, strict=True)
-    ]
-    by_step = [ranks for ranks in by_step if all(sums for sums, _ in ranks)]
+    by_step = [[_Communication.of(mine) for mine in ranks] for ranks in zip(*steps, strict=True)]
+    by_step = [ranks for ranks in by_step if all(one.sums for one in ranks)]
     if not by_step:
         return None
-    lateness = [_lateness([sums for sums, _ in ranks]) for ranks in by_step]
+    lateness = [_lateness([one.sums for one in ranks]) for ranks in by_step]
     return CommunicationTimes(
-        under_way=median(fmean(_covered(sums) for sums, _ in ranks) for ranks in by_step),
-        exposed=median(fmean(_covered(waits) for _, waits in ranks) for ranks in by_step),
+        under_way=median(fmean(_covered(one.all) for one in ranks) for ranks in by_step),
+        exposed=median(fmean(_covered(one.waits) for one in ranks) for ranks in by_step),
         late=median(_late(ranks) for ranks in by_step),
         lateness=tuple(median(of_rank) for of_rank in zip(*lateness, strict=True)),
     )
 
 
-def _is_wait(span: Span) -> bool:
-    return span.kind == "wait" and span.name in _SUMS
+@dataclass(frozen=True)
+class _Communication:
+    """The communication of a rank's step: sums of gradients, gathers of parameters, waits."""
+
+    sums: list[Span]
+    gathers: list[Span]
+    waits: list[Span]
+
+    @classmethod
+    def of(cls, spans: Sequence[Span]) -> _Communication:
+        """Return that of all spans of a step."""
+        waits = [span for span in spans if span.kind == "wait" and span.name in (*_SUMS, _PARAMETERS)]
+        sums, gathers = ([span for span in spans if span.kind == kind] for kind in ("reduce", "gather"))
+        return cls(sums, gathers, waits)
+
+    @property
+    def all(self) -> list[Span]:
+        """All of it."""
+        return [*self.sums, *self.gathers, *self.waits]
+
+    def before(self, last_sum: float, last_gather: float) -> list[Span]:
+        """Return the waits as far as they are before the last rank has begun what they are for."""
+        return [
+            span._replace(stop=min(span.stop, last_gather if span.name == _PARAMETERS else last_sum))
+            for span in self.waits
+        ]
 
 
-def _late(ranks: Sequence[tuple[Sequence[Span], Sequence[Span]]]) -> float:
-    last = max(span.start for sums, _ in ranks for span in sums)
-    return fmean(_covered(span._replace(stop=min(span.stop, last)) for span in waits) for _, waits in ranks)
+def _late(ranks: Sequence[_Communication]) -> float:
+    last_sum = max(span.start for one in ranks for span in one.sums)
+    last_gather = max((span.start for one in ranks for span in one.gathers), default=last_sum)
+    return fmean(_covered(one.before(last_sum, last_gather)) for one in ranks)
 
 
 def _lateness(ranks: Sequence[Sequence[Span]]) -> list[float]:

@@ -13,6 +13,7 @@ from typing import Literal
 import numpy as np
 
 from hpdl_mpi.base.memory import aligned
+from hpdl_mpi.base.trace import Trace
 from hpdl_mpi.comm import (
     Collective,
     Communicator,
@@ -245,6 +246,10 @@ class LowRankSum(Transfer):
         known = [one.progress for one in self._sums if one.progress is not None]
         return sum(known) if known else None
 
+    def record(self, trace: Trace | None) -> None:
+        for one in self._sums:
+            one.record(trace)
+
     def free(self) -> None:
         for one in self._sums:
             one.free()
@@ -353,6 +358,9 @@ class LargestSum(Transfer):
     @property
     def peers(self) -> Sequence[int]:
         return self._gather.peers
+
+    def record(self, trace: Trace | None) -> None:
+        self._gather.record(trace)
 
     def __str__(self) -> str:
         return str(self._gather)

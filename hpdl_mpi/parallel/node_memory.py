@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Literal
+
 from hpdl_mpi.base.errors import InputError
 from hpdl_mpi.base.memory import forget
-from hpdl_mpi.comm import Arena, Communicator
+from hpdl_mpi.comm import AUTO, Arena, Communicator
 from hpdl_mpi.kernels.update import Terms
 from hpdl_mpi.parallel.grid import ProcessGrid
 from hpdl_mpi.parallel.replica import Replica
+
+MemorySharing = Literal["auto", "none", "gradients", "parameters"]
+"""What ranks of a machine have in memory that they share."""
 
 
 def shares_machines(grid: ProcessGrid) -> bool:
@@ -40,41 +46,23 @@ class NodeMemory:
         The data-parallel ranks, see `shares_machines`. Their replicas have equal parameters, and at least one.
     replica : Replica
         Has its arrays there until `free`. Its gradients are zero now.
-    one_copy : bool
-        Whether the machine's ranks share the parameters, too.
+    arenas : sequence of Arena
+        Of the gradients, and of the parameters if they are shared, too. They are freed with it.
 
     Attributes
     ----------
     window : Window
         Of the gradients, which begin at the start of each rank's part.
-
-    Raises
-    ------
-    InputError
-        The machine has too little memory to share.
     """
 
-    def __init__(self, dp: Communicator, replica: Replica, *, one_copy: bool) -> None:
-        self._dp, self._replica = dp, replica
-        dtype, nbytes, size = replica.dtype, replica.grads.nbytes, replica.layout.size
-        self._arenas = [Arena(dp) for _ in range(1 + one_copy)]
-        forget(replica.grads)  # so that there never are two of each
-        for arena, needed in zip(self._arenas, (nbytes, -(-nbytes // dp.node_size)), strict=False):
-            arena.reserve(needed)
-        windows = [arena.window for arena in self._arenas if arena.window]
-        if len(windows) < len(self._arenas):
-            self._give_back()
-            raise InputError(
-                "too little memory that ranks can share",
-                where="/dev/shm",
-                expected=f"{nbytes} bytes for each rank of the machine{' and as much for all' if one_copy else ''}",
-                remedy="give the container more (docker run --shm-size), or leave out parallel.shared_memory",
-                shared=True,
-            )
+    def __init__(self, dp: Communicator, replica: Replica, arenas: Sequence[Arena]) -> None:
+        self._dp, self._replica, self._arenas = dp, replica, arenas
+        dtype, size = replica.dtype, replica.layout.size
+        windows = [arena.window for arena in arenas if arena.window]
         self.window = windows[0]
         self._rows = self.window.memory.view(dtype).reshape(dp.node_size, -1)
         params = replica.params
-        if one_copy:
+        if len(windows) > 1:
             params = windows[1].memory.view(dtype)[:size]
             if dp.node_rank == 0:
                 params[:] = replica.params
@@ -88,8 +76,54 @@ class NodeMemory:
     def free(self) -> None:
         """Give the memory back, and the replica arrays of its own. Collective."""
         self._replica.move(self._replica.params.copy(), self._replica.layout.allocate(self._replica.dtype))
-        self._give_back()
-
-    def _give_back(self) -> None:
         for arena in self._arenas:
             arena.free()  # when all ranks have come here
+
+
+def share_memory(grid: ProcessGrid, replica: Replica, wanted: MemorySharing, algorithm: str) -> NodeMemory | None:
+    """Return where the data-parallel ranks of a machine have what they share, if they do. Collective.
+
+    Parameters
+    ----------
+    grid : ProcessGrid
+    replica : Replica
+        Its gradients are zero. Its `sharding` says whether there is one copy of the parameters.
+    wanted : {"auto", "none", "gradients", "parameters"}
+        With "auto" they share gradients if all of a group are on one machine, which has the memory, and sum them whole
+        and by `AUTO`.
+    algorithm : str
+        That sums gradients.
+
+    Raises
+    ------
+    InputError
+        The machine has too little memory to share, or see `shares_machines`.
+    """
+    dp, nbytes = grid.axis("dp"), replica.grads.nbytes
+    if wanted == "none" or not nbytes or (wanted == "auto" and not _can_share(grid, replica, algorithm)):
+        return None
+    if not shares_machines(grid):
+        return None
+    one_copy = replica.sharding is not None and replica.sharding.one_copy
+    arenas = [Arena(dp) for _ in range(1 + one_copy)]
+    forget(replica.grads)  # so that there never are two of each
+    for arena, needed in zip(arenas, (nbytes, -(-nbytes // dp.node_size)), strict=False):
+        arena.reserve(needed)
+    if all(arena.window for arena in arenas):
+        return NodeMemory(dp, replica, arenas)
+    for arena in arenas:
+        arena.free()
+    if wanted == "auto":
+        return None
+    raise InputError(
+        "too little memory that ranks can share",
+        where="/dev/shm",
+        expected=f"{nbytes} bytes for each rank of the machine{' and as much for all' if one_copy else ''}",
+        remedy="give the container more (docker run --shm-size), or leave out parallel.shared_memory",
+        shared=True,
+    )
+
+
+def _can_share(grid: ProcessGrid, replica: Replica, algorithm: str) -> bool:
+    plain = algorithm == AUTO and replica.sharding is None and replica.feedback is None
+    return plain and all(len({*line}) == 1 for line in grid.machines("dp"))

@@ -19,7 +19,7 @@ from hpdl_mpi.nn import Layer, Loss, LossSums
 from hpdl_mpi.optim import clip_factor
 from hpdl_mpi.parallel.buckets import GradientBuckets, progress_of
 from hpdl_mpi.parallel.grid import ProcessGrid
-from hpdl_mpi.parallel.node_memory import NodeMemory, shares_machines
+from hpdl_mpi.parallel.node_memory import MemorySharing, share_memory
 from hpdl_mpi.parallel.pipeline import Feed
 from hpdl_mpi.parallel.progress_thread import progress_thread
 from hpdl_mpi.parallel.replica import Replica
@@ -76,8 +76,8 @@ class TrainingStep:
     bucket_bytes : int
     algorithm, compression : str
         How gradients are summed, see `GradientBuckets`.
-    shares_memory : bool
-        Whether ranks of a machine have their gradients in memory that they share, where `AUTO` sums them.
+    shared_memory : {"auto", "none", "gradients", "parameters"}
+        What ranks of a machine have in memory that they share, where `AUTO` sums it; see `share_memory`.
     sync_batch_norm : bool
         Whether batch normalisation takes the moments of the micro-batches that data-parallel ranks have at once.
 
@@ -103,7 +103,7 @@ class TrainingStep:
         bucket_bytes: int = BUCKET_BYTES,
         algorithm: str = AUTO,
         compression: str | None = None,
-        shares_memory: bool = False,
+        shared_memory: MemorySharing = "none",
         sync_batch_norm: bool = False,
     ) -> None:
         self._replica = replica
@@ -111,9 +111,7 @@ class TrainingStep:
         self._comm = grid.comm
         self._trace: Trace | None = None
         dp, one_copy = grid.axis("dp"), replica.sharding is not None and replica.sharding.one_copy
-        self._memory: NodeMemory | None = None
-        if (shares_memory or one_copy) and shares_machines(grid) and replica.layout.size:
-            self._memory = NodeMemory(dp, replica, one_copy=one_copy)
+        self._memory = share_memory(grid, replica, shared_memory, algorithm)
         # What is clipped must be summed before it is updated, and so must what other machines have.
         fuses = one_copy and dp.num_nodes == 1 and clip_norm is None
         self._terms = self._memory.terms if self._memory and fuses else None
@@ -128,7 +126,8 @@ class TrainingStep:
         )
         self._sums = _Sums(replica, grid, num_flags, buckets)
         self.algorithms = [name for names in grid.axis("pp").allgather_obj(buckets.algorithms) for name in names]
-        self._executor = replica.trainer(loss, self._sums, dp if sync_batch_norm and dp.size > 1 else None)
+        self._meetings = _Meetings(dp) if sync_batch_norm and dp.size > 1 else None
+        self._executor = replica.trainer(loss, self._sums, self._meetings)
         self._tied = _tied_reductions(replica)
         self._squares = aligned(1, np.float64)
         # Several ranks have summed the same chunks, where each machine has all of them.
@@ -138,8 +137,15 @@ class TrainingStep:
         self._reduce_squares = make_allreduce(norm_ranks, self._squares, label="the gradient's norm")
 
     def record(self, trace: Trace | None) -> None:
-        """Record each step's actions, messages, sums, waits and update from now on, or no longer."""
+        """Record each step's actions, messages, sums, waits and update from now on, or no longer.
+
+        Nothing may be under way. Without a trace a step does no more for it than to see that there is none.
+        """
         self._trace = self._executor.trace = self._sums.buckets.trace = trace
+        for collective in (*self._sums.reductions, *self._tied, self._reduce_squares):
+            collective.record(trace)
+        if self._meetings is not None:
+            self._meetings.trace = trace
 
     def __call__(
         self, batch: Batch, *, epoch: int, lr: float, flags: Callable[[], Sequence[bool]] = tuple
@@ -228,6 +234,26 @@ class TrainingStep:
             self._trace.add(kind, name, began)
 
 
+class _Meetings:
+    """The ranks whose micro-batches batch normalisation takes together; a rank waits for the others in each layer.
+
+    Parameters
+    ----------
+    comm : Communicator
+    """
+
+    def __init__(self, comm: Communicator) -> None:
+        self.size, self._comm = comm.size, comm
+        self.trace: Trace | None = None
+
+    def allgather(self, array: np.ndarray, out: np.ndarray) -> None:
+        """See `Ranks`."""
+        began = now()
+        self._comm.allgather(array, out)
+        if self.trace:
+            self.trace.add("wait", "moments", began)
+
+
 def _has_averages(dp: Communicator, statistics: np.ndarray) -> bool:
     """Return whether there are statistics that ranks would track apart."""
     return dp.size > 1 and statistics.size > 0
@@ -310,14 +336,19 @@ class _Sums:
         self.buckets.move_along()
 
     @property
+    def reductions(self) -> list[Transfer]:
+        """All that ranks sum or collect in a step."""
+        return [*self._early, *self.buckets.reductions]
+
+    @property
     def progress(self) -> int | None:
         """See `Work.progress`."""
         with self._lock:
-            return progress_of([*self._early, *self.buckets.reductions])
+            return progress_of(self.reductions)
 
     def free(self) -> None:
         """See `TrainingStep.free`."""
-        for reduction in [*self._early, *self.buckets.reductions]:
+        for reduction in self.reductions:
             reduction.free()
 
     def report(self) -> StepReport:

@@ -24,6 +24,7 @@ from hpdl_mpi.parallel.replica import checked_dtype, checked_seed, refuse_layerw
 from hpdl_mpi.plan import Task, plan_pipeline
 from hpdl_mpi.train.job import Parallel
 from hpdl_mpi.train.launch import first_on_node, rehearse, start_threads
+from hpdl_mpi.train.restore import require_same_call
 from hpdl_mpi.train.source import PathLike, Source
 
 _TEST_SHARE = 32
@@ -69,6 +70,8 @@ class Assembly:
         self.parallel, self.comm = parallel, comm
         self.dtype, self.seed = checked_dtype(dtype), checked_seed(seed)
         self.ema = None if ema is None else checked_decay(ema)
+        # What decides which calls ranks make must not differ when the first ones are made.
+        require_same_call(comm, {"parallel": parallel}, "Trainer")
         self.grid = _make_grid(parallel, comm)
         self.threads = start_threads(comm, parallel.threads)
         self.pipeline = Pipeline()
@@ -107,7 +110,7 @@ class Assembly:
             Samples of a batch that a pipeline gets at most.
         """
         settings = self.parallel
-        if settings.shared_memory != "none":
+        if settings.shared_memory in ("gradients", "parameters"):
             shares_machines(self.grid)
         dp = self.grid.axis("dp")
         refuse_layerwise(self.optimizer, settings.sharded(dp.rank, dp.nodes))

@@ -163,7 +163,7 @@ def fit(assembly: Assembly, course: Course) -> dict[str, Any]:
             bucket_bytes=round(assembly.parallel.bucket_cap_mb * 1e6),
             algorithm=assembly.parallel.algorithm,
             compression=assembly.parallel.wire,
-            shares_memory=assembly.parallel.shared_memory != "none",
+            shared_memory=assembly.parallel.shared_memory,
             sync_batch_norm=assembly.parallel.sync_batch_norm,
         )
         recorder = Recorder(trace, step, replica, grid) if trace is not None else None

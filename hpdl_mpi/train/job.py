@@ -20,6 +20,7 @@ from hpdl_mpi.base.errors import InputError, is_integer, require
 from hpdl_mpi.comm import ALLREDUCES, AUTO, LIBRARY
 from hpdl_mpi.data.transform import Layout
 from hpdl_mpi.parallel.feedback import Compression
+from hpdl_mpi.parallel.node_memory import MemorySharing
 from hpdl_mpi.parallel.pipeline import Recomputed
 from hpdl_mpi.parallel.shards import Sharding
 from hpdl_mpi.train.problems import problems
@@ -34,6 +35,9 @@ Text = Annotated[str, Field(min_length=1)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.-]*$")]
 Factory = Annotated[str, Field(pattern=r"^[\w.]+:\w+$")]
 Signal = Literal["SIGUSR1", "SIGUSR2", "SIGHUP", "SIGALRM"]
+
+_ALGORITHMS = (AUTO, LIBRARY, *(name for name, kind in ALLREDUCES.items() if not kind.in_window))
+"""What sums gradients that lie in each rank's own memory; `shared_memory` has algorithms of its own."""
 
 
 def _as_tuple(value: Any) -> Any:
@@ -221,21 +225,25 @@ class Parallel(_Section):
     bucket_cap_mb : float
         Megabytes of gradients that are summed over the data-parallel ranks at once, while backward goes on.
     algorithm : str
-        How they are summed: ``auto``, or a name that ``hpdl schedule show allreduce`` knows.
+        How they are summed: ``auto``, ``library``, or a name that ``hpdl schedule show allreduce`` knows, but not
+        ``window``, which is what `shared_memory` is for.
     compression : {"bf16", "fp16", "powersgd", "top-k"}, optional
         Round what messages between machines carry of them to half the bytes; or sum products of thin matrices, or the
-        largest of them alone, and carry the rest over to the next step.
+        largest of them alone, and carry the rest over to the next step. The MPI library's sums take none, and the
+        largest are collected by a way of their own.
     compression_rank : int
         Of the matrices.
     compression_density : float
         Which part the largest are.
     sharding : {"none", "optimizer", "gradients"}
         Let each data-parallel rank keep the optimizer's state of its share of the parameters alone, and update it; with
-        "gradients" also no others' sums.
-    shared_memory : {"none", "gradients", "parameters"}
-        Let the data-parallel ranks of a machine have their gradients in memory that they share, where they sum them
-        without a message; with "parameters" also one copy of these for all, of which each rank updates its share, and
-        keeps the optimizer's state of that alone.
+        "gradients" also no others' sums. Under ``auto`` and ``ring`` a rank sums its share alone; another algorithm
+        sums all of it on all ranks.
+    shared_memory : {"auto", "none", "gradients", "parameters"}
+        With "gradients", let the data-parallel ranks of a machine have these in memory that they share, where they sum
+        them without a message; so it is with "auto" where all of them are on one machine that has the memory, and
+        nothing else is said of how they sum. With "parameters" there is also one copy of these for all, of which each
+        rank updates its share, and keeps the optimizer's state of that alone.
     sync_batch_norm : bool
         Let batch normalisation take means and variances over the micro-batches that all data-parallel ranks have at
         once, not over a rank's own.
@@ -256,12 +264,12 @@ class Parallel(_Section):
     cuts: Annotated[tuple[Positive, ...], pydantic.BeforeValidator(_as_tuple)] | None = None
     recompute: Recomputed = "none"
     bucket_cap_mb: Annotated[float, Field(gt=0)] = 25.0
-    algorithm: Literal[(AUTO, LIBRARY, *ALLREDUCES)] = AUTO  # type: ignore[valid-type]
+    algorithm: Literal[_ALGORITHMS] = AUTO  # type: ignore[valid-type]
     compression: Literal["bf16", "fp16", "powersgd", "top-k"] | None = None
     compression_rank: Positive = 4
     compression_density: Annotated[float, Field(gt=0, le=1)] = 0.01
     sharding: Literal["none", "optimizer", "gradients"] = "none"
-    shared_memory: Literal["none", "gradients", "parameters"] = "none"
+    shared_memory: MemorySharing = "auto"
     sync_batch_norm: bool = False
     timeout_seconds: Annotated[float, Field(gt=0, le=1e9)] = 300.0
     check_calls: bool = False
@@ -271,13 +279,24 @@ class Parallel(_Section):
     def _whole_sums(self) -> Parallel:
         if self.compression in ("powersgd", "top-k") and self.sharding != "none":
             raise ValueError(f"compression = {self.compression!r} needs the sums of whole buckets: sharding = 'none'")
-        if self.shared_memory != "none" and (self.sharding != "none" or self.feedback):
+        shares = self.shared_memory in ("gradients", "parameters")
+        if shares and (self.sharding != "none" or self.feedback):
             other = "sharding" if self.sharding != "none" else "compression"
             what = f"{other} = {getattr(self, other)!r}"
             raise ValueError(f"shared_memory = {self.shared_memory!r} and {what} are two ways to sum: leave one out")
-        if self.shared_memory != "none" and self.algorithm != AUTO:
+        if shares and self.algorithm != AUTO:
             what = f"shared_memory = {self.shared_memory!r} has an algorithm of its own"
             raise ValueError(f"{what}: leave out algorithm = {self.algorithm!r}")
+        return self
+
+    @pydantic.model_validator(mode="after")
+    def _compressible(self) -> Parallel:
+        if self.compression == "top-k" and self.algorithm != AUTO:
+            what = "compression = 'top-k' has an algorithm of its own"
+            raise ValueError(f"{what}: leave out algorithm = {self.algorithm!r}")
+        if self.compression and self.algorithm == LIBRARY:
+            what = f"algorithm = {LIBRARY!r} leaves the messages to MPI"
+            raise ValueError(f"{what}: leave out compression = {self.compression!r}, or take another algorithm")
         return self
 
     @property

@@ -6,6 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pydantic
+
 from hpdl_mpi.base.errors import InputError
 from hpdl_mpi.comm import Communicator, agree
 from hpdl_mpi.data import Dataset
@@ -36,23 +38,52 @@ def require_alike(comm: Communicator, value: Any, what: str, *, where: object, r
         raise InputError(what, where=where, found=f"a difference of rank {ranks} to rank 0", remedy=remedy, shared=True)
 
 
-def require_same_call(comm: Communicator, settings: dict[str, Any]) -> None:
+def require_same_call(comm: Communicator, settings: dict[str, Any], call: str = "fit") -> None:
     """Raise an InputError on all ranks unless they train with the same settings. Collective.
 
     Ranks that differ would wait for each other in different places, for ever.
+
+    Parameters
+    ----------
+    comm : Communicator
+    settings : dict
+        By name.
+    call : str
+        Which takes them.
     """
     everyone = comm.allgather_obj(settings)
     for rank, theirs in enumerate(everyone):
         for key, value in theirs.items():
             if value != everyone[0][key]:
+                found, expected = _differences(key, value, everyone[0][key])
                 raise InputError(
                     "ranks train in different ways",
-                    where=f"fit: {key}",
-                    found=f"{value} on rank {rank}",
-                    expected=f"{everyone[0][key]}, as on rank 0",
-                    remedy="call fit alike on every rank; rank 0 alone will write the run folder",
+                    where=f"{call}: {key}",
+                    found=f"{found} on rank {rank}",
+                    expected=f"{expected}, as on rank 0",
+                    remedy=f"call {call} alike on every rank; rank 0 alone will write the run folder",
                     shared=True,
                 )
+
+
+def _differences(key: str, mine: Any, theirs: Any) -> tuple[str, str]:
+    """Return in what two values of a setting differ, once for each: the values, or of a section those that do."""
+    sections = _section(mine), _section(theirs)
+    if type(mine) is not type(theirs) or not all(sections):
+        return str(mine), str(theirs)
+    ours, others = sections
+    keys = [name for name in (*ours, *(set(others) - set(ours))) if ours.get(name) != others.get(name)]
+    said = [", ".join(f"{key}.{name} = {part.get(name)!r}" for name in keys) for part in sections]
+    return said[0], said[1]
+
+
+def _section(value: Any) -> dict[str, Any]:
+    """Return the keys and values of a setting that has several; nothing of others."""
+    if isinstance(value, pydantic.BaseModel):
+        return dict(value)
+    if isinstance(value, tuple) and len(value) == 2 and isinstance(value[1], dict):
+        return {"name": value[0]} | value[1]  # of a loss, an optimizer or a schedule
+    return {}
 
 
 def plain_values(part: object) -> dict[str, Any]:

@@ -44,7 +44,7 @@ class Recorder:
     times : StepTimes or None
         What the first pipeline's steps were made of, once that is known.
     communication : CommunicationTimes or None
-        What the sums of the first data-parallel ranks cost, if there were any.
+        What the communication of the first data-parallel ranks costs, if there are gradients to sum.
     """
 
     def __init__(self, path: Path, step: TrainingStep, replica: Replica, grid: ProcessGrid) -> None:
@@ -117,9 +117,9 @@ def describe_communication(times: CommunicationTimes) -> str:
     """Return a line for people."""
     latest = max(range(len(times.lateness)), key=times.lateness.__getitem__)
     return (
-        f"sums of gradients: {1e3 * times.under_way:.2f} ms under way, {times.hidden:.0%} of it hidden; waits "
-        f"{1e3 * times.exposed:.2f} ms, {1e3 * times.late:.2f} of them for late ranks; the latest is rank {latest}, by "
-        f"{1e3 * times.lateness[latest]:.2f} ms"
+        f"communication of data-parallel ranks: {1e3 * times.under_way:.2f} ms under way, {times.hidden:.0%} of it "
+        f"hidden; waits {1e3 * times.exposed:.2f} ms, {1e3 * times.late:.2f} of them for late ranks; "
+        f"the latest is rank {latest}, by {1e3 * times.lateness[latest]:.2f} ms"
     )
 
 

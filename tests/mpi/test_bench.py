@@ -10,9 +10,7 @@ from hpdl_mpi.bench.data_parallel import APART, ONE_RANK, SUMS, bench_data_paral
 pytestmark = pytest.mark.mpi
 
 
-@pytest.mark.parametrize(
-    ("vs", "contenders"), [("shared-memory", {"shared-gradients", "one-copy"}), ("watched", {"watched"})]
-)
+@pytest.mark.parametrize(("vs", "contenders"), [("shared-memory", {"private", "one-copy"}), ("watched", {"watched"})])
 def test_contenders_of_our_own_take_the_same_steps(world, vs, contenders):
     result = bench_data_parallel(world, "lenet", 2, 1, vs, num_rounds=2, turn_seconds=0.0)
     assert set(result["vs"]) == {APART, ONE_RANK, SUMS} | contenders

@@ -19,6 +19,10 @@ def test_mpi_ranks(case: Callable[[Communicator], None], world: Communicator) ->
     case(world)
 
 
+def test_ranks_have_a_library_to_leave_sums_to(world: Communicator) -> None:
+    assert world.library_name()
+
+
 def test_second_call_allocates_no_array(world: Communicator) -> None:
     array = np.zeros(1 << 19, np.float32)
     collective = Collective(world, ring_allreduce(world.size, array.size, world.rank), array, segment_bytes=1 << 17)

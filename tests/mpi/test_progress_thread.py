@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from hpdl_mpi import nn, optim
+from hpdl_mpi.base.trace import Trace
 from hpdl_mpi.comm import Communicator, world
 from hpdl_mpi.data import Batch
 from hpdl_mpi.parallel import ProcessGrid, Replica, TrainingStep, progress_thread
@@ -26,7 +27,7 @@ class Slow(nn.ReLU):
         return super().backward_input(dy, ctx)
 
 
-def train(comm: Communicator, kind: str) -> np.ndarray:
+def train(comm: Communicator, kind: str, trace: Trace | None = None) -> np.ndarray:
     settings = {
         "compression": Compression(kind, rank=2, density=0.1) if kind in ("powersgd", "top-k") else None,
         "sharding": Sharding(comm.rank, comm.size, 4000, gradients=True) if kind == "sharding" else None,
@@ -38,6 +39,7 @@ def train(comm: Communicator, kind: str) -> np.ndarray:
     grid = ProcessGrid(comm, {"pp": 1, "dp": comm.size})
     wire = "bf16" if kind == "bf16" else None
     step = TrainingStep(replica, nn.CrossEntropy(), grid, bucket_bytes=4000, algorithm="ring", compression=wire)
+    step.record(trace)
     rng = np.random.default_rng(comm.rank)
     for _ in range(STEPS):
         inputs, targets = rng.normal(size=(3, 30)).astype(np.float32), rng.integers(0, 3, 3)
@@ -65,3 +67,21 @@ def test_a_thread_changes_no_bit(kind: str, monkeypatch: pytest.MonkeyPatch) -> 
     assert moved
     for other in comm.allgather_obj(alone.tobytes()):
         assert other == alone.tobytes()
+
+
+@pytest.mark.mpi(min_size=2)
+def test_rounds_that_a_thread_moves_along_are_recorded_once_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    comm, trace = world(), Trace()
+    monkeypatch.setattr(step_module, "needs_thread", lambda comm: True)
+    monkeypatch.setattr(progress_thread, "_SECONDS", 1e-4)
+    train(comm, "plain", trace)
+    steps = [span for span in trace.spans if span.kind == "step"]
+    buckets = {span.name for span in trace.spans if span.kind == "reduce"}
+    count = 2 * (comm.size - 1)
+    for bucket in buckets:
+        for number in range(1, count + 1):
+            name = f"gradients, {bucket}: round {number} of {count}: "
+            found = [span for span in trace.spans if span.kind == "round" and span.name.startswith(name)]
+            assert len(found) == len(steps) == STEPS
+            for span, whole in zip(found, steps, strict=True):
+                assert whole.start <= span.start <= span.stop <= whole.stop

@@ -47,15 +47,30 @@ def test_all_ranks_together_take_the_steps_of_one(world, shared_folder, dtype, t
         np.testing.assert_allclose(found, expected, rtol=tolerance)
 
 
-@pytest.mark.parametrize("shared_memory", ["gradients", "parameters"])
+@pytest.mark.parametrize("algorithm", ["library", "tree"])
+@pytest.mark.parametrize("sharding", ["none", "optimizer", "gradients"])
+def test_ranks_that_sum_as_they_are_told_take_the_steps_of_one(world, shared_folder, algorithm, sharding):
+    images, parallel = shared_folder / "images.h5", Parallel(threads=1, algorithm=algorithm, sharding=sharding)
+    found = fit_images(make_trainer(world, parallel=parallel), images, shared_folder / "together")
+    assert {*found["allreduce"]} == ({algorithm} if world.size > 1 else set())
+    assert len({*world.allgather_obj(found["parameters_digest"])}) == 1
+    if world.rank == 0:
+        expected = fit_images(make_trainer(SingleCommunicator()), images, shared_folder / "alone")
+        losses = [step_losses(shared_folder / name) for name in ("together", "alone")]
+        np.testing.assert_allclose(*losses, rtol=1e-9)
+        np.testing.assert_allclose(found["test_loss"], expected["test_loss"], rtol=1e-9)
+
+
+@pytest.mark.parametrize("shared_memory", ["auto", "gradients", "parameters"])
 @pytest.mark.parametrize("clip_norm", [None, 0.1])
 def test_ranks_that_share_memory_take_the_steps_of_those_that_do_not(world, shared_folder, shared_memory, clip_norm):
     images, parallel = shared_folder / "images.h5", Parallel(threads=1, shared_memory=shared_memory)
     trainer = make_trainer(world, parallel=parallel, clip_norm=clip_norm)
     found = fit_images(trainer, images, shared_folder / "shared")
-    expected = fit_images(make_trainer(world, clip_norm=clip_norm), images, shared_folder / "apart")
+    apart = make_trainer(world, parallel=Parallel(threads=1, shared_memory="none"), clip_norm=clip_norm)
+    expected = fit_images(apart, images, shared_folder / "apart")
     assert len({*world.allgather_obj(found["parameters_digest"])}) == 1
-    assert {*found["allreduce"]} == {"window" if shared_memory == "gradients" else "one_copy"}
+    assert {*found["allreduce"]} == {"one_copy" if shared_memory == "parameters" else "window"}
     assert {*expected["allreduce"]} == {"one_shot"}
     if world.rank == 0:
         losses = [step_losses(shared_folder / name) for name in ("shared", "apart")]

@@ -133,6 +133,7 @@ def compare(schedule: Schedule, steps: Steps) -> tuple[StepTimes, Simulation]:
     steps : Steps
         One or more.
     """
+    steps = [[_computing_alone(spans) for spans in mine] for mine in steps]
     simulation = simulate(schedule, measured_costs(schedule, steps))
     work = fmean(sum(timing.stop - timing.start for timing in timings) for timings in simulation.timings)
     parts = {kind: median(_mean(spans, kind) for spans in zip(*steps, strict=True)) for kind in _KINDS}
@@ -153,6 +154,17 @@ def compare(schedule: Schedule, steps: Steps) -> tuple[StepTimes, Simulation]:
 
 
 _KINDS = ("step", "compute", "wait", "update")
+
+
+def _computing_alone(spans: Sequence[Span]) -> list[Span]:
+    """Return the spans of a step, computations shorter by the waits for other ranks inside them."""
+    waits = [span for span in spans if span.kind == "wait"]
+
+    def alone(span: Span) -> Span:
+        inside = (wait.seconds for wait in waits if span.start <= wait.start and wait.stop <= span.stop)
+        return span._replace(stop=span.stop - sum(inside))
+
+    return [alone(span) if span.kind == "compute" else span for span in spans]
 
 
 def _sum(spans: Sequence[Span], kind: str) -> float:

@@ -106,12 +106,16 @@ def test_rules_of_other_places_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         (("--vs", "nccl"), "--vs: unknown contender"),
         (("--sizes", "6"), "--sizes: out of range. Found 6"),
         (("--sizes", "some"), "--sizes: not a size"),
+        (("--tune", "--algorithm", "auto,ring"), "--tune and --algorithm: the fastest is found among all"),
     ],
 )
-def test_what_cannot_be_measured_is_refused_once(options: tuple[str, ...], complaint: str) -> None:
-    done = run_python(2, "-m", "hpdl_mpi", "bench", "allreduce", *options)
+def test_what_cannot_be_measured_is_refused_once(options: tuple[str, ...], complaint: str, tmp_path: Path) -> None:
+    table = tmp_path / "table.json"
+    command = ("-m", "hpdl_mpi", "bench", "allreduce", *options)
+    done = run_python(2, *command, environ={"HPDL_ALLREDUCE_TABLE": str(table)})
     assert done.returncode == 2
     assert done.stderr.count(complaint) == 1
+    assert not table.exists()
 
 
 def test_one_rank_is_refused() -> None:

@@ -83,8 +83,10 @@ def test_what_cannot_be_drawn_is_refused(tmp_path: Path) -> None:
             show("gpipe", "--message", seconds)
     with pytest.raises(InputError, match="ranks x micro-batches x chunks"):
         show("gpipe", "-p", "9999999999999999999999")
-    with pytest.raises(InputError, match="no such schedule"):
+    with pytest.raises(InputError, match="no such schedule") as refused:
         show("nope")
+    for name in ("1f1b", "allreduce", "reduce-scatter", "all-gather", ".csv"):
+        assert name in str(refused.value)
 
 
 def test_an_allreduce_is_shown_proved_and_timed() -> None:
@@ -95,6 +97,32 @@ def test_an_allreduce_is_shown_proved_and_timed() -> None:
     assert lines[-3].startswith("proved ")
     assert lines[-2].endswith("sends 1.6 times its array (the least that a sum needs is 1.6)")
     assert lines[-1].startswith("time         8 s")
+
+
+@pytest.mark.parametrize(
+    ("name", "first", "ends"),
+    [
+        ("reduce-scatter", "send [2, 3) to rank 1; recv_reduce [1, 2) from rank 2", "every contribution to its own"),
+        ("all-gather", "send [0, 1) to rank 1; recv [2, 3) from rank 2", "the chunk of every rank"),
+    ],
+)
+def test_halves_of_a_ring_are_shown_proved_and_timed(name: str, first: str, ends: str) -> None:
+    lines = show(name, "-n", "3", "--size", "12 B", "--latency", "1").splitlines()
+    assert lines[0] == f"{name}, ring: 3 ranks, 3 elements of float32"
+    assert lines[2] == f"    0  {first}"
+    assert sum(line.startswith("rank ") for line in lines) == 3
+    assert lines[-3].startswith(f"proved       every rank ends with {ends}")
+    assert lines[-2].endswith("sends 0.667 times its array (the least that it needs is 0.667)")
+    assert lines[-1].startswith("time         2 s")
+    assert f"{name}, ring: 4 ranks on 2 machines" in show(name, "-n", "4", "--machines", "2")
+    for algorithm in ("tree", "library", "auto"):
+        with pytest.raises(InputError, match=f"--algorithm: no such algorithm. Found '{algorithm}'; expected ring"):
+            show(name, "--algorithm", algorithm)
+
+
+@pytest.mark.parametrize("name", ["allreduce", "reduce-scatter", "all-gather"])
+def test_one_rank_has_nothing_to_say(name: str) -> None:
+    assert "traffic      none" in show(name, "-n", "1")
 
 
 @pytest.mark.parametrize("algorithm", ["two_shot", "window"])
@@ -114,6 +142,7 @@ def test_an_allreduce_of_many_ranks_is_shown_in_part() -> None:
 def test_impossible_allreduces_are_refused() -> None:
     for arguments, complaint in (
         (("--algorithm", "nope"), "--algorithm: no such algorithm. Found 'nope'"),
+        (("--algorithm", "library"), "--algorithm library: the MPI library's own schedule is not known here"),
         (("--algorithm", "two_shot", "--machines", "2"), "its ranks share memory"),
         (("--machines", "9", "-n", "2"), "--machines: out of range"),
         (("--size", "large"), "--size: not a size"),

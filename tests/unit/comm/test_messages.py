@@ -53,6 +53,37 @@ class Wire:
         return [number for number, message in enumerate(self.messages) if message.started]
 
 
+def test_rounds_are_told_of_as_they_end_in_whatever_order() -> None:
+    """Two pieces go to rank 1 and rank 2 in rounds 0 and 1; round 3 sends on what round 2 brings."""
+    program = [
+        (Step(Op.SEND, 0, 4, 1),),
+        (Step(Op.SEND, 4, 8, 2),),
+        (Step(Op.RECV, 8, 12, 1),),
+        (Step(Op.SEND, 8, 12, 2),),
+    ]
+    told: list[tuple[int, int, float]] = []
+    wire, array = Wire(), np.zeros(12, np.float32)
+    messages = Messages(wire, list(enumerate(program)), array, 0, 2)
+    messages.record(lambda *what: told.append(what))
+    messages.start(1)
+    assert not told
+    for number in (2, 3, 4):  # of two segments each: all of round 1, half of round 2
+        wire.messages[number].over = True
+    assert not messages.test()
+    assert [(first, last) for first, last, _ in told] == [(1, 1)]
+    for message in wire.messages:
+        message.over = True
+    assert not messages.test()
+    wire.messages[6].over = wire.messages[7].over = True
+    assert messages.test()
+    assert [first for first, _, _ in told] == [1, 0, 2, 3]
+    began = {first: when for first, _, when in told}
+    assert began[0] <= began[1] <= began[2] < began[3]
+    messages.record(None)
+    messages.start(2)
+    assert len(told) == 4
+
+
 def begin(program: Program, size: int, length: int) -> tuple[Messages, Wire, np.ndarray]:
     wire, array = Wire(), np.zeros(size, np.float32)
     messages = Messages(wire, list(enumerate(program)), array, 0, length)

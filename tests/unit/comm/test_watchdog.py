@@ -50,7 +50,7 @@ def test_rank_in_a_call_that_holds_the_lock_of_python_shows_its_stacks() -> None
     assert code == 1
     assert seconds < SECONDS + GRACE
     assert "rank 1 is late" in said
-    assert "Timeout (0:00:02)!" in said
+    assert "Timeout (0:00:02.500000)!" in said
     line = 1 + SCRIPT.splitlines().index("        {fault}")
     assert f'File "<string>", line {line} in <module>' in said
 
@@ -86,6 +86,34 @@ def test_rank_that_raises_speaks_for_itself() -> None:
 def test_job_without_faults_says_nothing() -> None:
     code, _, said = stall("pass")
     assert (code, said) == (0, "")
+
+
+HEALTHY = """
+import time
+from hpdl_mpi.comm import world
+
+comm = world()
+with comm.watched(0.5):
+    for _ in range(4):
+        comm.barrier()
+        time.sleep(1)
+"""
+
+
+@needs_mpirun
+def test_healthy_job_says_nothing_though_it_may_wait_for_less_than_a_beat() -> None:
+    done = run_python(2, "-c", HEALTHY)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@needs_mpirun
+@pytest.mark.parametrize("seconds", [2.0, 4.0])
+def test_rank_that_ends_its_program_has_left_and_is_not_late(seconds: float) -> None:
+    done = run_python(3, "-c", SCRIPT.format(seconds=seconds, fault="sys.exit(0)"))
+    assert done.returncode == 1
+    assert time.time() - float(done.stdout.split()[0]) < seconds + GRACE
+    assert "rank 1 has ended its program; this rank still waited for it" in done.stderr
+    assert "late" not in done.stderr
 
 
 def test_thread_that_is_late_is_named() -> None:

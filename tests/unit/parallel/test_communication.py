@@ -48,3 +48,32 @@ def test_figures_are_medians_over_steps() -> None:
     times = measure_communication([mine])
     assert times is not None
     assert (times.under_way, times.exposed, times.late, times.hidden) == (2.0, 2.0, 0.0, 0.0)
+
+
+def test_waits_for_parameters_count_and_gathers_hide_the_rest() -> None:
+    """Rank 1 begins its gather a second later, which rank 0 waits for from 7 to 8."""
+    early = step(
+        ("reduce", "bucket 0", 1.0, 4.0),
+        ("wait", "gradients", 3.0, 4.0),
+        ("gather", "bucket 0", 5.0, 9.0),
+        ("wait", "parameters", 7.0, 9.0),
+    )
+    later = step(
+        ("reduce", "bucket 0", 1.0, 4.0),
+        ("gather", "bucket 0", 8.0, 9.0),
+        ("wait", "parameters", 8.5, 9.0),
+    )
+    times = measure_communication([[early], [later]])
+    assert times is not None
+    assert times.under_way == pytest.approx((7 + 4) / 2)
+    assert times.exposed == pytest.approx((3 + 0.5) / 2)
+    assert times.late == pytest.approx((1 + 0) / 2)
+    assert times.lateness == (0, 0)
+    assert times.hidden == pytest.approx(1 - 3.5 / 11)
+
+
+def test_what_is_waited_for_is_under_way_though_it_has_no_bar() -> None:
+    mine = step(("wait", "moments", 0.0, 2.0), ("reduce", "bucket 0", 3.0, 5.0), ("wait", "totals", 6.0, 7.0))
+    times = measure_communication([[mine]])
+    assert times is not None
+    assert (times.under_way, times.exposed, times.hidden) == pytest.approx((5, 3, 2 / 5))

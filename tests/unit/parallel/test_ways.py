@@ -53,7 +53,7 @@ def train(
         bucket_bytes=BUCKET_BYTES,
         algorithm=algorithm,
         compression=compression,
-        shares_memory=parallel.shared_memory != "none",
+        shared_memory=parallel.shared_memory,
     )
     start, stop = dp.rank * SAMPLES // dp.size, (dp.rank + 1) * SAMPLES // dp.size
     for number in range(STEPS):
@@ -62,6 +62,8 @@ def train(
         share = slice(start, stop)
         batch = Batch(inputs[share], targets[share], np.arange(start, stop), global_size=SAMPLES, offset=start)
         step(batch, epoch=0, lr=0.05)
+    if algorithm != "auto":
+        assert {*step.algorithms} == ({algorithm} if dp.size > 1 else set())
     step.free()
     return replica.params
 
@@ -89,6 +91,35 @@ def test_ranks_together_learn_as_one_alone(
     for params in found:
         np.testing.assert_array_equal(params, found[0])
     np.testing.assert_allclose(found[0], alone[clip_norm], rtol=0, atol=1e-10)
+
+
+TOLD = [(name, [0, 0, 0, 0]) for name in ("auto", *ALGORITHMS)]
+TOLD += [(name, [0, 0, 1, 1]) for name in ("auto", *ALGORITHMS) if name == "auto" or not ALLREDUCES[name].one_machine]
+
+
+@pytest.mark.parametrize(("algorithm", "nodes"), TOLD)
+@pytest.mark.parametrize("sharding", ["optimizer", "gradients"])
+def test_ranks_that_share_the_update_sum_as_they_are_told(algorithm: str, sharding: str, nodes: list[int]) -> None:
+    """Each algorithm has its own order of additions, so bits of four terms in float32 tell which one was taken."""
+
+    def run(algorithm: str, sharding: str) -> np.ndarray:
+        return run_threads(4, lambda comm: train(comm, algorithm, 1, sharding, None, dtype="float32"), nodes=nodes)[0]
+
+    found, ring = run(algorithm, sharding), run("ring", "none")
+    np.testing.assert_array_equal(found, run("ring" if algorithm == "auto" else algorithm, "none"))
+    assert np.array_equal(found, ring) == (algorithm in ("auto", "ring"))
+
+
+@pytest.mark.parametrize("compression", ["bf16", "fp16"])
+@pytest.mark.parametrize("algorithm", ["ring", "tree"])
+def test_ranks_that_share_the_update_round_as_those_that_do_not(algorithm: str, compression: str) -> None:
+    def run(sharding: str, compression: str | None) -> list[np.ndarray]:
+        settings = {"compression": compression, "dtype": "float32"}
+        return run_threads(4, lambda comm: train(comm, algorithm, 1, sharding, None, **settings))
+
+    found = run("optimizer", compression)
+    np.testing.assert_array_equal(found, run("none", compression))
+    assert not np.array_equal(found, run("optimizer", None))
 
 
 EVEN = [[0], [0, 0], [0, 0, 0], [0, 0, 0, 0], [0, 1], [0, 0, 1, 1], [0, 1, 0, 1]]
@@ -168,7 +199,7 @@ def test_a_step_without_a_number_leaves_nothing_behind(sharding: str) -> None:
         shards = parallel.sharded(comm.rank, comm.nodes)
         replica = Replica(model, (4,), optimizer, dtype="float64", seed=0, sharding=shards)
         grid = ProcessGrid(comm, {"pp": 1, "dp": comm.size})
-        step = TrainingStep(replica, nn.CrossEntropy(), grid, shares_memory=sharding != "none")
+        step = TrainingStep(replica, nn.CrossEntropy(), grid, shared_memory=parallel.shared_memory)
         for number in numbers:
             inputs = np.random.default_rng(number).normal(size=(4, 4))
             inputs[2] = np.nan if number == 1 else inputs[2]

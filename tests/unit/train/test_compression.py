@@ -33,7 +33,7 @@ def whole() -> float:
         ("compression=bf16",),
         ("compression=fp16",),
         ("compression=powersgd", "compression_rank=4"),
-        ("compression=top-k", "compression_density=0.01"),
+        ("compression=top-k", "compression_density=0.01", "algorithm=auto"),
     ],
     ids=lambda overrides: overrides[0],
 )

@@ -126,6 +126,7 @@ BAD_KEYS = [
     ("parallel.recompute=all", "parallel.recompute: input should be 'none', 'stage' or 'block'"),
     ("parallel.memory_limit=much", "parallel.memory_limit: could not parse value and unit from byte string"),
     ("parallel.threads=0", "parallel.threads: input should be greater than or equal to 1"),
+    ("parallel.algorithm=window", "parallel.algorithm: input should be 'auto', 'library', 'ring'"),
     ("checkpoint.keep=0", "checkpoint.keep: input should be greater than or equal to 1"),
     ("checkpoint.signal=SIGKILL", "checkpoint.signal: input should be 'SIGUSR1'"),
     ("name='../elsewhere'", "name: string should match pattern"),
@@ -139,6 +140,37 @@ def test_a_bad_key_is_named_with_its_file_and_its_whole_path(override, message):
         read_job(LENET, [override])
     assert str(caught.value).startswith(f"{LENET}: {message}")
     assert caught.value.exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (("compression=top-k", "algorithm=ring"), "compression = 'top-k' has an algorithm of its own: leave out algo"),
+        (("compression=top-k", "algorithm=library"), "compression = 'top-k' has an algorithm of its own: leave out"),
+        (("compression=powersgd", "algorithm=library"), "algorithm = 'library' leaves the messages to MPI: leave out"),
+        (("compression=bf16", "algorithm=library"), "algorithm = 'library' leaves the messages to MPI: leave out"),
+        (("compression=fp16", "algorithm=library"), "algorithm = 'library' leaves the messages to MPI: leave out"),
+        (("compression=top-k", "sharding=optimizer"), "compression = 'top-k' needs the sums of whole buckets"),
+        (("shared_memory=gradients", "algorithm=ring"), "shared_memory = 'gradients' has an algorithm of its own"),
+        (("shared_memory=parameters", "algorithm=tree"), "shared_memory = 'parameters' has an algorithm of its own"),
+    ],
+)
+def test_ways_to_sum_that_do_not_go_together_are_refused(settings, message):
+    with pytest.raises(InputError) as caught:
+        read_job(LENET, [f"parallel.{setting}" for setting in settings])
+    assert str(caught.value).startswith(f"{LENET}: parallel: {message}")
+    assert "\n" not in str(caught.value)
+
+
+def test_ways_to_sum_that_go_together_are_taken():
+    for settings in (
+        {"compression": "top-k"},
+        {"compression": "powersgd", "algorithm": "ring"},
+        {"compression": "bf16", "algorithm": "tree"},
+        {"compression": "bf16", "algorithm": "tree", "sharding": "gradients"},
+        {"sharding": "optimizer", "algorithm": "library"},
+    ):
+        hp.Parallel(**settings)
 
 
 @pytest.mark.parametrize(

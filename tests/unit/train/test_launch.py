@@ -7,7 +7,9 @@ import pytest
 from hpdl_mpi.base.errors import InputError
 from hpdl_mpi.comm import SingleCommunicator, run_threads
 from hpdl_mpi.parallel import ProcessGrid
-from hpdl_mpi.train import launch
+from hpdl_mpi.train import Parallel, launch
+from hpdl_mpi.train.restore import require_same_call
+from tests.unit.train.conftest import make_trainer
 
 
 @pytest.fixture
@@ -111,3 +113,53 @@ def test_a_nodes_first_rank_goes_with_its_pipeline():
     run_threads(6, run)
     assert set(order[:2]) == {0, 3}
     assert sorted(order) == list(range(6))
+
+
+def refusal(settings):
+    """Return what ranks are told that give one of these settings each; all are told the same."""
+
+    def run(comm):
+        with pytest.raises(InputError) as caught:
+            require_same_call(comm, settings[comm.rank])
+        return str(caught.value)
+
+    (said,) = {*run_threads(len(settings), run)}
+    return said
+
+
+def test_ranks_that_differ_in_whether_they_check_calls_are_refused_before_their_first_one():
+    def run(comm):
+        parallel = Parallel(threads=1, check_calls=comm.rank == 1)
+        with pytest.raises(InputError) as caught:
+            make_trainer(comm, parallel=parallel)
+        return str(caught.value), caught.value.exit_code
+
+    said = (
+        "Trainer: parallel: ranks train in different ways. Found parallel.check_calls = True on rank 1; expected "
+        "parallel.check_calls = False, as on rank 0. Call Trainer alike on every rank; rank 0 alone will write the run "
+        "folder."
+    )
+    assert run_threads(2, run) == [(said, 2)] * 2
+
+
+def test_keys_in_which_sections_differ_are_named_and_no_others():
+    said = refusal([{"parallel": Parallel()}, {"parallel": Parallel(pp=2, bucket_cap_mb=1.5)}])
+    assert "Found parallel.pp = 2, parallel.bucket_cap_mb = 1.5 on rank 1;" in said
+    assert "expected parallel.pp = 1, parallel.bucket_cap_mb = 25.0, as on rank 0" in said
+    assert "threads" not in said
+
+
+def test_of_an_optimizer_its_name_and_keys_are_named():
+    mine, theirs = (("SGD", {"lr": 0.1, "momentum": 0.9}), ("SGD", {"lr": 0.2, "momentum": 0.9}))
+    assert "Found optimizer.lr = 0.2 on rank 2; expected optimizer.lr = 0.1, as on rank 0" in refusal(
+        [{"optimizer": mine}, {"optimizer": mine}, {"optimizer": theirs}]
+    )
+    said = refusal([{"optimizer": mine}, {"optimizer": ("Adam", {"lr": 0.1})}])
+    assert "Found optimizer.name = 'Adam', optimizer.momentum = None on rank 1" in said
+    assert "expected optimizer.name = 'SGD', optimizer.momentum = 0.9, as on rank 0" in said
+
+
+def test_plain_values_that_differ_are_named_as_they_are():
+    assert "fit: epochs: ranks train in different ways. Found None on rank 1; expected 3, as on rank 0" in refusal(
+        [{"epochs": 3}, {"epochs": None}]
+    )

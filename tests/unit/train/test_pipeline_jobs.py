@@ -117,7 +117,7 @@ def test_a_trace_has_all_actions_of_all_ranks_in_order(tmp_path: Path, num_ranks
     assert done.returncode == 0, done.stderr
     assert "traced steps" in done.stdout
     events = [event for event in json.loads(trace.read_text())["traceEvents"] if event["ph"] == "X"]
-    kinds = {"step", "compute", "send", "receive", "wait", "update"} | ({"reduce"} if dp > 1 else set())
+    kinds = {"step", "compute", "send", "receive", "wait", "update", "round"} | ({"reduce"} if dp > 1 else set())
     assert {event["cat"] for event in events} == kinds
     assert min(event["ts"] for event in events) == 0
     schedule = complete(make_schedule("1f1b", 2, 8))

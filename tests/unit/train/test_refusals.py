@@ -276,7 +276,7 @@ def test_ranks_that_train_in_different_ways_are_named(images, tmp_path, trainer,
     def run(comm):
         differs = comm.rank == 1
         with pytest.raises(
-            InputError, match=rf"fit: {key}: ranks train in different ways\. Found .* on rank 1; expected"
+            InputError, match=rf"(Trainer|fit): {key}: ranks train in different ways\. Found .* on rank 1; expected"
         ):
             fit_images(
                 make_trainer(comm, **(trainer if differs else {})),

@@ -60,6 +60,13 @@ def test_another_metric_begins_anew():
     assert watch.after(12, Metrics(9.0, accuracy=0.5), accuracy) == Watch("accuracy", 12, 0.5, 12)
 
 
+def test_what_is_said_counts_by_the_margin_that_was_asked_for():
+    settings = EarlyStopping(patience=1, min_delta=0.5)
+    watch = Watch().after(4, Metrics(3.0), settings).after(8, Metrics(2.75), settings)
+    said = "early stopping after step 8: test loss was not better than 3, of step 4, by more than 0.5 in 1 evaluation"
+    assert watch.describe(settings) == said
+
+
 LOSSES = [5.0, 4.0, 4.5, 4.2, 4.1, 3.0, 2.0]
 """After each epoch of four steps; with patience 3 the second is the best when the run ends after the fifth."""
 
