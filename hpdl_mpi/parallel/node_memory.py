@@ -100,11 +100,11 @@ def share_memory(grid: ProcessGrid, replica: Replica, wanted: MemorySharing, alg
         The machine has too little memory to share, or see `shares_machines`.
     """
     dp, nbytes = grid.axis("dp"), replica.grads.nbytes
-    if wanted == "none" or not nbytes or (wanted == "auto" and not _can_share(grid, replica, algorithm)):
-        return None
-    if not shares_machines(grid):
-        return None
     one_copy = replica.sharding is not None and replica.sharding.one_copy
+    asked = one_copy or wanted in ("gradients", "parameters")
+    can = asked or (wanted == "auto" and _can_share(grid, replica, algorithm))
+    if not (nbytes and can and shares_machines(grid)):
+        return None
     arenas = [Arena(dp) for _ in range(1 + one_copy)]
     forget(replica.grads)  # so that there never are two of each
     for arena, needed in zip(arenas, (nbytes, -(-nbytes // dp.node_size)), strict=False):
@@ -113,7 +113,7 @@ def share_memory(grid: ProcessGrid, replica: Replica, wanted: MemorySharing, alg
         return NodeMemory(dp, replica, arenas)
     for arena in arenas:
         arena.free()
-    if wanted == "auto":
+    if not asked:
         return None
     raise InputError(
         "too little memory that ranks can share",
