@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -112,7 +113,8 @@ def bench_data_parallel(
     set_threads(threads)
     wake_numba()
     with ExitStack() as stack:
-        _Ranks(comm, subject, batch)  # what kernels take to be compiled is not the step's memory
+        _Ranks(comm, subject, batch).free()  # what kernels take to be compiled is not the step's memory
+        gc.collect()  # layers and contexts know each other
         together, apart = _Ranks(comm, subject, batch), _Ranks(SingleCommunicator(), subject, batch)
         players: dict[str, Player] = {OURS: together, APART: apart, ONE_RANK: _on_one_rank(comm, apart)}
         players[SUMS] = _SumsAlone(comm, subject)
@@ -245,6 +247,10 @@ class _Ranks:
         self._step(self._batch, epoch=0, lr=LEARNING_RATE)
         self.spans.append(trace.spans)
         return now() - start
+
+    def free(self) -> None:
+        """Give back what ranks share; no turn is taken after it. Collective."""
+        self._step.free()
 
     def turn(self, steps: int) -> float:
         """See `Player.turn`; one more step goes before those that count."""
