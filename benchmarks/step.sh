@@ -38,6 +38,7 @@ alexnet 32 --vs torch
 mobilenet_v2 16 --vs torch
 resnet50 8 --vs torch
 resnet18_cifar 64 --vs torch-bf16
+resnet18_cifar 64 --vs exact
 ROWS
 } >"$scratch/result.md"
 mv "$scratch/result.md" "$result"

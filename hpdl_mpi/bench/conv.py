@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from statistics import median
 from typing import Any
 
@@ -17,9 +17,12 @@ from hpdl_mpi.bench.machine import describe_command, describe_machine, describe_
 from hpdl_mpi.bench.rounds import require_rounds, turn_order
 from hpdl_mpi.kernels.conv2d import output_size
 from hpdl_mpi.kernels.threads import max_threads, set_threads
-from hpdl_mpi.nn import Context, Conv2d, MicroBatch, Pool
+from hpdl_mpi.nn import Context, MicroBatch, Pool
 from hpdl_mpi.nn.conv_methods import ConvShape
 from hpdl_mpi.nn.conv_rules import RULES, choose
+
+_MOST_ELEMENTS = 1 << 28
+"""Of an array of a described shape: 1 GiB."""
 
 PASSES = ("forward", "backward_input", "backward_weight")
 
@@ -109,9 +112,10 @@ def described(text: str) -> ConvWorkload:
     InputError
         It is not, or there is no such convolution.
     """
+    pairs = [part.strip().partition("=") for part in text.split(",")]
     try:
-        numbers = {key: int(value) for key, _, value in (part.partition("=") for part in text.split(","))}
-        workload = ConvWorkload(text, **numbers)
+        numbers = {key: int(value) for key, _, value in pairs}
+        workload = ConvWorkload("yours", **numbers)
     except (ValueError, TypeError) as error:
         *needed, last = (field.name for field in fields(ConvWorkload) if field.name != "name")
         raise InputError(
@@ -120,12 +124,24 @@ def described(text: str) -> ConvWorkload:
             found=repr(text),
             expected=f"{'=NUMBER,'.join(needed)}=NUMBER,{last}=NUMBER, of which the first four must be there",
         ) from error
-    require("--shape", workload.batch, workload.batch >= 1, "a batch of at least 1")
-    require("--shape", workload.in_channels, workload.in_channels >= 1, "at least 1 in_channels")
-    kernel, padding = workload.kernel_size, workload.kernel_size // 2 if workload.padding is None else workload.padding
-    layer = Conv2d(workload.out_channels, kernel, stride=workload.stride, padding=padding, groups=workload.groups)
-    layer.build((workload.size, workload.size, workload.in_channels))  # refuses what it cannot be
-    return workload
+    counts = {key: value for key, value in asdict(workload).items() if key not in ("name", "padding")}
+    groups, padding = workload.groups, workload.kernel_size // 2 if workload.padding is None else workload.padding
+
+    def demand(holds: bool, expected: str) -> None:
+        require("--shape", repr(text), holds, expected)
+
+    demand(len(numbers) == len(pairs), "each number once")
+    demand(min(counts.values()) >= 1 and padding >= 0, "numbers of at least 1, and a padding of at least 0")
+    demand(not workload.in_channels % groups and not workload.out_channels % groups, "groups that divide the channels")
+    demand(workload.size + 2 * padding >= workload.kernel_size, "a kernel_size within the image and its padding")
+    arrays = workload.batch * workload.size**2 * workload.in_channels, math.prod(workload.shape.weight)
+    outputs = workload.batch * math.prod(workload.shape.output) * workload.out_channels
+    demand(max(*arrays, outputs) <= _MOST_ELEMENTS, f"arrays of at most {_MOST_ELEMENTS:,} numbers")
+    stride = f", stride {workload.stride}" if workload.stride > 1 else ""
+    kernel = f"{workload.kernel_size} x {workload.kernel_size}{stride}, padding {padding}"
+    several = f", {groups} groups" if groups > 1 else ""
+    image = f"{workload.size} x {workload.size} x {workload.in_channels}"
+    return replace(workload, name=f"{workload.batch} of {image} to {workload.out_channels}, {kernel}{several}")
 
 
 def bench_conv(

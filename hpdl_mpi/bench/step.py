@@ -109,6 +109,8 @@ def choose(model: str, vs: str | None) -> tuple[list[str], list[str]]:
     """Return the contenders that `vs` asks for, and notes on those that the model leaves out."""
     if vs is None:
         return [], []
+    if vs == "exact" and not WORKLOADS[model].images:
+        raise InputError(f"it is about convolutions, and {model} has none", where=f"--vs {vs}")
     if vs in OWN:
         return [vs], []
     if vs in TORCH_BF16:

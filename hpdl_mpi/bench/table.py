@@ -7,6 +7,7 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
+from hpdl_mpi.base.output import counted
 from hpdl_mpi.bench.conv import PASSES
 from hpdl_mpi.bench.step import OURS
 
@@ -104,9 +105,9 @@ def conv_table(result: dict[str, Any]) -> Table:
     """
     title = f"Convolutions, float32, {result['threads']} thread{'s' if result['threads'] > 1 else ''}"
     caption = (
-        f"{result['machine']['cpu']}; ms, median of {result['rounds']} rounds; * is chosen; GFLOP/s count the "
-        "operations of the definition, in all three passes; ratio: their time to that of the fastest, with ! where the "
-        f"chosen one takes over {_CONV_SPREAD:.0%} longer"
+        f"{result['machine']['cpu']}; ms, median of {counted(result['rounds'], 'round')}; * is chosen; GFLOP/s count "
+        "the operations of the definition, in all three passes; ratio: their time to that of the fastest, with ! where "
+        f"the chosen one takes over {_CONV_SPREAD:.0%} longer"
     )
     table = Table(box=box.SIMPLE, title=title, caption=caption)
     table.add_column("convolution")
@@ -144,8 +145,8 @@ def profile_table(result: dict[str, Any]) -> Table:
         f"float32, {threads}"
     )
     caption = (
-        f"{result['machine']['cpu']}; ms, medians of {result['steps']} steps; GFLOP/s count the operations of the "
-        "definition, in all passes that there were"
+        f"{result['machine']['cpu']}; ms, medians of {counted(result['steps'], 'step')}; GFLOP/s count the operations "
+        "of the definition, in all passes that there were"
     )
     table = Table(box=box.SIMPLE, title=title, caption=caption)
     table.add_column("layers", no_wrap=True)

@@ -110,8 +110,9 @@ def _open(stream: BinaryIO, form: Form) -> ImageFile:
         except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
             # Pillow names a limit of its own beside the number.
             _refuse_pixels(re.sub(r"^Image size \((\d+ pixels)\).*", r"\1", str(error)))
-    if image.mode not in MODES or _is_deep(image):
-        kind = f"Pillow's mode {image.mode}" if image.mode not in MODES else "16 bits per channel"
+    deep = image.mode[0] in "IF" or _is_deep(image)
+    if deep or image.mode not in MODES:
+        kind = "more than 8 bits per channel" if deep else f"Pillow's mode {image.mode}"
         raise BadImage(
             "pixels of a kind that does not fit into 8 bits",
             found=f"{image.format} of {kind}",
@@ -124,7 +125,7 @@ def _open(stream: BinaryIO, form: Form) -> ImageFile:
 
 
 def _is_deep(image: ImageFile) -> bool:
-    """Return whether colours have 16 bits in the file, the lower of which Pillow would drop without a word."""
+    """Return whether colours have more than 8 bits in the file, of which Pillow would drop some without a word."""
     for codec, _, _, args in image.tile:
         if codec == "zip" and isinstance(args, str) and ";16" in args:
             return True

@@ -92,6 +92,8 @@ def test_a_shape_is_described_by_its_numbers():
     assert workload.shape.output == (4, 4)
     assert described("batch=2,size=9,in_channels=8,out_channels=12").shape.output == (9, 9)
     assert set(bench_conv([workload], num_rounds=1)["convolutions"][0]["seconds"]) == {"grouped"}
+    assert workload.name == "2 of 9 x 9 x 8 to 12, 5 x 5, stride 2, padding 1, 4 groups"
+    assert described("batch=2, size=9, in_channels=8, out_channels=12").name == "2 of 9 x 9 x 8 to 12, 3 x 3, padding 1"
 
 
 @pytest.mark.parametrize(
@@ -100,10 +102,14 @@ def test_a_shape_is_described_by_its_numbers():
         ("size=9", "expected batch=NUMBER,size=NUMBER,.*of which the first four must be there"),
         ("depth=3", "no description"),
         ("stride=a", "no description"),
-        ("batch=0", "a batch of at least 1"),
-        ("in_channels=0", "at least 1 in_channels"),
-        ("groups=3", "do not make groups"),
-        ("kernel_size=20,padding=0", "the window does not fit"),
+        ("batch=0", "numbers of at least 1"),
+        ("in_channels=0", "numbers of at least 1"),
+        ("stride=-1", "numbers of at least 1"),
+        ("padding=-1", "a padding of at least 0"),
+        ("groups=3", "groups that divide the channels"),
+        ("kernel_size=20,padding=0", "a kernel_size within the image"),
+        ("batch=1000000000", "arrays of at most 268,435,456 numbers"),
+        ("size=99999999999999999999999", "arrays of at most"),
     ],
 )
 def test_what_describes_no_convolution_is_refused(changed, message):
@@ -112,6 +118,11 @@ def test_what_describes_no_convolution_is_refused(changed, message):
     text = changed if changed == "size=9" else ",".join(f"{key}={value}" for key, value in (whole | given).items())
     with pytest.raises(InputError, match=message):
         described(text)
+
+
+def test_a_number_that_is_given_twice_is_refused():
+    with pytest.raises(InputError, match=r"--shape: out of range.*each number once"):
+        described("batch=2,batch=3,size=9,in_channels=8,out_channels=12")
 
 
 def test_the_command_takes_some_shapes_and_as_few_rounds_as_the_function(monkeypatch, result):
@@ -127,6 +138,13 @@ def test_the_command_takes_some_shapes_and_as_few_rounds_as_the_function(monkeyp
     printed = CliRunner().invoke(app, ["bench", "conv", "--only", "grey", "--rounds", "1"])
     assert printed.exit_code == 0, printed.output
     assert asked == {"names": ["grey, 5 x 5, first"], "num_rounds": 1}
+    shape = ["--shape", "batch=2,size=9,in_channels=8,out_channels=12"]
+    printed = CliRunner().invoke(app, ["bench", "conv", *shape])
+    assert printed.exit_code == 0, printed.output
+    assert asked == {"names": ["2 of 9 x 9 x 8 to 12, 3 x 3, padding 1"], "num_rounds": 10}
+    error = CliRunner().invoke(app, ["bench", "conv", *shape, "--only", "grey"]).exception
+    assert isinstance(error, InputError)
+    assert "one of both" in str(error)
     with pytest.raises(InputError, match=r"--rounds: out of range\. Found 0; expected at least 1"):
         bench_conv(SMALL, num_rounds=0)
 

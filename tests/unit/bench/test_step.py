@@ -17,10 +17,13 @@ from hpdl_mpi.bench import bench_step
 from hpdl_mpi.bench.contender import Contender
 from hpdl_mpi.bench.rounds import Turns
 from hpdl_mpi.bench.step import OWN, check_twins, choose, report
+from hpdl_mpi.bench.step_hpdl import load_parts
 from hpdl_mpi.bench.torch_models import TORCH_MODELS
 from hpdl_mpi.bench.workloads import WORKLOADS
 from hpdl_mpi.cli import bench
 from hpdl_mpi.models import MODELS
+from hpdl_mpi.nn import Conv2d
+from hpdl_mpi.nn.layer import walk
 from tests.threads import needs_two_threads
 
 KEYS = {"model", "batch", "threads", "precision", "step_seconds", "samples_per_second", "peak_bytes", "vs", "ratio"}
@@ -91,6 +94,11 @@ def test_torch_means_all_of_its_forms_and_says_which_it_leaves_out():
 def test_our_own_step_is_held_against_itself_without_winograds_method():
     result = bench_step("lenet", 4, 1, "exact", num_rounds=2, turn_seconds=0.0)
     assert result["ratio"] == result["vs"]["exact"]["step_seconds"] / result["step_seconds"]
+    for exact, expected in ((False, {"unfolded", "winograd"}), (True, {"unfolded"})):
+        replica, _ = load_parts(1)("lenet", 2, exact)
+        assert {layer.method for layer in walk(replica.model) if isinstance(layer, Conv2d)} == expected
+    with pytest.raises(InputError, match="it is about convolutions, and mlp has none"):
+        choose("mlp", "exact")
 
 
 @needs_two_threads
@@ -174,6 +182,12 @@ def test_a_file_that_cannot_be_written_is_refused_before_the_benchmark(tmp_path)
     error = hpdl("bench", "step", "--json", tmp_path / "absent" / "result.json").exception
     assert isinstance(error, InputError)
     assert "cannot be written" in str(error)
+
+
+def test_a_profile_may_be_of_one_step():
+    printed = hpdl("bench", "step", "--profile", "--model", "lenet", "--batch", 2, "--rounds", 1)
+    assert printed.exit_code == 0, printed.output
+    assert "medians of 1 step;" in printed.output
 
 
 def test_a_profile_of_several_ranks_is_refused(monkeypatch):

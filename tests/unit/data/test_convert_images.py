@@ -223,6 +223,8 @@ DEEP = {
     "PNG, colours": deep_png(2, 3),
     "PNG, colours and transparent": deep_png(6, 4),
     "PPM, colours": b"P6\n1 1\n65535\n" + bytes(6),
+    "PPM, colours of 10 bits": b"P6\n1 1\n1023\n" + bytes(6),
+    "PPM, grey": b"P5\n1 1\n65535\n" + bytes(2),
     "PPM, colours in words": b"P3\n1 1\n65535\n0 1 65535\n",
 }
 """Files whose lower eight bits Pillow would drop."""
@@ -236,10 +238,10 @@ BAD = {
     "cut PNG": (encoded(NOISE)[:-40], "a damaged image"),
     "of 16 bits": (
         encoded(NOISE[..., 0].astype(np.uint16)),
-        "does not fit into 8 bits. Found PNG of Pillow's mode I;16",
+        "does not fit into 8 bits. Found PNG of more than 8 bits per channel",
     ),
     **{
-        f"of 16 bits, {kind}": (data, f"does not fit into 8 bits. Found {kind[:3]} of 16 bits per channel")
+        f"of 16 bits, {kind}": (data, f"does not fit into 8 bits. Found {kind[:3]} of more than 8 bits per channel")
         for kind, data in DEEP.items()
     },
     "too many pixels": (huge_png(), "too many pixels. Found .*at most 89478485"),

@@ -170,6 +170,12 @@ LAYERS: dict[str, Case] = {
         _conv("", stride=(2, 1), padding=(0, 1)),
     ),
     "Conv2d, stride above kernel": Case(lambda: Conv2d(3, 2, stride=3), (6, 9, 2), _conv("", stride=(3, 3))),
+    "Conv2d, 7 x 7, stride 2": Case(
+        lambda: Conv2d(3, 7, stride=2, padding=3), (6, 5, 3), _conv("", stride=(2, 2), padding=(3, 3))
+    ),
+    "Conv2d, 11 x 11, stride 4": Case(
+        lambda: Conv2d(2, 11, stride=4, padding=2), (9, 12, 1), _conv("", stride=(4, 4), padding=(2, 2))
+    ),
     "Conv2d, one channel": Case(lambda: Conv2d(1, 2), (4, 3, 1), _conv("")),
     "Conv2d, of the whole image": Case(lambda: Conv2d(3, (4, 2)), (4, 2, 2), _conv("")),
     "Conv2d, padding above kernel": Case(lambda: Conv2d(2, 1, padding=(2, 3)), (3, 2, 2), _conv("", padding=(2, 3))),
