@@ -15,12 +15,12 @@ import numpy as np
 from hpdl_mpi.base.errors import InputError, require
 from hpdl_mpi.base.trace import Span, Trace, now
 from hpdl_mpi.bench import memory
-from hpdl_mpi.bench.gloo import REMEDY
+from hpdl_mpi.bench.gloo import REMEDY, make_gloo_contender
 from hpdl_mpi.bench.machine import describe_command, describe_machine, describe_versions
-from hpdl_mpi.bench.players import GlooPlayer, Player, check_twins, play_together, wake_numba
+from hpdl_mpi.bench.players import ChildPlayer, Player, check_twins, play_together, wake_numba
 from hpdl_mpi.bench.sleepers import asleep
 from hpdl_mpi.bench.statistics import pairwise_ratio, spread
-from hpdl_mpi.bench.step import OURS, check_settings
+from hpdl_mpi.bench.step import OURS, check_settings, make_contender
 from hpdl_mpi.bench.workloads import LEARNING_RATE, MOMENTUM, WORKLOADS, Workload
 from hpdl_mpi.comm import Communicator, SingleCommunicator, agree
 from hpdl_mpi.data import Batch
@@ -55,6 +55,9 @@ _WATCHED_SECONDS = 300.0
 
 APART = "apart"
 """All ranks take our step at once, each by itself: what is left without communication."""
+
+TORCH_ONE_RANK, _ALONE = "torch-one-rank", "torch-channels-last"
+"""PyTorch's step on the first rank alone, by that one of its ways."""
 
 ONE_RANK = "one-rank"
 """Our step on the first rank, while the others wait: what there was before there were several."""
@@ -97,7 +100,8 @@ def bench_data_parallel(
     -------
     dict
         Ready for JSON, with the keys of `bench_step` and: ``speedup``, our samples per second over those of one rank;
-        ``efficiency``, the step of ranks without communication over ours; ``exposed_seconds``, how long ranks wait for
+        ``efficiency``, the step of ranks without communication over ours; ``one_rank_ratio``, PyTorch's step over ours
+        where one rank plays alone; ``exposed_seconds``, how long ranks wait for
         sums in a step, and ``hidden``, the share of the sums' time alone in which they do not. ``ratio`` is the best of
         PyTorch's steps over ours.
 
@@ -126,8 +130,11 @@ def bench_data_parallel(
             if comm.rank == 0:
                 say(f"warming up {name}")
             settings = {"model": model, "batch": batch, **TORCH_DDP[name]}
-            player = GlooPlayer(comm, name, "hpdl_mpi.bench.step_torch:load", settings, threads=threads)
-            players[name] = stack.enter_context(player)
+            child = make_gloo_contender(comm, name, "hpdl_mpi.bench.step_torch:load", settings, threads=threads)
+            players[name] = stack.enter_context(ChildPlayer(child))
+        if vs in TORCH_DDP:
+            child = make_contender(_ALONE, {"model": model, "batch": batch, "threads": threads})
+            players[TORCH_ONE_RANK] = _on_one_rank(comm, stack.enter_context(ChildPlayer(child)))
         check_twins(comm, players)
         seconds = play_together(comm, players, num_rounds, turn_seconds, say)
     steps = {name: median(times) for name, times in seconds.items()}
@@ -139,7 +146,8 @@ def bench_data_parallel(
     stand_in = (
         f"; a stand-in sleeps {1e3 * sleep_seconds:.0f} ms where the model would compute" if sleep_seconds else ""
     )
-    samples = {ONE_RANK: batch, SUMS: 0}
+    samples = {ONE_RANK: batch, TORCH_ONE_RANK: batch, SUMS: 0}
+    one_rank_ratio = steps[TORCH_ONE_RANK] / steps[ONE_RANK] if TORCH_ONE_RANK in steps else None
     others = [steps[name] for name in players if name in TORCH_DDP]
     return {
         "model": model,
@@ -166,6 +174,7 @@ def bench_data_parallel(
             if name != OURS
         },
         "ratio": min(others) / ours if others else None,
+        "one_rank_ratio": one_rank_ratio,
         "ratio_by_round": {name: pairwise_ratio(seconds[name], seconds[OURS]) for name in players if name != OURS},
         "spread": {name: spread(times) for name, times in seconds.items()},
         "step_seconds_by_round": seconds,
@@ -174,6 +183,7 @@ def bench_data_parallel(
             f"{APART}: {OURS} without sums, on all ranks at once; {ONE_RANK}: on the first alone; {SUMS}: no more than "
             "the sums of gradients",
             f"ranks wait {1e3 * exposed:.0f} ms for sums: {100 * hidden:.0f}% of their time is hidden{stand_in}",
+            *([f"ratio to PyTorch where one rank plays alone: {one_rank_ratio:.2f}"] if one_rank_ratio else []),
         ],
         "machine": describe_machine(),
         "versions": describe_versions("mpi4py", *(["torch"] if others else [])) | {"mpi": comm.library_name()},
@@ -282,16 +292,17 @@ class _SumsAlone:
 class _Anew:
     """The step of another player, with a turn of its own."""
 
-    def __init__(self, step: _Ranks, turn: Callable[[int], float]) -> None:
-        self.warm_seconds, self.num_parameters, self.peak_bytes = (
-            step.warm_seconds,
-            step.num_parameters,
-            step.peak_bytes,
-        )
-        self.turn = turn
+    def __init__(self, step: Player, turn: Callable[[int], float]) -> None:
+        self.warm_seconds, self.num_parameters = step.warm_seconds, step.num_parameters
+        self._step, self.turn = step, turn
+
+    @property
+    def peak_bytes(self) -> int:
+        """See `Player`."""
+        return self._step.peak_bytes
 
 
-def _on_one_rank(comm: Communicator, step: _Ranks) -> _Anew:
+def _on_one_rank(comm: Communicator, step: Player) -> _Anew:
     """Return the step as the first rank alone takes it."""
     return _Anew(step, lambda steps: step.turn(steps) if comm.rank == 0 else 0.0)
 

@@ -10,11 +10,11 @@ from typing import Any
 
 from hpdl_mpi.base.errors import InputError
 from hpdl_mpi.bench import memory
-from hpdl_mpi.bench.gloo import REMEDY
+from hpdl_mpi.bench.gloo import REMEDY, make_gloo_contender
 from hpdl_mpi.bench.machine import describe_command, describe_machine, describe_versions
 from hpdl_mpi.bench.pipeline_hpdl import PipelineSubject
 from hpdl_mpi.bench.pipeline_torch import TORCH_SCHEDULES
-from hpdl_mpi.bench.players import GlooPlayer, Player, check_twins, play_together, wake_numba
+from hpdl_mpi.bench.players import ChildPlayer, Player, check_twins, play_together, wake_numba
 from hpdl_mpi.bench.rounds import require_rounds
 from hpdl_mpi.bench.statistics import pairwise_ratio, spread
 from hpdl_mpi.bench.workloads import WORKLOADS
@@ -190,7 +190,7 @@ def _figures(comm: Communicator, player: Player, name: str, seconds: Sequence[fl
 
 def _torch(
     comm: Communicator, model: str, microbatch_size: int, schedule: str, plan: Schedule, cuts: Sequence[int]
-) -> GlooPlayer:
+) -> ChildPlayer:
     settings: dict[str, Any] = {
         "model": model,
         "microbatch_size": microbatch_size,
@@ -199,4 +199,4 @@ def _torch(
         "cuts": list(cuts),
         "stage_ranks": list(plan.stage_ranks),
     }
-    return GlooPlayer(comm, TORCH, "hpdl_mpi.bench.pipeline_torch:load", settings)
+    return ChildPlayer(make_gloo_contender(comm, TORCH, "hpdl_mpi.bench.pipeline_torch:load", settings))

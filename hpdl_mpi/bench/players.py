@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from hpdl_mpi.bench.gloo import make_gloo_contender
+from hpdl_mpi.bench.contender import Contender
 from hpdl_mpi.bench.rounds import turn_order
 from hpdl_mpi.comm import Communicator
 from hpdl_mpi.kernels.elementwise import add
@@ -22,7 +22,10 @@ class Player(Protocol):
 
     warm_seconds: float
     num_parameters: int
-    peak_bytes: int
+
+    @property
+    def peak_bytes(self) -> int:
+        """The most memory that it held, above the level after imports."""
 
     def turn(self, steps: int) -> float:
         """Run steps and return the seconds of all. Collective."""
@@ -73,23 +76,20 @@ def wake_numba() -> None:
     add(np.zeros(1), np.zeros(1), np.zeros(1))
 
 
-class GlooPlayer:
-    """Each rank's PyTorch process. All methods are collective.
+class ChildPlayer:
+    """Each rank's process of its own. Methods are collective if the processes meet, as those over Gloo do.
 
     Parameters
     ----------
-    comm : Communicator
-    name, loader, settings, threads
-        See `make_gloo_contender`.
+    child : Contender
+        Not started yet.
     """
 
-    def __init__(
-        self, comm: Communicator, name: str, loader: str, settings: Mapping[str, Any], *, threads: int = 1
-    ) -> None:
-        self._child = make_gloo_contender(comm, name, loader, settings, threads=threads)
+    def __init__(self, child: Contender) -> None:
+        self._child = child
         self.warm_seconds, self.num_parameters, self.peak_bytes = 0.0, 0, 0
 
-    def __enter__(self) -> GlooPlayer:
+    def __enter__(self) -> ChildPlayer:
         self._child.__enter__()
         self.warm_seconds = self._child.ready["step_seconds"]
         self.num_parameters = self._child.ready["num_parameters"]

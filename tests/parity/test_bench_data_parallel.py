@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from hpdl_mpi.bench.data_parallel import APART, ONE_RANK, SUMS, TORCH_DDP
+from hpdl_mpi.bench.data_parallel import APART, ONE_RANK, SUMS, TORCH_DDP, TORCH_ONE_RANK
 from tests.mpirun import needs_mpirun, run_python
 
 pytestmark = [pytest.mark.parity, needs_mpirun]
@@ -28,10 +28,13 @@ def test_pytorchs_ranks_train_a_model_as_large_as_ours(tmp_path: Path) -> None:
     done = run_python(2, "-c", SCRIPT, str(file))
     assert done.returncode == 0, done.stderr
     result = json.loads(file.read_text())
-    assert set(result["vs"]) == {APART, ONE_RANK, SUMS, *TORCH_DDP}
+    assert set(result["vs"]) == {APART, ONE_RANK, SUMS, TORCH_ONE_RANK, *TORCH_DDP}
     steps = {name: figures["step_seconds"] for name, figures in result["vs"].items()}
     ours = result["step_seconds"]
     assert result["ratio"] == pytest.approx(min(steps[name] for name in TORCH_DDP) / ours)
+    assert result["one_rank_ratio"] == pytest.approx(steps[TORCH_ONE_RANK] / steps[ONE_RANK])
+    assert result["vs"][TORCH_ONE_RANK]["samples_per_second"] == pytest.approx(4 / steps[TORCH_ONE_RANK])
+    assert all(figures["peak_bytes"] > 0 for name, figures in result["vs"].items() if name != SUMS)
     assert result["speedup"] == pytest.approx(2 * steps[ONE_RANK] / ours)
     assert result["efficiency"] == pytest.approx(steps[APART] / ours)
     assert 0 < result["exposed_seconds"] < ours
