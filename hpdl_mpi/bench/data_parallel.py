@@ -117,24 +117,7 @@ def bench_data_parallel(
     set_threads(threads)
     wake_numba()
     with ExitStack() as stack:
-        _Ranks(comm, subject, batch).free()  # what kernels take to be compiled is not the step's memory
-        gc.collect()  # layers and contexts know each other
-        together, apart = _Ranks(comm, subject, batch), _Ranks(SingleCommunicator(), subject, batch)
-        players: dict[str, Player] = {OURS: together, APART: apart, ONE_RANK: _on_one_rank(comm, apart)}
-        players[SUMS] = _SumsAlone(comm, subject)
-        for name, settings in _BY_MEMORY.items() if vs == SHARED_MEMORY else ():
-            players[name] = _Ranks(comm, subject, batch, Parallel(**settings))
-        if vs == WATCHED:
-            players[WATCHED] = _watched(comm, together)
-        for name in TORCH_DDP if vs in TORCH_DDP else ():
-            if comm.rank == 0:
-                say(f"warming up {name}")
-            settings = {"model": model, "batch": batch, **TORCH_DDP[name]}
-            child = make_gloo_contender(comm, name, "hpdl_mpi.bench.step_torch:load", settings, threads=threads)
-            players[name] = stack.enter_context(ChildPlayer(child))
-        if vs in TORCH_DDP:
-            child = make_contender(_ALONE, {"model": model, "batch": batch, "threads": threads})
-            players[TORCH_ONE_RANK] = _on_one_rank(comm, stack.enter_context(ChildPlayer(child)))
+        together, players = _players(stack, comm, subject, batch, threads, vs, say)
         check_twins(comm, players)
         seconds = play_together(comm, players, num_rounds, turn_seconds, say)
     steps = {name: median(times) for name, times in seconds.items()}
@@ -204,6 +187,37 @@ def _check(model: str, batch: int, threads: int, num_rounds: int, vs: str | None
         raise InputError("PyTorch is not installed", where=f"--vs {vs}", remedy=REMEDY)
 
 
+def _players(
+    stack: ExitStack,
+    comm: Communicator,
+    subject: _Subject,
+    batch: int,
+    threads: int,
+    vs: str | None,
+    say: Callable[[str], None],
+) -> tuple[_Ranks, dict[str, Player]]:
+    """Return our step, and all contenders by name, warm; the stack ends those that are processes. Collective."""
+    _Ranks(comm, subject, batch).free()  # what kernels take to be compiled is not the step's memory
+    gc.collect()  # layers and contexts know each other
+    together, apart = _Ranks(comm, subject, batch), _Ranks(SingleCommunicator(), subject, batch)
+    players: dict[str, Player] = {OURS: together, APART: apart, ONE_RANK: _on_one_rank(comm, apart)}
+    players[SUMS] = _SumsAlone(comm, subject)
+    for name, settings in _BY_MEMORY.items() if vs == SHARED_MEMORY else ():
+        players[name] = _Ranks(comm, subject, batch, Parallel(**settings))
+    if vs == WATCHED:
+        players[WATCHED] = _watched(comm, together)
+    for name in TORCH_DDP if vs in TORCH_DDP else ():
+        if comm.rank == 0:
+            say(f"warming up {name}")
+        settings = {"model": subject.name, "batch": batch, **TORCH_DDP[name]}
+        child = make_gloo_contender(comm, name, "hpdl_mpi.bench.step_torch:load", settings, threads=threads)
+        players[name] = stack.enter_context(ChildPlayer(child))
+    if vs in TORCH_DDP:
+        child = make_contender(_ALONE, {"model": subject.name, "batch": batch, "threads": threads})
+        players[TORCH_ONE_RANK] = _on_one_rank(comm, stack.enter_context(ChildPlayer(child)))
+    return together, players
+
+
 @dataclass(frozen=True)
 class _Subject:
     """What is trained: a model, or what sleeps in its place."""
@@ -213,10 +227,12 @@ class _Subject:
 
     @property
     def workload(self) -> Workload:
+        """Its samples."""
         whole = WORKLOADS[self.name]
         return Workload((whole.num_classes,), whole.num_classes) if self.sleep_seconds else whole
 
     def replica(self, sharding: Sharding | None = None) -> Replica:
+        """Return it, with its optimizer."""
         model = MODELS[self.name]()
         if self.sleep_seconds:
             model = asleep(model, WORKLOADS[self.name].input_shape, self.sleep_seconds)

@@ -170,7 +170,9 @@ def test_ways_to_sum_that_go_together_are_taken():
         {"compression": "bf16", "algorithm": "tree", "sharding": "gradients"},
         {"sharding": "optimizer", "algorithm": "library"},
     ):
-        hp.Parallel(**settings)
+        taken = hp.Parallel(**settings)
+        assert {key: getattr(taken, key) for key in settings} == settings
+        assert read_job(LENET, [f"parallel.{key}={value}" for key, value in settings.items()]).parallel == taken
 
 
 @pytest.mark.parametrize(
