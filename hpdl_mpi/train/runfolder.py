@@ -10,6 +10,7 @@ import math
 import os
 import socket
 import tempfile
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,7 @@ class RunFolder:
         self.summary = self.path / "summary.json"
         self._lock_file = self.path / ".lock"
         self._lock: io.BufferedWriter | None = None
+        self._made: list[Path] = []  # by `claim`, inner ones first
 
     @property
     def holds_run(self) -> bool:
@@ -58,6 +60,7 @@ class RunFolder:
         """Let the folder hold no run, since the one that claimed it ends before its first step."""
         if not self.holds_checkpoint:
             self.job.unlink(missing_ok=True)
+            self.metrics.unlink(missing_ok=True)
 
     def claim(self, *, resume: bool) -> None:
         """Make the folder, or accept the run that it holds.
@@ -73,6 +76,7 @@ class RunFolder:
                 where=self.path,
                 remedy="continue it with --resume, choose another folder with --run-dir, or remove it",
             )
+        self._made = [folder for folder in (self.checkpoints, self.path) if not folder.exists()]
         try:
             self.checkpoints.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=self.path):
@@ -102,23 +106,31 @@ class RunFolder:
             self._lock = open(self._lock_file, "ab")  # noqa: SIM115 - open as long as the folder is ours
         except OSError as error:
             raise self._unwritable(error) from error
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            self.release()
+        if not self._lock_is_ours():
+            self._lock.close()
+            self._lock = None
             raise InputError(
                 "another run writes to this folder at present",
                 where=self.path,
                 found=self.owner(),
                 remedy="wait for its end, or choose another folder with --run-dir",
-            ) from None
-        except OSError as error:
-            if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):  # the file system has no locks
-                raise
+            )
         self._lock.truncate(0)
         self._lock.write(f"process {os.getpid()} on {socket.gethostname()} since {datetime.now()}".encode())
         self._lock.flush()
         os.fsync(self._lock.fileno())
+
+    def _lock_is_ours(self) -> bool:
+        assert self._lock is not None
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return os.path.samestat(os.fstat(self._lock.fileno()), self._lock_file.stat())
+        except (BlockingIOError, FileNotFoundError):  # the other run has it, or removed it between our two calls
+            return False
+        except OSError as error:
+            if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):  # the file system has no locks
+                raise
+            return True
 
     def owner(self) -> str | None:
         """Return which process has claimed the folder, as this rank sees it; None if it sees no claim."""
@@ -128,10 +140,20 @@ class RunFolder:
             return None
 
     def release(self) -> None:
-        """Let others have the folder; does nothing where it was not claimed."""
-        if self._lock is not None:
-            self._lock.close()
-            self._lock = None
+        """Let others have the folder, and remove what `claim` made of it if no run began.
+
+        Does nothing where it was not claimed.
+        """
+        if self._lock is None:
+            return
+        began = self.holds_run
+        if not began:
+            self._lock_file.unlink(missing_ok=True)
+        self._lock.close()
+        self._lock = None
+        for folder in [] if began else self._made:
+            with suppress(OSError):  # somebody else has put something there
+                folder.rmdir()
 
     def __getstate__(self) -> dict[str, Any]:
         return vars(self) | {"_lock": None}  # the lock stays with the rank that holds it

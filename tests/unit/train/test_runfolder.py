@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import fcntl
+
 import pytest
 
 from hpdl_mpi.base.errors import InputError
@@ -18,6 +20,34 @@ def test_two_runs_cannot_have_a_folder_at_once(tmp_path):
         second.claim(resume=True)
     first.release()
     second.claim(resume=True)
+    second.release()
+
+
+def test_a_folder_in_which_no_run_began_is_left_as_it_was_found(tmp_path):
+    made, found = RunFolder(tmp_path / "made"), RunFolder(tmp_path / "found")
+    found.path.mkdir()
+    for folder in (made, found):
+        folder.claim(resume=False)
+        folder.release()
+    assert list(tmp_path.rglob("*")) == [found.path]
+    made.claim(resume=False)
+    (made.path / "notes.txt").touch()
+    made.release()
+    assert list(made.path.iterdir()) == [made.path / "notes.txt"]
+
+
+def test_a_lock_that_another_run_removes_meanwhile_gives_no_right(tmp_path, monkeypatch):
+    first, second = RunFolder(tmp_path / "run"), RunFolder(tmp_path / "run")
+    first.claim(resume=False)
+
+    def lock_what_is_removed(file, operation):
+        first.release()
+        return flock(file, operation)
+
+    flock = fcntl.flock
+    monkeypatch.setattr(fcntl, "flock", lock_what_is_removed)
+    with pytest.raises(InputError, match="another run writes to this folder at present"):
+        second.claim(resume=False)
     second.release()
 
 

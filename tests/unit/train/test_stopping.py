@@ -188,7 +188,8 @@ def test_what_cannot_be_watched_is_refused(images, tmp_path):
     with pytest.raises(InputError, match=r"training\.early_stopping: nothing to evaluate on\. Name test data"):
         fit(images, None, validate=None)
     with pytest.raises(InputError, match=r"early_stopping\.metric: .* Found top5; expected loss or accuracy"):
-        fit(images, None, early_stopping=EarlyStopping(metric="top5", patience=1))
+        fit(images, tmp_path / "run", early_stopping=EarlyStopping(metric="top5", patience=1))
+    assert not (tmp_path / "run").exists()
     table = write_table(tmp_path / "table.h5")
     trainer = Trainer(nn.Linear(1), loss=nn.Huber(), optimizer=make_trainer(SingleCommunicator())._assembly.optimizer)
     with pytest.raises(InputError, match="Found accuracy; expected loss or rmse"):
