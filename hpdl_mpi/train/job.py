@@ -10,7 +10,7 @@ import json
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, get_args
 
 import numpy as np
 import pydantic
@@ -421,7 +421,10 @@ def load_job(path: str | Path, overrides: Sequence[str] = ()) -> Job:
 
 
 def _override(tree: dict[str, Any], override: str) -> None:
-    """Set ``a.b=value`` in the tree; the value is TOML, or ``none`` to remove the key, or a string as it stands."""
+    """Set ``a.b=value`` in the tree; the value is TOML, or a string as it stands.
+
+    ``none`` removes the key, unless that is one of the words that the key takes.
+    """
     key, equals, text = override.partition("=")
     parts = key.strip().split(".")
     if not equals or not all(parts):
@@ -434,7 +437,16 @@ def _override(tree: dict[str, Any], override: str) -> None:
         tree = tree.setdefault(part, {})
         if not isinstance(tree, dict):
             raise InputError("not a section", where="--set", found=repr(override), expected=f"{part} to hold keys")
-    if value == "none":
+    if value == "none" and not _takes(parts, value):
         tree.pop(parts[-1], None)
     else:
         tree[parts[-1]] = value
+
+
+def _takes(parts: Sequence[str], word: str) -> bool:
+    """Return whether a word is among those that the key of this path is one of."""
+    kind: Any = Job
+    for part in parts:
+        field = getattr(kind, "model_fields", {}).get(part)
+        kind = field.annotation if field else None
+    return word in get_args(kind)

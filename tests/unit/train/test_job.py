@@ -44,6 +44,15 @@ def test_none_removes_a_key():
     assert (job.training.epochs, job.training.steps) == (None, 7)
 
 
+@pytest.mark.parametrize("none", ["none", '"none"'])
+def test_none_is_a_value_where_a_key_has_that_word(none):
+    keys = ("data.shuffle", "parallel.shared_memory", "parallel.sharding", "parallel.recompute")
+    job = load_job(LENET, [f"{key}={none}" for key in keys])
+    parallel = job.parallel
+    assert [job.data.shuffle, parallel.shared_memory, parallel.sharding, parallel.recompute] == ["none"] * 4
+    assert load_job(LENET, [f"parallel.compression={none}"]).parallel.compression is None
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
