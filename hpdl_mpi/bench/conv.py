@@ -20,6 +20,7 @@ from hpdl_mpi.kernels.threads import max_threads, set_threads
 from hpdl_mpi.nn import Context, MicroBatch, Pool
 from hpdl_mpi.nn.conv_methods import ConvShape
 from hpdl_mpi.nn.conv_rules import RULES, choose
+from hpdl_mpi.nn.window import MOST_PIXELS
 
 _MOST_ELEMENTS = 1 << 28
 """Of an array of a described shape: 1 GiB."""
@@ -128,12 +129,13 @@ def described(text: str) -> ConvWorkload:
     groups, padding = workload.groups, workload.kernel_size // 2 if workload.padding is None else workload.padding
 
     def demand(holds: bool, expected: str) -> None:
-        require("--shape", repr(text), holds, expected)
+        require("--shape", text, holds, expected)
 
     demand(len(numbers) == len(pairs), "each number once")
     demand(min(counts.values()) >= 1 and padding >= 0, "numbers of at least 1, and a padding of at least 0")
     demand(not workload.in_channels % groups and not workload.out_channels % groups, "groups that divide the channels")
     demand(workload.size + 2 * padding >= workload.kernel_size, "a kernel_size within the image and its padding")
+    demand(max(workload.kernel_size, workload.stride, padding) <= MOST_PIXELS, f"windows of at most {MOST_PIXELS:,}")
     arrays = workload.batch * workload.size**2 * workload.in_channels, math.prod(workload.shape.weight)
     outputs = workload.batch * math.prod(workload.shape.output) * workload.out_channels
     demand(max(*arrays, outputs) <= _MOST_ELEMENTS, f"arrays of at most {_MOST_ELEMENTS:,} numbers")

@@ -20,7 +20,7 @@ def step_table(result: dict[str, Any]) -> Table:
     threads = f"{result['threads']} thread{'s' if result['threads'] > 1 else ''}"
     ranks = f" on each of {result['num_ranks']} ranks" if "num_ranks" in result else ""
     title = f"Training step: {result['model']}, batch {result['batch']}, {result['precision']}, {threads}{ranks}"
-    caption = f"{result['machine']['cpu']}; median of {result['rounds']} rounds; memory above the level after imports"
+    caption = f"{_rounds(result)}; memory above the level after imports"
     table = Table(box=box.SIMPLE, title=title, caption="\n".join([caption, *result["notes"]]))
     table.add_column("contender", no_wrap=True)
     for heading in ("step, ms", "quartiles", "samples/s", "peak, MiB", "ratio"):
@@ -47,7 +47,7 @@ def pipeline_table(result: dict[str, Any]) -> Table:
         f"micro-batches of {result['microbatch_size']}, float32, 1 thread each"
     )
     caption = (
-        f"{result['machine']['cpu']}; ms, median of {result['rounds']} rounds; stages from {result['cuts']}; bubble: "
+        f"{_rounds(result, 'ms, ')}; stages from {result['cuts']}; bubble: "
         "measured, simulated with measured costs, published formula; peak memory above the level after imports"
     )
     table = Table(box=box.SIMPLE, title=title, caption=caption)
@@ -73,7 +73,7 @@ def allreduce_table(result: dict[str, Any]) -> Table:
     """Return the result of `bench_allreduce` as a table, a row for each of its rows."""
     machines = f" on {result['num_nodes']} machines" if result["num_nodes"] > 1 else ""
     caption = (
-        f"{result['machine']['cpu']}, {result['versions']['mpi']}; microseconds, median of {result['rounds']} rounds; "
+        f"{_rounds(result, 'microseconds, ')}, {result['versions']['mpi']}; "
         "GB/s of a ring's traffic; * arrays in shared windows; ratios: the library's time to ours, Gloo's, and that of "
         "copying as many bytes"
     )
@@ -105,7 +105,7 @@ def conv_table(result: dict[str, Any]) -> Table:
     """
     title = f"Convolutions, float32, {result['threads']} thread{'s' if result['threads'] > 1 else ''}"
     caption = (
-        f"{result['machine']['cpu']}; ms, median of {counted(result['rounds'], 'round')}; * is chosen; GFLOP/s count "
+        f"{_rounds(result, 'ms, ')}; * is chosen; GFLOP/s count "
         "the operations of the definition, in all three passes; ratio: their time to that of the fastest, with ! where "
         f"the chosen one takes over {_CONV_SPREAD:.0%} longer"
     )
@@ -118,11 +118,12 @@ def conv_table(result: dict[str, Any]) -> Table:
         label, totals = convolution["name"], {name: sum(of.values()) for name, of in convolution["seconds"].items()}
         for name, seconds in convolution["seconds"].items():
             rate = 3 * convolution["operations"] / totals[name] / 1e9
+            speed = f"{rate:.0f}" if rate >= 10 else f"{rate:.2g}"
             ratio = totals[name] / totals[convolution["fastest"]]
             chosen = name == convolution["chosen"]
             mark = "!" if chosen and ratio > 1 + _CONV_SPREAD else ""
             times = map(_milliseconds, seconds.values())
-            table.add_row(label, name + "*" * chosen, *times, f"{rate:.0f}", f"{mark}{ratio:.2f}")
+            table.add_row(label, name + "*" * chosen, *times, speed, f"{mark}{ratio:.2f}")
             label = ""
     return table
 
@@ -173,7 +174,7 @@ def loader_table(result: dict[str, Any]) -> Table:
     """Return the result of `bench_loader` as a table, a row for each contender; ratios are its rate over the step's."""
     threads = f"{result['threads']} thread{'s' if result['threads'] > 1 else ''}"
     title = f"Loader and training step: {result['path']}, batch {result['batch']}, {threads}"
-    caption = [f"{result['machine']['cpu']}; median of {result['rounds']} rounds; memory above the level after imports"]
+    caption = [f"{_rounds(result)}; memory above the level after imports"]
     rates, slower = result["samples_per_second"], result["bottleneck"]
     if slower:
         factor = max(result["ratio"], 1 / result["ratio"])
@@ -194,8 +195,12 @@ def loader_table(result: dict[str, Any]) -> Table:
     return table
 
 
+def _rounds(result: dict[str, Any], unit: str = "") -> str:
+    return f"{result['machine']['cpu']}; {unit}median of {counted(result['rounds'], 'round')}"
+
+
 def _milliseconds(seconds: float) -> str:
-    return f"{seconds * 1e3:.1f}"
+    return f"{1e3 * seconds:.1f}" if seconds >= 1e-3 else f"{1e3 * seconds:.3g}"
 
 
 def _microseconds(seconds: float) -> str:

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from hpdl_mpi.base.errors import InputError, integers, is_flag, is_integer, is_number, require
+from hpdl_mpi.base.output import counted
 from hpdl_mpi.data.transform import Shape
 
 Size = int | Sequence[int]
@@ -189,7 +190,7 @@ class Augment:
             raise InputError(
                 "these colours cannot change as data.augment.jitter says",
                 where=where,
-                found=f"images of {channels} channels",
+                found=f"images of {counted(channels, 'channel')}",
                 expected="3 channels, red, green and blue; or 1, without saturation and hue",
                 remedy='leave jitter out, or see whether data.transform.layout is that of the images: "hwc" or "chw"',
             )

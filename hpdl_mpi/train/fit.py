@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,6 +12,7 @@ from typing import Any
 from hpdl_mpi import weights
 from hpdl_mpi.base.errors import InputError, in_line, is_integer, require
 from hpdl_mpi.base.files import write_json
+from hpdl_mpi.base.output import counted
 from hpdl_mpi.comm import agree
 from hpdl_mpi.data import Loader
 from hpdl_mpi.data.sampler import Shuffle
@@ -145,15 +146,8 @@ def fit(assembly: Assembly, course: Course) -> dict[str, Any]:
         stack.callback(reporter.close)
         log = _begin_log(stack, assembly, course, folder, progress) if folder and comm.rank == 0 else None
         reporter.say(headline(replica, loader, num_steps))
-        if course.lr_schedule.warmup_steps >= num_steps:
-            reporter.say(f"the run ends within its warm-up of {course.lr_schedule.warmup_steps} steps")
-        if course.global_batch_size > loader.dataset.num_samples:
-            reporter.say(f"a batch of {course.global_batch_size:,} is larger than the data: every step sees all of it")
-        if course.init is not None and replica.step == 0:
-            count = len(weights.check(weights.TensorFile(course.init), replica.model, course.init_skip))
-            reporter.say(
-                f"begins with {count} of {len(weights.tensors(replica.model))} tensors from {in_line(course.init)}"
-            )
+        for remark in _remarks(assembly, course, loader, num_steps):
+            reporter.say(remark)
         step = TrainingStep(
             replica,
             assembly.loss,
@@ -304,6 +298,21 @@ def _num_steps(course: Course, loader: Loader, done: int) -> int:
             shared=True,
         )
     return num_steps
+
+
+def _remarks(assembly: Assembly, course: Course, loader: Loader, num_steps: int) -> Iterator[str]:
+    """Yield what a user may not have meant, and what a run begins with."""
+    replica, batch, num_samples = assembly.replica, course.global_batch_size, loader.dataset.num_samples
+    if course.lr_schedule.warmup_steps >= num_steps:
+        yield f"the run ends within its warm-up of {course.lr_schedule.warmup_steps} steps"
+    if batch > num_samples:
+        yield f"a batch of {batch:,} is larger than the data: every step sees all of it"
+    share, num_parts = -(-batch // assembly.grid.shape["dp"]), assembly.pipeline.schedule.num_microbatches
+    if num_parts > share:
+        yield f"{num_parts:,} micro-batches share {counted(share, 'sample')}: in every step, some of them are empty"
+    if course.init is not None and replica.step == 0:
+        count = len(weights.check(weights.TensorFile(course.init), replica.model, course.init_skip))
+        yield f"begins with {count} of {len(weights.tensors(replica.model))} tensors from {in_line(course.init)}"
 
 
 def _begin_log(

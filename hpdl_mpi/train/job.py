@@ -187,7 +187,8 @@ class Training(_Section):
     @pydantic.model_validator(mode="after")
     def _one_length(self) -> Training:
         if (self.epochs is None) == (self.steps is None):
-            raise ValueError("give either epochs or steps")
+            both = " (--set training.epochs=none removes that key)" if self.epochs else ""
+            raise ValueError(f"give either epochs or steps{both}")
         return self
 
 

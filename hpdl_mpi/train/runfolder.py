@@ -44,7 +44,7 @@ class RunFolder:
         self.summary = self.path / "summary.json"
         self._lock_file = self.path / ".lock"
         self._lock: io.BufferedWriter | None = None
-        self._made: list[Path] = []  # by `claim`, inner ones first
+        self._made: list[Path] = []  # of `path` and its parents, by `claim`; inner ones first
 
     @property
     def holds_run(self) -> bool:
@@ -76,14 +76,15 @@ class RunFolder:
                 where=self.path,
                 remedy="continue it with --resume, choose another folder with --run-dir, or remove it",
             )
-        self._made = [folder for folder in (self.checkpoints, self.path) if not folder.exists()]
+        self._made = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
         try:
-            self.checkpoints.mkdir(parents=True, exist_ok=True)
+            self.path.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=self.path):
                 pass
+            self._lock_out_others()
+            self.checkpoints.mkdir(exist_ok=True)
         except OSError as error:
             raise self._unwritable(error) from error
-        self._lock_out_others()
         checkpoint.sweep(self.checkpoints)
 
     def _unwritable(self, error: OSError) -> InputError:
@@ -102,10 +103,7 @@ class RunFolder:
         InputError
             Another run has it.
         """
-        try:
-            self._lock = open(self._lock_file, "ab")  # noqa: SIM115 - open as long as the folder is ours
-        except OSError as error:
-            raise self._unwritable(error) from error
+        self._lock = open(self._lock_file, "ab")  # noqa: SIM115 - open as long as the folder is ours
         if not self._lock_is_ours():
             self._lock.close()
             self._lock = None
@@ -144,15 +142,16 @@ class RunFolder:
 
         Does nothing where it was not claimed.
         """
-        if self._lock is None:
-            return
-        began = self.holds_run
-        if not began:
-            self._lock_file.unlink(missing_ok=True)
-        self._lock.close()
-        self._lock = None
-        for folder in [] if began else self._made:
-            with suppress(OSError):  # somebody else has put something there
+        if self._lock is not None:
+            if not self.holds_run:
+                with suppress(OSError):  # it was not made, or holds what is not ours
+                    self.checkpoints.rmdir()
+                self._lock_file.unlink(missing_ok=True)
+            self._lock.close()
+            self._lock = None
+        made, self._made = self._made, []
+        for folder in made:
+            with suppress(OSError):  # a run began there, or somebody else has put something there
                 folder.rmdir()
 
     def __getstate__(self) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
+from statistics import median_low
 from typing import BinaryIO, TypeVar
 
 import numpy as np
@@ -127,13 +128,14 @@ def _check(files: Files, classes: Classes, looks: dict[int, Look]) -> tuple[int,
             first.setdefault(look, index)
     if len(first) > 1:
         (sides, one), (other_sides, other) = list(first.items())[:2]
+        usual = median_low(min(look) for look in looks.values() if not isinstance(look, str))
         raise InputError(
             "images differ in size",
             where=files.source,
             found=f"{_text(sides)} in {files.names[one]} and {_text(other_sides)} in {files.names[other]} "
             "(height x width)",
             expected="one size, because shards hold arrays of one shape",
-            remedy=f"resize and crop all of them with --size, such as --size {min(sides + other_sides)}",
+            remedy=f"resize and crop all of them with --size, such as --size {usual}",
         )
     return next(iter(first))
 

@@ -39,6 +39,14 @@ def test_the_result_is_json_with_the_seconds_of_every_method_that_can(result):
         assert convolution["fastest"] == min(totals, key=totals.__getitem__)
 
 
+def test_short_times_and_low_rates_keep_their_digits(result):
+    plain = result["convolutions"][0] | {"operations": 1e5}
+    times = {"winograd": dict.fromkeys(PASSES, 1.234e-5), "unfolded": dict.fromkeys(PASSES, 1.234e-3)}
+    text = shown(conv_table(result | {"convolutions": [plain | {"seconds": times, "fastest": "winograd"}]}))
+    assert re.search(r"winograd\* +0\.0123 +0\.0123 +0\.0123 +8\.1 ", text)
+    assert re.search(r"unfolded +1\.2 +1\.2 +1\.2 +0\.081 ", text)
+
+
 def test_the_table_marks_the_method_that_is_chosen(result):
     text = shown(conv_table(result))
     assert "winograd*" in text
@@ -108,6 +116,8 @@ def test_a_shape_is_described_by_its_numbers():
         ("padding=-1", "a padding of at least 0"),
         ("groups=3", "groups that divide the channels"),
         ("kernel_size=20,padding=0", "a kernel_size within the image"),
+        ("stride=99999999999999999999", "windows of at most 32,768"),
+        ("padding=40000", "windows of at most 32,768"),
         ("batch=1000000000", "arrays of at most 268,435,456 numbers"),
         ("size=99999999999999999999999", "arrays of at most"),
     ],
@@ -121,7 +131,7 @@ def test_what_describes_no_convolution_is_refused(changed, message):
 
 
 def test_a_number_that_is_given_twice_is_refused():
-    with pytest.raises(InputError, match=r"--shape: out of range.*each number once"):
+    with pytest.raises(InputError, match=r"--shape: out of range\. Found '[^\"]*'; expected each number once"):
         described("batch=2,batch=3,size=9,in_channels=8,out_channels=12")
 
 

@@ -187,6 +187,7 @@ def test_images_of_any_size_get_one(tmp_path) -> None:
 def test_images_of_different_sizes_are_refused_with_the_remedy(tmp_path) -> None:
     write_images(tmp_path / "source", {"a": 2}, (9, 7, 3))
     write_images(tmp_path / "source", {"b": 2}, (6, 8, 3))
+    write_images(tmp_path / "source", {"c": 1}, (1, 2000, 3))  # says nothing of what is usual
     found = r"Found 9 x 7 in a/0000\.png and 6 x 8 in b/0000\.png \(height x width\)"
     with pytest.raises(InputError, match=rf"{found}; .*such as --size 6\."):
         convert(tmp_path / "source", tmp_path / "out")

@@ -79,7 +79,7 @@ BAD_KEYS = [
     ("optimizer.lr=nan", "optimizer.lr: input should be a finite number"),
     ("optimizer.momentum=1.5", "optimizer.momentum: out of range"),
     ("training.epoch=3", "training.epoch: unknown key"),
-    ("training.steps=3", "training: give either epochs or steps"),
+    ("training.steps=3", "training: give either epochs or steps (--set training.epochs=none removes that key)"),
     ("training.epochs=none", "training: give either epochs or steps"),
     ("training.global_batch_size=0", "training.global_batch_size: input should be greater than or equal to 1"),
     ("training.global_batch_size=1.5", "training.global_batch_size: input should be a valid integer"),

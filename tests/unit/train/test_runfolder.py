@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
+import os
+import tempfile
 
 import pytest
 
@@ -24,7 +27,7 @@ def test_two_runs_cannot_have_a_folder_at_once(tmp_path):
 
 
 def test_a_folder_in_which_no_run_began_is_left_as_it_was_found(tmp_path):
-    made, found = RunFolder(tmp_path / "made"), RunFolder(tmp_path / "found")
+    made, found = RunFolder(tmp_path / "runs" / "made"), RunFolder(tmp_path / "found")
     found.path.mkdir()
     for folder in (made, found):
         folder.claim(resume=False)
@@ -34,6 +37,19 @@ def test_a_folder_in_which_no_run_began_is_left_as_it_was_found(tmp_path):
     (made.path / "notes.txt").touch()
     made.release()
     assert list(made.path.iterdir()) == [made.path / "notes.txt"]
+
+
+def test_a_claim_that_fails_leaves_nothing(tmp_path, monkeypatch):
+    folder = RunFolder(tmp_path / "runs" / "full")
+
+    def fail(**where):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", fail)
+    with pytest.raises(InputError, match=r"the run folder cannot be written\. Found No space left on device"):
+        folder.claim(resume=False)
+    folder.release()
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_lock_that_another_run_removes_meanwhile_gives_no_right(tmp_path, monkeypatch):

@@ -34,6 +34,23 @@ def test_any_number_of_ranks_and_microbatches_takes_the_same_steps(alone, images
     assert len({summary["parameters_digest"] for summary in summaries}) == 1
 
 
+@pytest.mark.parametrize(
+    ("accumulate", "changes", "remark"),
+    [
+        (3, {"global_batch_size": 3}, None),
+        (3, {"global_batch_size": 2}, "3 micro-batches share 2 samples: in every step, some of them are empty"),
+        (1, {"global_batch_size": NUM_SAMPLES + 1, "steps": 4, "epochs": None}, "is larger than the data"),
+        (1, {"steps": 3, "epochs": None}, "the run ends within its warm-up of 3 steps"),
+    ],
+)
+def test_a_run_says_what_may_not_be_meant(images, capsys, accumulate, changes, remark):
+    fit_images(make_trainer(SingleCommunicator(), accumulate=accumulate), images, **({"epochs": 1} | changes))
+    said = capsys.readouterr().out
+    for text in ("micro-batches share", "is larger than the data", "within its warm-up"):
+        assert (text in said) == (remark is not None and text in remark)
+    assert remark is None or remark in said
+
+
 def test_a_rank_without_samples_in_a_batch_does_no_harm(images, tmp_path):
     for num_ranks in (1, 3):
         run_threads(
