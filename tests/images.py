@@ -6,10 +6,14 @@ import io
 from collections.abc import Mapping
 from pathlib import Path
 
+import h5py
 import numpy as np
 from PIL import Image
 
 from hpdl_mpi.data import Dataset
+from hpdl_mpi.data.hdf5 import text_attribute
+
+NOISE = np.random.default_rng(0).integers(0, 256, (6, 5, 3)).astype(np.uint8)
 
 
 def signalled(number: int, shard: str, call: str) -> str:
@@ -61,3 +65,14 @@ def stored(folder: Path, targets: str = "y") -> tuple[np.ndarray, np.ndarray]:
 def contents(folder: Path) -> dict[str, bytes]:
     """Return all files below a folder by name."""
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def class_names(split: Path) -> list[str]:
+    """Return the names of the classes that a dataset has."""
+    with h5py.File(next(split.glob("*.h5"))) as file:
+        return text_attribute(file["y"], "classes")
+
+
+def nothing_left(folder: Path) -> bool:
+    """Return whether there is neither a folder nor what was to become it."""
+    return not folder.exists() and not list(folder.parent.glob(f".{folder.name}*"))

@@ -16,18 +16,25 @@ import numpy as np
 
 from hpdl_mpi.base.errors import InputError, require
 from hpdl_mpi.base.files import write_json
+from hpdl_mpi.base.memory import check_memory
 from hpdl_mpi.bench.contender import Contender
 from hpdl_mpi.bench.gloo import REMEDY, make_gloo_contender
 from hpdl_mpi.bench.machine import describe_command, describe_machine, describe_versions
 from hpdl_mpi.bench.rounds import require_rounds, turn_order
 from hpdl_mpi.bench.statistics import pairwise_ratio, spread
-from hpdl_mpi.comm import ALLREDUCES, AUTO, LIBRARY, Arena, Communicator, agree, choose_allreduce, make_allreduce
-from hpdl_mpi.comm.choice import Memory, Rule, Table, place_of, read_table, table_path
+from hpdl_mpi.comm import ALLREDUCES, AUTO, LIBRARY, Arena, Communicator, agree, agree_all, make_allreduce
+from hpdl_mpi.comm.choice import Rule, Table, place_of, read_table, table_path
 
 GLOO = "gloo"
 
 COPY = "copy"
 """What a sum in shared memory is held against: each rank copies an array, which reads and writes as many bytes."""
+
+_TUNED_FROM, _TUNED_TO = 64 << 10, 16 << 20
+"""Bytes that a table's rules must reach from and to: what is fastest changes between them, and little beyond."""
+
+_ONE_SHOT = "one_shot"
+"""Has whole arrays in its windows, where others have a few pieces."""
 
 _ITEMSIZE = 4
 _MOST_STEPS = 2000
@@ -68,7 +75,7 @@ def bench_allreduce(
     turn_seconds : float
         About how long each contender has in each round; one step at least.
     tune : bool
-        Whether the result is for `write_rules`, which needs all algorithms.
+        Whether the result is for `write_rules`, which needs all algorithms, and short arrays as well as long ones.
     say : callable
         Shown on rank 0 what goes on.
 
@@ -84,12 +91,13 @@ def bench_allreduce(
     Raises
     ------
     InputError
-        An argument is out of range, or a contender cannot run.
+        An argument is out of range, there is too little memory, or a contender cannot run.
     ContenderError
         A contender crashed or hung.
     """
     agree(comm, lambda: _check(comm, sizes, algorithms, vs, num_rounds, tune=tune))
-    names = list(algorithms or [AUTO, *(name for name, kind in ALLREDUCES.items() if _usable(comm, name))])
+    names = list(algorithms or [AUTO, *(name for name in ALLREDUCES if _usable(comm, name))])
+    agree_all(comm, lambda: _check_memory(comm, max(sizes), names, vs))
     rows: list[dict[str, Any]] = []
     with ExitStack() as stack:
         gloo = None
@@ -125,12 +133,21 @@ def _check(
     tune: bool,
 ) -> None:
     require_rounds(num_rounds)
+    require("--sizes", sizes, len(sizes) > 0, "one or more")
     if tune and algorithms:
         raise InputError(
             "the fastest is found among all",
             where="--tune and --algorithm",
             found=",".join(algorithms),
             remedy="leave one of them out",
+        )
+    if tune and not (min(sizes) <= _TUNED_FROM and max(sizes) >= _TUNED_TO):
+        raise InputError(
+            "rules for sizes that were not measured would be guesses",
+            where="--tune and --sizes",
+            found=f"{min(sizes)} to {max(sizes)} bytes",
+            expected=f"{_TUNED_FROM} or less to {_TUNED_TO} or more",
+            remedy="leave out --sizes",
         )
     if not comm.library_name():
         remedy = "start it with mpirun -n 2 or more"
@@ -147,6 +164,23 @@ def _check(
         raise InputError("PyTorch is not installed", where=f"--vs {vs}", remedy=REMEDY)
 
 
+def _check_memory(comm: Communicator, nbytes: int, names: Sequence[str], vs: str | None) -> None:
+    """Raise an `InputError` if this machine has too little memory to sum arrays of so many bytes."""
+    in_windows = comm.num_nodes == 1 and nbytes <= comm.shareable_bytes()
+    needed = nbytes * count_arrays(names, vs, in_windows=in_windows)
+    remedy = "give smaller --sizes, or start fewer ranks on a machine"
+    check_memory(needed, f"all-reduces of {nbytes:,} bytes", comm.node_size, remedy)
+
+
+def count_arrays(names: Sequence[str], vs: str | None, *, in_windows: bool) -> int:
+    """Return how many arrays of full length a rank has at once, see `_contenders`; other buffers are short."""
+    count = 2  # its own, and what the library receives before it is added
+    if in_windows:
+        count += 2  # the one in a window, and what that is copied to
+        count += 2 * (_ONE_SHOT in names)  # which takes two windows in turn
+    return count + (vs == GLOO)
+
+
 def _usable(comm: Communicator, name: str) -> bool:
     return comm.num_nodes == 1 or not ALLREDUCES[name].one_machine
 
@@ -155,7 +189,7 @@ def _usable(comm: Communicator, name: str) -> bool:
 def _contenders(
     comm: Communicator, nbytes: int, names: Sequence[str], gloo: Contender | None
 ) -> Iterator[tuple[dict[Key, Turn], dict[Key, str]]]:
-    """Make all that sum arrays of one size, and say what `AUTO` has chosen."""
+    """Make all that sum arrays of one size, and say what `AUTO` has chosen. `count_arrays` knows what they need."""
     array = np.zeros(nbytes // _ITEMSIZE, np.float32)
     arena = Arena(comm)
     arena.reserve(nbytes)
@@ -166,13 +200,12 @@ def _contenders(
         for memory, window in (("private", None), ("shared", arena.window)):
             if memory == "shared" and (window is None or comm.num_nodes > 1):
                 continue
-            picked = choose_allreduce(comm, nbytes, memory) if name == AUTO else name  # type: ignore[arg-type]
-            if picked != LIBRARY and ALLREDUCES[picked].in_window != (memory == "shared"):
+            if name != AUTO and ALLREDUCES[name].in_window != (memory == "shared"):
                 continue
             mine = array if window is None else _part(arena, comm.rank, nbytes)
-            made.append(make_allreduce(comm, mine, picked, window=window))
+            made.append(make_allreduce(comm, mine, name, window=window))
             turns[name, memory] = _turn(mine, made[-1])
-            chosen[name, memory] = picked
+            chosen[name, memory] = made[-1].algorithm
     if arena.window is not None and comm.num_nodes == 1:
         shared, other = _part(arena, comm.rank, nbytes), np.zeros_like(array)
         turns[LIBRARY, "shared"] = _turn(shared, lambda: comm.library_allreduce(shared))
@@ -242,38 +275,30 @@ def _rows(
         }
 
 
-def best_rules(rows: Sequence[dict[str, Any]]) -> dict[Memory, list[Rule]]:
-    """Return what was fastest at each size, with the library's own for private arrays where nothing of ours is faster.
+def best_rules(rows: Sequence[dict[str, Any]]) -> list[Rule]:
+    """Return what was fastest at each size for private arrays, the library's own where nothing of ours is faster.
 
     Between two sizes that were measured the winner of the lower one holds up to their geometric mean.
     """
-    rules: dict[Memory, list[Rule]] = {}
-    for memory in ("private", "shared"):
-        winners: dict[int, str] = {}
-        for nbytes in sorted({row["nbytes"] for row in rows}):
-            own = [row for row in rows if (row["nbytes"], row["memory"]) == (nbytes, memory)]
-            entries = {row["chosen"]: row["seconds"] for row in own}
-            if memory == "private" and own:
-                entries[LIBRARY] = own[0]["library_seconds"]
-            if entries:
-                winners[nbytes] = min(entries, key=lambda name: entries[name])
-        sizes = list(winners)
-        made = [
-            Rule(up_to=math.isqrt(size * after), algorithm=winners[size])
-            for size, after in pairwise(sizes)
-            if winners[size] != winners[after]
-        ]
-        if sizes:
-            rules[memory] = [*made, Rule(algorithm=winners[sizes[-1]])]
-    return rules
+    private = [row for row in rows if row["memory"] == "private"]
+    winners: dict[int, str] = {}
+    for nbytes in sorted({row["nbytes"] for row in private}):
+        own = [row for row in private if row["nbytes"] == nbytes]
+        entries = {row["chosen"]: row["seconds"] for row in own} | {LIBRARY: own[0]["library_seconds"]}
+        winners[nbytes] = min(entries, key=lambda name: entries[name])
+    sizes = list(winners)
+    made = [
+        Rule(up_to=math.isqrt(size * after), algorithm=winners[size])
+        for size, after in pairwise(sizes)
+        if winners[size] != winners[after]
+    ]
+    return [*made, Rule(algorithm=winners[sizes[-1]])]
 
 
 def write_rules(result: dict[str, Any]) -> Path:
     """Write what was fastest into this user's table, beside what that says of other places; return its path."""
     path = table_path()
-    table = read_table(path)
-    place = result["place"]
-    rules = {**table.rules, place: {**table.rules.get(place, {}), **best_rules(result["rows"])}}
+    rules = read_table(path).rules | {result["place"]: best_rules(result["rows"])}
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, Table(rules=rules).model_dump())
     return path

@@ -54,9 +54,14 @@ class ConvWorkload:
     padding: int | None = None
 
     @property
+    def border(self) -> int:
+        """The padding, given or not."""
+        return self.kernel_size // 2 if self.padding is None else self.padding
+
+    @property
     def shape(self) -> ConvShape:
         """What a method is chosen by."""
-        padding = self.kernel_size // 2 if self.padding is None else self.padding
+        padding = self.border
         side = output_size(self.size, self.kernel_size, self.stride, padding)
         weight = self.out_channels, self.kernel_size, self.kernel_size, self.in_channels // self.groups
         return ConvShape(weight, (side, side), (self.stride, self.stride), (padding, padding), self.groups)
@@ -126,7 +131,7 @@ def described(text: str) -> ConvWorkload:
             expected=f"{'=NUMBER,'.join(needed)}=NUMBER,{last}=NUMBER, of which the first four must be there",
         ) from error
     counts = {key: value for key, value in asdict(workload).items() if key not in ("name", "padding")}
-    groups, padding = workload.groups, workload.kernel_size // 2 if workload.padding is None else workload.padding
+    groups, padding = workload.groups, workload.border
 
     def demand(holds: bool, expected: str) -> None:
         require("--shape", text, holds, expected)
@@ -180,7 +185,7 @@ def bench_conv(
         convolutions.append(
             asdict(workload)
             | {
-                "padding": shape.padding[0],
+                "padding": workload.border,
                 "operations": workload.operations,
                 "seconds": seconds,
                 "chosen": choose(shape).name,

@@ -22,7 +22,7 @@ from hpdl_mpi.bench.sleepers import asleep
 from hpdl_mpi.bench.statistics import pairwise_ratio, spread
 from hpdl_mpi.bench.step import OURS, check_settings, make_contender
 from hpdl_mpi.bench.workloads import LEARNING_RATE, MOMENTUM, WORKLOADS, Workload
-from hpdl_mpi.comm import Communicator, SingleCommunicator, agree
+from hpdl_mpi.comm import AUTO, Communicator, SingleCommunicator, agree
 from hpdl_mpi.data import Batch
 from hpdl_mpi.kernels.threads import set_threads
 from hpdl_mpi.models import MODELS
@@ -31,6 +31,7 @@ from hpdl_mpi.optim import SGD
 from hpdl_mpi.parallel import ProcessGrid, Replica, TrainingStep
 from hpdl_mpi.parallel.buckets import GradientBuckets
 from hpdl_mpi.parallel.communication import measure_communication
+from hpdl_mpi.parallel.node_memory import share_memory
 from hpdl_mpi.parallel.shards import Sharding
 from hpdl_mpi.train.job import Parallel
 
@@ -120,20 +121,35 @@ def bench_data_parallel(
         together, players = _players(stack, comm, subject, batch, threads, vs, say)
         check_twins(comm, players)
         seconds = play_together(comm, players, num_rounds, turn_seconds, say)
-    steps = {name: median(times) for name, times in seconds.items()}
     peaks = {name: max(comm.allgather_obj(player.peak_bytes)) for name, player in players.items()}
-    ours = steps[OURS]
     communication = measure_communication(comm.allgather_obj(together.spans))
+    for player in players.values():
+        if isinstance(player, _Ranks | _SumsAlone):
+            player.free()
     exposed = communication.exposed if communication else 0.0
+    return _result(comm, subject, batch, threads, seconds, peaks, exposed)
+
+
+def _result(
+    comm: Communicator,
+    subject: _Subject,
+    batch: int,
+    threads: int,
+    seconds: dict[str, list[float]],
+    peaks: dict[str, int],
+    exposed: float,
+) -> dict[str, Any]:
+    """Return the result from what was measured of each contender, and how long ranks wait in our step."""
+    steps = {name: median(times) for name, times in seconds.items()}
+    ours, names = steps[OURS], [name for name in steps if name != OURS]
     hidden = max(0.0, 1.0 - exposed / steps[SUMS])
-    stand_in = (
-        f"; a stand-in sleeps {1e3 * sleep_seconds:.0f} ms where the model would compute" if sleep_seconds else ""
-    )
+    slept = subject.sleep_seconds
+    stand_in = f"; a stand-in sleeps {1e3 * slept:.0f} ms where the model would compute" if slept else ""
     samples = {ONE_RANK: batch, TORCH_ONE_RANK: batch, SUMS: 0}
     one_rank_ratio = steps[TORCH_ONE_RANK] / steps[ONE_RANK] if TORCH_ONE_RANK in steps else None
-    others = [steps[name] for name in players if name in TORCH_DDP]
+    others = [steps[name] for name in names if name in TORCH_DDP]
     return {
-        "model": model,
+        "model": subject.name,
         "batch": batch,
         "threads": threads,
         "num_ranks": comm.size,
@@ -145,7 +161,7 @@ def bench_data_parallel(
         "efficiency": steps[APART] / ours,
         "exposed_seconds": exposed,
         "hidden": hidden,
-        "sleep_seconds": sleep_seconds,
+        "sleep_seconds": slept,
         "peak_bytes": peaks[OURS],
         "vs": {
             name: {
@@ -153,15 +169,14 @@ def bench_data_parallel(
                 "samples_per_second": samples.get(name, comm.size * batch) / steps[name],
                 "peak_bytes": peaks[name],
             }
-            for name in players
-            if name != OURS
+            for name in names
         },
         "ratio": min(others) / ours if others else None,
         "one_rank_ratio": one_rank_ratio,
-        "ratio_by_round": {name: pairwise_ratio(seconds[name], seconds[OURS]) for name in players if name != OURS},
+        "ratio_by_round": {name: pairwise_ratio(seconds[name], seconds[OURS]) for name in names},
         "spread": {name: spread(times) for name, times in seconds.items()},
         "step_seconds_by_round": seconds,
-        "rounds": num_rounds,
+        "rounds": len(seconds[OURS]),
         "notes": [
             f"{APART}: {OURS} without sums, on all ranks at once; {ONE_RANK}: on the first alone; {SUMS}: no more than "
             "the sums of gradients",
@@ -247,6 +262,8 @@ class _Ranks:
     ----------
     spans : list of list of Span
         What went on in each step that counts.
+    algorithms : list of str
+        What sums each bucket of gradients.
     """
 
     def __init__(self, comm: Communicator, subject: _Subject, batch: int, settings: Parallel | None = None) -> None:
@@ -256,6 +273,7 @@ class _Ranks:
         self.spans: list[list[Span]] = []
         grid = ProcessGrid(comm, {"pp": 1, "dp": comm.size})
         self._step = TrainingStep(replica, CrossEntropy(), grid, shared_memory=settings.shared_memory)
+        self.algorithms = self._step.algorithms
         offset = comm.rank * batch
         ids = np.arange(offset, offset + batch)
         self._batch = Batch(*subject.workload.batch(batch), ids, global_size=comm.size * batch, offset=offset)
@@ -286,11 +304,20 @@ class _Ranks:
 
 
 class _SumsAlone:
-    """The sums of gradients that a step has."""
+    """The sums of gradients that a step has, in the memory where it has them.
+
+    Attributes
+    ----------
+    algorithms : list of str
+        What sums each bucket.
+    """
 
     def __init__(self, comm: Communicator, subject: _Subject) -> None:
         replica = subject.replica()
-        self._buckets = GradientBuckets(replica, comm)
+        grid = ProcessGrid(comm, {"pp": 1, "dp": comm.size})
+        self._memory = share_memory(grid, replica, Parallel().shared_memory, AUTO)
+        self._buckets = GradientBuckets(replica, comm, memory=self._memory)
+        self.algorithms = self._buckets.algorithms
         self.num_parameters = replica.num_parameters
         self.peak_bytes = 0
         self.warm_seconds = min(self.turn(1) for _ in range(_WARMUP_STEPS))
@@ -303,6 +330,13 @@ class _SumsAlone:
             for _ in self._buckets.wait():
                 pass
         return now() - start
+
+    def free(self) -> None:
+        """See `_Ranks.free`."""
+        for reduction in self._buckets.reductions:
+            reduction.free()
+        if self._memory:
+            self._memory.free()
 
 
 class _Anew:

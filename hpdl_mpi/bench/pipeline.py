@@ -97,21 +97,32 @@ def bench_pipeline(
         check_twins(comm, players)
         seconds = play_together(comm, players, num_rounds, turn_seconds, say)
     figures = {name: _figures(comm, player, name, seconds[name]) for name, player in players.items()}
-    result = figures.pop(schedule)
+    sizes = {"num_microbatches": num_microbatches, "microbatch_size": microbatch_size, "cuts": list(cuts)}
+    return _result(comm, model, schedule, vs, {"num_stages": plan.num_stages} | sizes, figures, seconds)
+
+
+def _result(
+    comm: Communicator,
+    model: str,
+    schedule: str,
+    vs: str | None,
+    sizes: dict[str, Any],
+    figures: dict[str, dict[str, Any]],
+    seconds: dict[str, list[float]],
+) -> dict[str, Any]:
+    """Return the result from the figures of our schedule and, with `vs`, of the other contender."""
+    ours, others = figures[schedule], {name: of for name, of in figures.items() if name != schedule}
     return {
         "model": model,
         "schedule": schedule,
         "num_ranks": comm.size,
         "num_nodes": comm.num_nodes,
-        "num_stages": plan.num_stages,
-        "num_microbatches": num_microbatches,
-        "microbatch_size": microbatch_size,
-        "cuts": list(cuts),
-        **result,
-        "vs": figures,
-        "ratio": figures[vs]["step_seconds"] / result["step_seconds"] if vs is not None else None,
+        **sizes,
+        **ours,
+        "vs": others,
+        "ratio": others[vs]["step_seconds"] / ours["step_seconds"] if vs is not None else None,
         "ratio_by_round": pairwise_ratio(seconds[vs], seconds[schedule]) if vs is not None else None,
-        "rounds": num_rounds,
+        "rounds": len(seconds[schedule]),
         "machine": describe_machine(),
         "versions": describe_versions("mpi4py", *(["torch"] if vs == TORCH else [])),
         "command": describe_command(),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from rich import box
@@ -21,10 +22,8 @@ def step_table(result: dict[str, Any]) -> Table:
     ranks = f" on each of {result['num_ranks']} ranks" if "num_ranks" in result else ""
     title = f"Training step: {result['model']}, batch {result['batch']}, {result['precision']}, {threads}{ranks}"
     caption = f"{_rounds(result)}; memory above the level after imports"
-    table = Table(box=box.SIMPLE, title=title, caption="\n".join([caption, *result["notes"]]))
-    table.add_column("contender", no_wrap=True)
-    for heading in ("step, ms", "quartiles", "samples/s", "peak, MiB", "ratio"):
-        table.add_column(heading, justify="right")
+    numbers = ("step, ms", "quartiles", "samples/s", "peak, MiB", "ratio")
+    table = _table(title, "\n".join([caption, *result["notes"]]), ("contender",), numbers)
     for name, spread in result["spread"].items():
         figures = result if name == OURS else result["vs"][name]
         seconds = figures["step_seconds"]
@@ -50,10 +49,8 @@ def pipeline_table(result: dict[str, Any]) -> Table:
         f"{_rounds(result, 'ms, ')}; stages from {result['cuts']}; bubble: "
         "measured, simulated with measured costs, published formula; peak memory above the level after imports"
     )
-    table = Table(box=box.SIMPLE, title=title, caption=caption)
-    table.add_column("contender", no_wrap=True)
-    for heading in ("step", "simulated", "bubble, %", "overhead", "MiB", "ratio"):
-        table.add_column(heading, justify="right", no_wrap=True)
+    numbers = ("step", "simulated", "bubble, %", "overhead", "MiB", "ratio")
+    table = _table(title, caption, ("contender",), numbers, narrow=True)
     for name, figures in ({result["schedule"]: result} | result["vs"]).items():
         bubbles = [figures.get(f"bubble_{key}") for key in ("measured", "predicted", "formula")]
         ours = "predicted_seconds" in figures
@@ -78,11 +75,8 @@ def allreduce_table(result: dict[str, Any]) -> Table:
         "copying as many bytes"
     )
     title = f"All-reduce of float32: {result['num_ranks']} ranks{machines}"
-    table = Table(box=box.SIMPLE, title=title, caption=caption, padding=(0, 0, 0, 1))
-    for heading in ("bytes", "algorithm"):
-        table.add_column(heading, no_wrap=True)
-    for heading in ("us", "GB/s", "library", "ratio", "Gloo", "copy"):
-        table.add_column(heading, justify="right", no_wrap=True)
+    numbers = ("us", "GB/s", "library", "ratio", "Gloo", "copy")
+    table = _table(title, caption, ("bytes", "algorithm"), numbers, narrow=True)
     before = None
     for row in result["rows"]:
         chosen = f" ({row['chosen']})" if row["chosen"] != row["algorithm"] else ""
@@ -109,11 +103,8 @@ def conv_table(result: dict[str, Any]) -> Table:
         "the operations of the definition, in all three passes; ratio: their time to that of the fastest, with ! where "
         f"the chosen one takes over {_CONV_SPREAD:.0%} longer"
     )
-    table = Table(box=box.SIMPLE, title=title, caption=caption)
-    table.add_column("convolution")
-    table.add_column("method", no_wrap=True)
-    for heading in ("forward", "dgrad", "wgrad", "GFLOP/s", "ratio"):
-        table.add_column(heading, justify="right", no_wrap=True)
+    numbers = ("forward", "dgrad", "wgrad", "GFLOP/s", "ratio")
+    table = _table(title, caption, ("convolution", "method"), numbers)
     for convolution in result["convolutions"]:
         label, totals = convolution["name"], {name: sum(of.values()) for name, of in convolution["seconds"].items()}
         for name, seconds in convolution["seconds"].items():
@@ -149,10 +140,7 @@ def profile_table(result: dict[str, Any]) -> Table:
         f"{result['machine']['cpu']}; ms, medians of {counted(result['steps'], 'step')}; GFLOP/s count the operations "
         "of the definition, in all passes that there were"
     )
-    table = Table(box=box.SIMPLE, title=title, caption=caption)
-    table.add_column("layers", no_wrap=True)
-    for heading in ("n", "forward", "dgrad", "wgrad", "%", "GFLOP/s"):
-        table.add_column(heading, justify="right", no_wrap=True)
+    table = _table(title, caption, ("layers",), ("n", "forward", "dgrad", "wgrad", "%", "GFLOP/s"))
     kinds: dict[str, list[dict[str, Any]]] = {}
     for layer in result["layers"]:
         kinds.setdefault(layer["kind"], []).append(layer)
@@ -179,10 +167,8 @@ def loader_table(result: dict[str, Any]) -> Table:
     if slower:
         factor = max(result["ratio"], 1 / result["ratio"])
         caption.append(f"the {slower} is the bottleneck: alone, the other is {factor:.1f} times as fast")
-    table = Table(box=box.SIMPLE, title=title, caption="\n".join(caption))
-    table.add_column("contender", no_wrap=True)
-    for heading in ("batch, ms", "quartiles", "samples/s", "peak, MiB", "ratio"):
-        table.add_column(heading, justify="right", no_wrap=True)
+    numbers = ("batch, ms", "quartiles", "samples/s", "peak, MiB", "ratio")
+    table = _table(title, "\n".join(caption), ("contender",), numbers)
     for name, spread in result["spread"].items():
         table.add_row(
             name,
@@ -195,12 +181,26 @@ def loader_table(result: dict[str, Any]) -> Table:
     return table
 
 
+def _table(title: str, caption: str, names: Sequence[str], numbers: Sequence[str], *, narrow: bool = False) -> Table:
+    """Return a table without rows; where it is too wide, names go on in another line, and numbers are whole."""
+    table = Table(box=box.SIMPLE, title=title, caption=caption)
+    if narrow:
+        table.padding, table.pad_edge = (0, 0, 0, 1), False
+    for heading in names:
+        table.add_column(heading, overflow="fold")
+    for heading in numbers:
+        table.add_column(heading, justify="right", no_wrap=True)
+    return table
+
+
 def _rounds(result: dict[str, Any], unit: str = "") -> str:
     return f"{result['machine']['cpu']}; {unit}median of {counted(result['rounds'], 'round')}"
 
 
 def _milliseconds(seconds: float) -> str:
-    return f"{1e3 * seconds:.1f}" if seconds >= 1e-3 else f"{1e3 * seconds:.3g}"
+    if seconds < 1e-3:
+        return f"{1e3 * seconds:.3g}"
+    return f"{1e3 * seconds:.{1 if seconds < 1 else 0}f}"
 
 
 def _microseconds(seconds: float) -> str:

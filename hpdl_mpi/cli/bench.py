@@ -216,7 +216,12 @@ def allreduce(
         typer.Option(metavar="NAME,...", help="Those of `hpdl schedule show`, and auto.", show_default="all"),
     ] = None,
     vs: Annotated[str | None, typer.Option(metavar="KEY", help="gloo: PyTorch's.")] = None,
-    tune: Annotated[bool, typer.Option("--tune", help="Let the fastest be what `auto` takes on such ranks.")] = False,
+    tune: Annotated[
+        bool,
+        typer.Option(
+            "--tune", help="Let the fastest be what `auto` takes on such ranks; needs sizes from 64KiB to 16MiB."
+        ),
+    ] = False,
     rounds: Annotated[int, typer.Option(min=10, help="Every contender takes a turn in each.")] = 10,
     json_file: JsonFile = None,
 ) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -11,10 +12,11 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from rich.table import Table
 
+    from hpdl_mpi.comm import Communicator
     from hpdl_mpi.train.summary import Summary
 
 from hpdl_mpi.base.errors import amended, in_line
@@ -36,6 +38,18 @@ Run = Annotated[Path, typer.Argument(metavar="RUN", help="The run folder.", show
 
 PREDICTIONS, WEIGHTS = "predictions.csv", "model.safetensors"
 """What `predict` and `export` write in the run folder, unless told."""
+
+
+@contextmanager
+def _all_ranks() -> Iterator[Communicator]:
+    """Yield all ranks of the job, under watch."""
+    from hpdl_mpi.comm import world
+    from hpdl_mpi.train.job import Parallel
+    from hpdl_mpi.train.launch import patient_seconds
+
+    comm = world()
+    with comm.watched(patient_seconds(Parallel().timeout_seconds)):
+        yield comm
 
 
 def train(
@@ -89,19 +103,19 @@ def evaluate(
     """Evaluate the latest checkpoint of a run, or its best."""
     from hpdl_mpi.base.errors import InputError
     from hpdl_mpi.base.files import check_destination, write_json
-    from hpdl_mpi.comm import agree, world
+    from hpdl_mpi.comm import agree
     from hpdl_mpi.train import open_run
 
-    comm = world()
-    if json_file:
-        agree(comm, partial(check_destination, json_file))
-    trainer, job = open_run(run, comm, pp=pp, ema=ema, best=best)
-    path = job.data.test if data is None else data
-    if path is None:
-        raise InputError(
-            "the job of the run names no test data", where=run, remedy="name data with --data", shared=True
-        )
-    metrics = trainer.evaluate(path)
+    with _all_ranks() as comm:
+        if json_file:
+            agree(comm, partial(check_destination, json_file))
+        trainer, job = open_run(run, comm, pp=pp, ema=ema, best=best)
+        path = job.data.test if data is None else data
+        if path is None:
+            raise InputError(
+                "the job of the run names no test data", where=run, remedy="name data with --data", shared=True
+            )
+        metrics = trainer.evaluate(path)
     if comm.rank == 0:
         weights = "ema" if trainer.averaged else "trained"
         typer.echo(f"{in_line(path)}: {metrics}" + "  (ema)" * trainer.averaged)
@@ -133,14 +147,14 @@ def predict(
 
     Where the outputs are not finite numbers, the class is -1 and the probability nan.
     """
-    from hpdl_mpi.comm import agree, world
+    from hpdl_mpi.comm import agree
     from hpdl_mpi.train import open_run
     from hpdl_mpi.train.predict import check_output, predict_files
 
-    comm = world()
-    path, replaces = agree(comm, lambda: _destination(run, output, PREDICTIONS, check_output))
-    trainer, job = open_run(run, comm, pp=pp, ema=ema, best=best)
-    done = predict_files(trainer, source, job.data.inputs if array is None else array, path, job.data)
+    with _all_ranks() as comm:
+        path, replaces = agree(comm, lambda: _destination(run, output, PREDICTIONS, check_output))
+        trainer, job = open_run(run, comm, pp=pp, ema=ema, best=best)
+        done = predict_files(trainer, source, job.data.inputs if array is None else array, path, job.data)
     if comm.rank == 0 and done is not None:
         predictions = counted(done.count, "prediction")
         typer.echo(f"{predictions} written to {in_line(path)}{replaces}")
@@ -164,13 +178,13 @@ def export(
 ) -> None:
     """Write the weights of a run under the names and in the layouts of PyTorch's state_dict."""
     from hpdl_mpi.base.files import check_destination
-    from hpdl_mpi.comm import agree, world
+    from hpdl_mpi.comm import agree
     from hpdl_mpi.train import open_run
 
-    comm = world()
-    path, replaces = agree(comm, lambda: _destination(run, output, WEIGHTS, check_destination))
-    trainer, _ = open_run(run, comm, pp=pp, ema=ema, best=best)
-    trainer.export(path)
+    with _all_ranks() as comm:
+        path, replaces = agree(comm, lambda: _destination(run, output, WEIGHTS, check_destination))
+        trainer, _ = open_run(run, comm, pp=pp, ema=ema, best=best)
+        trainer.export(path)
     if comm.rank == 0:
         which = ", moving averages" if trainer.averaged else ""
         typer.echo(f"weights of step {trainer.replica.step}{which} written to {in_line(path)}{replaces}")

@@ -15,11 +15,13 @@ if TYPE_CHECKING:
 
 app = typer.Typer(help="Look at schedules of pipelines and collectives.", no_args_is_help=True)
 
-_COLLECTIVES = "Options of collectives"
+_PIPELINES, _COLLECTIVES = "Options of pipelines", "Options of collectives"
+"""Panels of the help; an option that is in one means nothing to schedules of the other family, and is refused there."""
+
 _SHOWN_PEAKS = 32
 MAX_SECONDS = 1e9
 
-Seconds = Annotated[float, typer.Option(min=0.0, help="For one stage and micro-batch.")]
+Seconds = Annotated[float, typer.Option(min=0.0, help="For one stage and micro-batch.", rich_help_panel=_PIPELINES)]
 
 
 @app.callback()
@@ -29,6 +31,7 @@ def _group() -> None:
 
 @app.command()
 def show(
+    ctx: typer.Context,
     schedule: Annotated[
         str,
         typer.Argument(
@@ -39,14 +42,25 @@ def show(
     ranks: Annotated[
         int, typer.Option("-p", "-n", "--ranks", min=1, help="Ranks of the pipeline, or of the collective.")
     ] = 4,
-    microbatches: Annotated[int, typer.Option("-m", "--microbatches", min=1, help="Micro-batches of a batch.")] = 8,
-    chunks: Annotated[int | None, typer.Option(min=1, help="Stages on each rank.")] = None,
+    microbatches: Annotated[
+        int,
+        typer.Option("-m", "--microbatches", min=1, help="Micro-batches of a batch.", rich_help_panel=_PIPELINES),
+    ] = 8,
+    chunks: Annotated[int | None, typer.Option(min=1, help="Stages on each rank.", rich_help_panel=_PIPELINES)] = None,
     forward: Seconds = 1.0,
     dgrad: Seconds = 1.0,
     wgrad: Seconds = 1.0,
-    message: Annotated[float, typer.Option(min=0.0, help="From one rank to the next.")] = 0.0,
-    png: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a picture (needs matplotlib).")] = None,
-    csv: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the schedule, to edit it.")] = None,
+    message: Annotated[
+        float, typer.Option(min=0.0, help="From one rank to the next.", rich_help_panel=_PIPELINES)
+    ] = 0.0,
+    png: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Write a picture (needs matplotlib).", rich_help_panel=_PIPELINES),
+    ] = None,
+    csv: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Write the schedule, to edit it.", rich_help_panel=_PIPELINES),
+    ] = None,
     algorithm: Annotated[str, typer.Option(help="Of the collective.", rich_help_panel=_COLLECTIVES)] = "ring",
     size: Annotated[str, typer.Option(help="Of the array, such as 64KiB.", rich_help_panel=_COLLECTIVES)] = "1MiB",
     machines: Annotated[
@@ -61,6 +75,16 @@ def show(
     reduction: Annotated[
         float, typer.Option(min=0.0, help="Seconds to add a byte.", rich_help_panel=_COLLECTIVES)
     ] = 1e-10,
+    copy: Annotated[
+        float,
+        typer.Option(min=0.0, help="Seconds to copy a byte through shared memory.", rich_help_panel=_COLLECTIVES),
+    ] = 1e-10,
+    signal: Annotated[
+        float,
+        typer.Option(
+            min=0.0, help="Seconds until a rank sees another's signal in shared memory.", rich_help_panel=_COLLECTIVES
+        ),
+    ] = 5e-7,
 ) -> None:
     """Prove a schedule, simulate it with given costs, and draw it."""
     require_one_rank("hpdl schedule show")
@@ -68,12 +92,46 @@ def show(
         from hpdl_mpi.cli.sizes import parse_size
         from hpdl_mpi.comm.predict import Costs
 
-        costs = Costs(latency=latency, bandwidth=bandwidth, reduction=reduction, copy=reduction)
+        _refuse(ctx, schedule, _PIPELINES)
+        costs = Costs(latency=latency, bandwidth=bandwidth, reduction=reduction, copy=copy, signal=signal)
         for line in show_collective(schedule, algorithm, ranks, machines, parse_size(size, "--size"), costs):
             typer.echo(line)
     else:
+        _check_name(schedule)
+        _refuse(ctx, schedule, _COLLECTIVES)
         seconds = {"forward": forward, "dgrad": dgrad, "wgrad": wgrad, "message": message}
         _show_pipeline(schedule, ranks, microbatches, chunks, seconds, png, csv)
+
+
+def _check_name(schedule: str) -> None:
+    """Raise an InputError unless it is a pipeline's schedule."""
+    from hpdl_mpi.base.errors import InputError
+    from hpdl_mpi.parallel.pipeline import FAMILIES
+
+    if schedule not in FAMILIES and not schedule.lower().endswith(".csv"):
+        expected = f"{', '.join((*FAMILIES, *COLLECTIVES))}, or a file that ends in .csv"
+        raise InputError("no such schedule", where="hpdl schedule show", found=repr(schedule), expected=expected)
+
+
+def _refuse(ctx: typer.Context, schedule: str, panel: str) -> None:
+    """Raise an InputError if options of a panel were given: this schedule would go without them, and say nothing."""
+    from hpdl_mpi.base.errors import InputError
+
+    options = [param for param in ctx.command.params if getattr(param, "rich_help_panel", None) == panel]
+    given = [max(option.opts, key=len) for option in options if _is_given(ctx, option.name or "")]
+    if given:
+        raise InputError(
+            f"takes no {panel.lower()}",
+            where=f"hpdl schedule show {schedule}",
+            found=" and ".join(given),
+            remedy="see with `hpdl schedule show --help` whose which option is",
+        )
+
+
+def _is_given(ctx: typer.Context, name: str) -> bool:
+    """Return whether a parameter was typed, even if it is what it would be by itself."""
+    source = ctx.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"  # of Typer's own Click, whose enum it keeps to itself
 
 
 def _show_pipeline(
@@ -91,7 +149,6 @@ def _show_pipeline(
     from hpdl_mpi.base.errors import InputError, require
     from hpdl_mpi.base.files import check_destination, write_file
     from hpdl_mpi.parallel.pipeline import (
-        FAMILIES,
         StageCost,
         check,
         complete,
@@ -101,9 +158,6 @@ def _show_pipeline(
     )
     from hpdl_mpi.parallel.pipeline.picture import draw_png, draw_text
 
-    if schedule not in FAMILIES and not schedule.lower().endswith(".csv"):
-        expected = f"{', '.join((*FAMILIES, *COLLECTIVES))}, or a file that ends in .csv"
-        raise InputError("no such schedule", where="hpdl schedule show", found=repr(schedule), expected=expected)
     for key, value in seconds.items():
         require(f"--{key}", value, value <= MAX_SECONDS, f"at most {MAX_SECONDS:g}")
     for file in filter(None, (png, csv)):

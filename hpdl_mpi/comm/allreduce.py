@@ -17,6 +17,9 @@ from hpdl_mpi.kernels.wire import WIRES, Wire
 
 AUTO = "auto"
 
+_IN_WINDOW = next(name for name, kind in ALLREDUCES.items() if kind.in_window)
+"""What sums arrays where they lie, if all of them are on one machine."""
+
 _NETWORK_SEGMENT_BYTES = 1 << 19
 """Of a message between machines: of a few on their way, one is added while the next ones keep the link busy."""
 
@@ -44,7 +47,8 @@ def make_allreduce(
     array : ndarray, 1-dimensional, float32 or float64
         Of one length on all ranks.
     algorithm : str
-        A name of `ALLREDUCES`, `LIBRARY`, or `AUTO`: what suits the array and the place of the ranks.
+        A name of `ALLREDUCES`, `LIBRARY`, or `AUTO`: in a window on one machine what is made for that, and else what
+        suits the array and the place of the ranks.
     tag : int
         See `Collective`.
     segment_bytes : int, optional
@@ -65,10 +69,8 @@ def make_allreduce(
         There is no such algorithm, these ranks cannot use it, or the machine has too little memory to share.
     """
     if algorithm == AUTO:
-        algorithm = choose_allreduce(comm, array.nbytes, "private" if window is None else "shared")
-        shares = algorithm != LIBRARY and window is None and ALLREDUCES[algorithm].shares
-        if (algorithm == LIBRARY and not joint) or (shares and not _can_share(comm)):
-            algorithm = "ring"
+        in_window = window is not None and comm.num_nodes == 1
+        algorithm = _IN_WINDOW if in_window else _choose(comm, array.nbytes, joint=joint)
     wire = find_wire(compression, array.dtype)
     if algorithm == LIBRARY:
         if not joint:
@@ -81,7 +83,9 @@ def make_allreduce(
         segment_bytes = segment_bytes_between(comm)
     kind = find_algorithm(algorithm, comm, in_window=window is not None)
     program = kind.programs(comm.nodes, array.size, comm.rank)
-    shared = SharedMemory(comm, window_size([program]), array.dtype, window) if kind.shares else None
+    # Others need windows of their own: in this one they would write over the arrays.
+    arrays = window if kind.in_window else None
+    shared = SharedMemory(comm, window_size([program]), array.dtype, arrays) if kind.shares else None
     return Collective(
         comm,
         program,
@@ -94,6 +98,14 @@ def make_allreduce(
         wire=wire,
         algorithm=algorithm,
     )
+
+
+def _choose(comm: Communicator, nbytes: int, *, joint: bool) -> str:
+    """Return what suits private arrays, or the ring where that cannot be had. Collective."""
+    algorithm = choose_allreduce(comm, nbytes)
+    if algorithm == LIBRARY:
+        return LIBRARY if joint else "ring"
+    return "ring" if ALLREDUCES[algorithm].shares and not _can_share(comm) else algorithm
 
 
 def segment_bytes_between(comm: Communicator) -> int:

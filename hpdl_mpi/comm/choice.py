@@ -1,4 +1,7 @@
-"""Which all-reduce suits a size of array and a place of ranks: a table, measured or not."""
+"""Which all-reduce suits a size of array and a place of ranks: a table, measured or not.
+
+It is for arrays that are each rank's own. Those that lie in windows which ranks of a machine share are summed there.
+"""
 
 from __future__ import annotations
 
@@ -17,11 +20,9 @@ from hpdl_mpi.base.errors import InputError
 from hpdl_mpi.comm.collectives import ALLREDUCES, LIBRARY
 from hpdl_mpi.comm.communicator import Communicator
 
-Memory = Literal["private", "shared"]
-"""Where the arrays lie: each rank's own, or in windows that the ranks of a machine share."""
-
-
 _LIBRARY_BYTES = 24 << 10
+
+_NAMES = (*(name for name, kind in ALLREDUCES.items() if not kind.in_window), LIBRARY)
 
 
 class Rule(BaseModel):
@@ -29,7 +30,7 @@ class Rule(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
     up_to: Annotated[int, Field(ge=0)] | None = None
-    algorithm: Literal[(*ALLREDUCES, LIBRARY)]  # type: ignore[valid-type]
+    algorithm: Literal[_NAMES]  # type: ignore[valid-type]
 
 
 Rules = Annotated[list[Rule], Field(min_length=1)]
@@ -41,12 +42,12 @@ class Table(BaseModel):
     Attributes
     ----------
     rules : dict
-        Rules by the place of the ranks, see `place_of`, and by where the arrays lie.
+        Rules by the place of the ranks, see `place_of`.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
-    version: Literal[1] = 1
-    rules: dict[str, dict[Memory, Rules]] = {}
+    version: Literal[2] = 2
+    rules: dict[str, Rules] = {}
 
 
 def place_of(comm: Communicator) -> str:
@@ -54,11 +55,9 @@ def place_of(comm: Communicator) -> str:
     return f"{comm.num_nodes}x{max(map(comm.nodes.count, comm.nodes))}"
 
 
-def default_rules(comm: Communicator, memory: Memory) -> list[Rule]:
+def default_rules(comm: Communicator) -> list[Rule]:
     """Return what suits most machines."""
     if comm.num_nodes == 1:
-        if memory == "shared":
-            return [Rule(algorithm="window")]
         return [Rule(up_to=1 << 15, algorithm="one_shot"), Rule(algorithm="two_shot")]
     short = Rule(up_to=1 << 13, algorithm="recursive_doubling")
     if comm.num_nodes < comm.size:
@@ -68,8 +67,8 @@ def default_rules(comm: Communicator, memory: Memory) -> list[Rule]:
     return [short, *few, Rule(up_to=1 << 19, algorithm="halving_doubling"), Rule(algorithm="ring")]
 
 
-def choose_allreduce(comm: Communicator, nbytes: int, memory: Memory = "private") -> str:
-    """Return the algorithm for an array of so many bytes, the same on all ranks. Collective.
+def choose_allreduce(comm: Communicator, nbytes: int) -> str:
+    """Return the algorithm for arrays of so many bytes, each rank's own; the same on all ranks. Collective.
 
     Raises
     ------
@@ -78,8 +77,7 @@ def choose_allreduce(comm: Communicator, nbytes: int, memory: Memory = "private"
     """
 
     def find() -> str:
-        table = read_table(table_path())
-        rules = table.rules.get(place_of(comm), {}).get(memory) or default_rules(comm, memory)
+        rules = read_table(table_path()).rules.get(place_of(comm)) or default_rules(comm)
         return next(rule.algorithm for rule in rules if rule.up_to is None or nbytes <= rule.up_to or rule is rules[-1])
 
     return agree(comm, find)
@@ -107,6 +105,11 @@ def read_table(path: Path) -> Table:
     except FileNotFoundError:
         return Table()
     except (OSError, ValueError, RecursionError) as error:  # pydantic's own is a ValueError
-        found = error.errors()[0]["msg"] if isinstance(error, pydantic.ValidationError) else error
-        remedy = "make it anew with `hpdl bench allreduce --tune`, or delete it"
+        found = _first_error(error) if isinstance(error, pydantic.ValidationError) else error
+        remedy = "delete it, then make it anew with `hpdl bench allreduce --tune`"  # which keeps other places' rules
         raise InputError("not a table of all-reduces", where=path, found=found, remedy=remedy) from error
+
+
+def _first_error(error: pydantic.ValidationError) -> str:
+    first = error.errors()[0]
+    return ": ".join((*map(str, first["loc"]), first["msg"]))

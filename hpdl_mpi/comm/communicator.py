@@ -6,7 +6,7 @@ import pickle
 import zlib
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Literal, NoReturn
 
@@ -80,9 +80,12 @@ class Transfer(Work):
     ----------
     algorithm : str
         What a collective goes by, for those who ask.
+    compressed : bool
+        Whether its messages carry fewer bytes than the array has.
     """
 
     algorithm: str = ""
+    compressed: bool = False
 
     @abstractmethod
     def start(self) -> None:
@@ -145,6 +148,8 @@ class Communicator(ABC):
     ----------
     rank, size : int
         This rank's number in the group, and how many ranks it has.
+    world_ranks : sequence of int
+        The number of each rank in the job. People are told of ranks by it.
     node, num_nodes : int
         The number of the machine that this rank runs on, in the order of the machines' first ranks, and how many
         machines the group covers.
@@ -167,6 +172,7 @@ class Communicator(ABC):
 
     rank: int
     size: int
+    world_ranks: Sequence[int]
     node: int
     num_nodes: int
     nodes: Sequence[int]
@@ -269,7 +275,8 @@ class Communicator(ABC):
     def explain_mismatch(self) -> NoReturn:
         """Raise a TrainingError that names the first of the latest calls that ranks do not share. Collective."""
         histories = self.allgather_obj(self.calls)
-        raise TrainingError("ranks do not make the same calls", found=first_difference(histories), shared=self.rank > 0)
+        found = first_difference(dict(zip(self.world_ranks, histories, strict=True)))
+        raise TrainingError("ranks do not make the same calls", found=found, shared=self.rank > 0)
 
     def begin_step(self, step: int) -> None:
         """Note the number of the training step that begins, for the same. Local."""
@@ -290,6 +297,7 @@ class Communicator(ABC):
 
     def bcast(self, array: np.ndarray, root: int = 0) -> None:
         """Copy the root's array over everyone's, along a binomial tree. Collective."""
+        self.begin_collective(describe_collective(f"bcast from rank {self.world_ranks[root]}", array))
         distance = (self.rank - root) % self.size
         reach = 1
         while reach < self.size and not distance & reach:
@@ -304,7 +312,11 @@ class Communicator(ABC):
     def allgather(self, array: np.ndarray, out: np.ndarray) -> None:
         """Write every rank's array, in the order of ranks, into everyone's `out`, shape (size, *shape). Collective."""
         check_gathered(array, out, self.size)
-        self.begin_collective(f"allgather of {array.nbytes} bytes")
+        self.begin_collective(describe_collective("allgather", array))
+        self._allgather(array, out)
+
+    def _allgather(self, array: np.ndarray, out: np.ndarray) -> None:
+        """Do what `allgather` does once it is known to be one."""
         others = [peer for peer in range(self.size) if peer != self.rank]
         receiving = [self.irecv(out[peer : peer + 1], peer, RESERVED_TAG) for peer in others]
         sending = [self.isend(array, peer, RESERVED_TAG) for peer in others]
@@ -325,13 +337,14 @@ class Communicator(ABC):
         `Collective`.
         """
         check_array(array, written=True)
+        self.begin_collective(describe_collective(f"allreduce ({op})", array))
         flat = array.reshape(-1)
         piece = max(1, PIECE_BYTES // (self.size * flat.itemsize))
         gathered = np.empty((self.size, min(piece, flat.size)), flat.dtype)
         for start in range(0, flat.size, piece):
             total = flat[start : start + piece]
             terms = gathered.reshape(-1)[: self.size * total.size].reshape(self.size, total.size)
-            self.allgather(total, terms)
+            self._allgather(total, terms)
             total[:] = terms[0]
             for term in terms[1:]:
                 _UFUNCS[op](total, term, out=total)
@@ -358,6 +371,7 @@ class Communicator(ABC):
 
     def gather_obj(self, value: Any, root: int = 0) -> list[Any] | None:
         """Return every rank's value at the root, None elsewhere; pickled, between our own ranks only. Collective."""
+        self.begin_collective(f"gather to rank {self.world_ranks[root]}")
         data = _pack(value)
         lengths = self._lengths(data)
         if self.rank != root:
@@ -400,23 +414,25 @@ class Calls:
         self.count += 1
         self.latest.append(what)
 
+    def said(self, number: int) -> str:
+        """Return what call 0, 1, ... was; it must not be older than the latest."""
+        place = number - (self.count - len(self.latest))
+        return self.latest[place] if place < len(self.latest) else "nothing"
+
 
 def describe_collective(label: str, array: np.ndarray) -> str:
     """Return what tells a collective from others, the same on all ranks."""
     return f"{label}, {array.size} x {array.dtype}"
 
 
-def first_difference(histories: Sequence[Calls]) -> str:
+def first_difference(histories: Mapping[int, Calls]) -> str:
     """Say what ranks called where they differed first, as far as is remembered, by rank."""
-    start = max(calls.count - len(calls.latest) for calls in histories)
-    stop = max(calls.count for calls in histories)
+    start = max(calls.count - len(calls.latest) for calls in histories.values())
+    stop = max(calls.count for calls in histories.values())
     for number in range(start, stop):
-        said = []
-        for calls in histories:
-            place = number - (calls.count - len(calls.latest))
-            said.append(calls.latest[place] if place < len(calls.latest) else "nothing")
-        if len({*said}) > 1:
-            return f"call {number + 1}: " + "; ".join(f"rank {rank}: {what}" for rank, what in enumerate(said))
+        said = {rank: calls.said(number) for rank, calls in histories.items()}
+        if len({*said.values()}) > 1:
+            return f"call {number + 1}: " + "; ".join(f"rank {rank}: {what}" for rank, what in said.items())
     return f"a difference before the last {_REMEMBERED} calls"
 
 

@@ -58,6 +58,8 @@ class Collective(Transfer):
         How messages carry float32 in less; memory that ranks share is not concerned.
     algorithm : str
         See `Transfer`.
+    num_elements : int, optional
+        How many elements it is about, for those who ask; by default all of the array.
 
     Notes
     -----
@@ -78,6 +80,7 @@ class Collective(Transfer):
         joint: bool = True,
         wire: Wire | None = None,
         algorithm: str = "",
+        num_elements: int | None = None,
     ) -> None:
         check_array(array, written=True)
         if array.ndim != 1 or array.dtype not in (np.float32, np.float64):
@@ -85,7 +88,7 @@ class Collective(Transfer):
         if wire and array.dtype != np.float32:
             raise ValueError(f"only float32 can travel in less; found {array.dtype}")
         self.comm, self.label, self.algorithm, self._joint = comm, label, algorithm, joint
-        self._said = describe_collective(label or "collective", array)
+        self._said = describe_collective(label or "collective", array[:num_elements])
         self._shared, self._program = shared, program
         self._names: dict[tuple[int, int], str] = {}
         length = max(1, segment_bytes // array.itemsize)
@@ -103,6 +106,7 @@ class Collective(Transfer):
         bounds = [edge for step in steps for edge in (step.start, step.stop)]
         self._summed = array[min(bounds, default=0) : max(bounds, default=0)]
         self._wire = wire if any(isinstance(part, Messages) for part in self._parts) else None
+        self.compressed = self._wire is not None
 
     def start(self) -> None:
         if self._joint:
@@ -161,7 +165,8 @@ class Collective(Transfer):
         if known is not None:
             return known
         numbers = f"round {first + 1}" if first == last else f"rounds {first + 1} to {last + 1}"
-        steps = [step for steps in self._program[first : last + 1] for step in steps]
+        ranks = self.comm.world_ranks
+        steps = [step.among(ranks) for steps in self._program[first : last + 1] for step in steps]
         said = "; ".join(map(str, steps)) if len(steps) <= _MOST_STEPS else f"{len(steps)} steps"
         name = f"{self.label or 'collective'}: {numbers} of {len(self._program)}: {said}"
         self._names[first, last] = name
@@ -172,4 +177,4 @@ class Collective(Transfer):
             self._shared.free()
 
     def __str__(self) -> str:
-        return f"rank {self.comm.rank}, {self._pending() or 'at the end'}"
+        return f"rank {self.comm.world_ranks[self.comm.rank]}, {self._pending() or 'at the end'}"

@@ -76,7 +76,7 @@ class Messages:
                 placed.append(channels[step.peer].place(number, step, length))
         for one, others in _overlapping(placed):
             _prepare(comm, one, [other for other in others if one.follows(other)], array, tag, length, wire)
-        self._placed, self._length = placed, length
+        self._placed, self._length, self._world_ranks = placed, length, comm.world_ranks
         self._log: RoundLog | None = None
         # What comes in is moved first: it may be what is to be sent on.
         self._channels = [*receiving.values(), *sending.values()]
@@ -111,7 +111,7 @@ class Messages:
         return [channel.peer for channel in self._channels if channel.under_way]
 
     def __str__(self) -> str:
-        return "; ".join(str(channel) for channel in self._channels if channel.under_way)
+        return "; ".join(channel.describe(self._world_ranks) for channel in self._channels if channel.under_way)
 
 
 @dataclass(slots=True)
@@ -232,9 +232,11 @@ class _Channel:
         self._started = started
         return done + started > before
 
-    def __str__(self) -> str:
+    def describe(self, world_ranks: Sequence[int]) -> str:
+        """Say what is under way, with ranks called as in the job."""
         segment = self.segments[self.done]
-        return f"round {segment.number}: {segment.step} ({self.done} of {len(self.segments)} segments)"
+        step = segment.step.among(world_ranks)
+        return f"round {segment.number}: {step} ({self.done} of {len(self.segments)} segments)"
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,10 @@ away when ranks share one, answers signals, and notices a peer that has left the
 from __future__ import annotations
 
 import atexit
+import math
 import os
+import socket
+import sys
 import time
 import weakref
 from collections.abc import Iterator, Sequence
@@ -18,7 +21,7 @@ from typing import NoReturn
 import numpy as np
 from mpi4py import MPI
 
-from hpdl_mpi.base.errors import TrainingError
+from hpdl_mpi.base.errors import InputError, TrainingError
 from hpdl_mpi.base.output import flush_output
 from hpdl_mpi.comm.communicator import (
     PAGE,
@@ -28,12 +31,11 @@ from hpdl_mpi.comm.communicator import (
     Work,
     as_bytes,
     check_array,
-    check_gathered,
     check_message,
     describe_collective,
 )
 from hpdl_mpi.comm.watchdog import Watchdog
-from hpdl_mpi.comm.whereabouts import Whereabouts
+from hpdl_mpi.comm.whereabouts import Whereabouts, name_ranks
 from hpdl_mpi.kernels.threads import available_cores
 
 PATIENCE = 1.0
@@ -46,6 +48,9 @@ _SHARED_FOLDER = "/dev/shm"
 _NAP = 1e-4
 _LOOK = 0.01
 """Seconds between the times that a rank which waits long asks after others."""
+
+_PARTING_SECONDS = 60.0
+"""That ranks which have ended their programs wait for others before one says so."""
 
 _LAST_WORDS = 0.25
 _NOTICE = 0.5
@@ -79,10 +84,10 @@ class MpiCommunicator(Communicator):
         self._shared = shared
         self.rank, self.size = handle.rank, handle.size
         group, everyone = handle.Get_group(), MPI.COMM_WORLD.Get_group()
-        self._world_ranks = MPI.Group.Translate_ranks(group, None, everyone)
+        self.world_ranks = MPI.Group.Translate_ranks(group, None, everyone)
         group.Free()
         everyone.Free()
-        self._place([shared.nodes[rank] for rank in self._world_ranks])
+        self._place([shared.nodes[rank] for rank in self.world_ranks])
         self.crowded = shared.crowded
 
     @classmethod
@@ -123,9 +128,7 @@ class MpiCommunicator(Communicator):
         check_message(array, source, self.size, written=True)
         return _Prepared(self, self._handle.Recv_init(_spec(array), source, tag), "recv", array.nbytes, source, tag)
 
-    def allgather(self, array: np.ndarray, out: np.ndarray) -> None:
-        check_gathered(array, out, self.size)
-        self.begin_collective(f"allgather of {array.nbytes} bytes")
+    def _allgather(self, array: np.ndarray, out: np.ndarray) -> None:
         self.wait_for(_Joint(self, self._handle.Iallgather(_spec(array), _spec(out)), "allgather"))
 
     def barrier(self) -> None:
@@ -185,8 +188,8 @@ class MpiCommunicator(Communicator):
         with shared.whereabouts.waiting():
             while not work.test():
                 if time.monotonic() - looked > _LOOK:
-                    shared.whereabouts.wait(work, start, [self._world_ranks[peer] for peer in work.peers])
-                    shared.departures.check(work, self._world_ranks)
+                    shared.whereabouts.wait(work, start, [self.world_ranks[peer] for peer in work.peers])
+                    shared.departures.check(work, self.world_ranks)
                     if not shared.departures.recent:  # else a rank that waits for who has left will say so
                         for watchdog in _watchdogs:
                             watchdog.check(work, start)
@@ -195,10 +198,14 @@ class MpiCommunicator(Communicator):
 
     @contextmanager
     def watched(self, seconds: float) -> Iterator[None]:
-        if self.size < 2 or _watchdogs:
+        if self.size < 2:
             yield
             return
-        _watchdogs.append(Watchdog(self, self._world_ranks, self._shared.whereabouts, seconds))
+        if _watchdogs:
+            with _watchdogs[-1].limited(seconds):
+                yield
+            return
+        _watchdogs.append(Watchdog(self, self.world_ranks, self._shared.whereabouts, seconds))
         try:
             yield
         except BaseException:
@@ -285,8 +292,14 @@ class Departures:
         self._left = True
         others = [rank for rank in range(self._handle.size) if rank != self._handle.rank]
         farewells = [self._handle.Isend(self._nothing, rank) for rank in others]
+        speaks_at = time.monotonic() + _PARTING_SECONDS
         while len(self._noticed) < len(others):
             self._listen()
+            if time.monotonic() > speaks_at and self._handle.rank < min(self._noticed, default=self._handle.size):
+                speaks_at = math.inf
+                staying = name_ranks([rank for rank in others if rank not in self._noticed])
+                where = f"[rank {self._handle.rank} of {self._handle.size} on {socket.gethostname()}]"
+                print(f"{where} has ended its program and waits for {staying} to do so.", file=sys.stderr, flush=True)
             time.sleep(_NAP)
         MPI.Request.Waitall(farewells)
 
@@ -313,9 +326,8 @@ class _Message(Work):
 
     def __str__(self) -> str:
         towards = "to" if self._verb == "send" else "from"
-        return (
-            f"rank {self.comm.rank}: {self._verb} of {self._nbytes} bytes {towards} rank {self._peer}, tag {self._tag}"
-        )
+        own, peer = (self.comm.world_ranks[rank] for rank in (self.comm.rank, self._peer))
+        return f"rank {own}: {self._verb} of {self._nbytes} bytes {towards} rank {peer}, tag {self._tag}"
 
 
 class _Prepared(_Message, Transfer):
@@ -346,32 +358,50 @@ class _Joint(Work):
         return range(self.comm.size)
 
     def __str__(self) -> str:
-        return f"rank {self.comm.rank}: {self._verb} of {self.comm.size} ranks"
+        return f"rank {self.comm.world_ranks[self.comm.rank]}: {self._verb} of {self.comm.size} ranks"
 
 
 class _LibraryAllreduce(_Joint, Transfer):
-    """The library's sum of an array, again and again."""
+    """The library's sum of an array, again and again; planned once where the library can."""
 
     def __init__(self, comm: Communicator, handle: MPI.Intracomm, array: np.ndarray, label: str) -> None:
         super().__init__(comm, MPI.REQUEST_NULL, "allreduce")
         self.label = label
         self._handle, self._array = handle, array
+        self._planned: MPI.Prequest | None = None
+        if MPI.Get_version() >= (4, 0):
+            self._planned = handle.Allreduce_init(MPI.IN_PLACE, array)
+            weakref.finalize(self, _free, self._planned)
         self._said = describe_collective(label or "the library's sum", array)
 
     def start(self) -> None:
         self.comm.begin_collective(self._said)
-        self._request = self._handle.Iallreduce(MPI.IN_PLACE, self._array)
+        if self._planned is None:
+            self._request = self._handle.Iallreduce(MPI.IN_PLACE, self._array)
+        else:
+            self._planned.Start()
+            self._request = self._planned
 
 
 class _SharedWindow(Window):
     """A window of MPI's shared memory."""
 
     def __init__(self, comm: Communicator, handle: MPI.Intracomm, nbytes: int) -> None:
-        node = handle.Split_type(MPI.COMM_TYPE_SHARED)
-        assert isinstance(node, MPI.Intracomm), "every rank is on a machine"
-        self._node = node
-        # By default the parts are side by side, in the order of ranks.
-        self._window = MPI.Win.Allocate_shared(nbytes, 1, comm=self._node)
+        try:
+            node = handle.Split_type(MPI.COMM_TYPE_SHARED)
+            assert isinstance(node, MPI.Intracomm), "every rank is on a machine"
+            self._node = node
+            # By default the parts are side by side, in the order of ranks.
+            self._window = MPI.Win.Allocate_shared(nbytes, 1, comm=self._node)
+        except MPI.Exception as error:
+            raise InputError(
+                "the MPI library has no more windows of shared memory",
+                where="memory that ranks share",
+                found=error.Get_error_string().splitlines()[0],
+                remedy="Each bucket of gradients takes one: have fewer (parallel.bucket_cap_mb), or do without "
+                "(parallel.shared_memory = 'none')",
+                shared=True,
+            ) from error
         self._window.Lock_all()
         first, _ = self._window.Shared_query(0)
         memory = np.asarray(MPI.buffer.fromaddress(first.address, nbytes * node.size))

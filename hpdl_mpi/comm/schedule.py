@@ -21,7 +21,7 @@ Programs can be printed, proved (`check`), timed on paper (`predict`) and run (`
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 
 
@@ -67,6 +67,10 @@ class Step:
     def size(self) -> int:
         """How many elements are moved."""
         return self.stop - self.start
+
+    def among(self, world_ranks: Sequence[int]) -> Step:
+        """Return the step with its peer called as in the job, to be shown."""
+        return replace(self, peer=world_ranks[self.peer])
 
     def __str__(self) -> str:
         if self.op in (Op.SIGNAL, Op.WAIT):

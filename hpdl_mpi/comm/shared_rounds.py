@@ -196,4 +196,4 @@ class SharedRounds:
         if self._position == len(self._steps):
             return "over"
         number, step = self._steps[self._position]
-        return f"round {number}: {step}"
+        return f"round {number}: {step.among(self._shared.comm.world_ranks)}"

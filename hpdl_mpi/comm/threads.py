@@ -43,25 +43,25 @@ class ThreadCommunicator(Communicator):
         self, mailboxes: Mailboxes, rank: int, members: Sequence[int] | None = None, context: tuple[int, ...] = ()
     ) -> None:
         self._mailboxes = mailboxes
-        self._members = list(members) if members is not None else list(range(mailboxes.num_ranks))
+        self.world_ranks = list(members) if members is not None else list(range(mailboxes.num_ranks))
         self._context = context
         self._num_splits = self._num_windows = 0
-        self.rank, self.size = rank, len(self._members)
+        self.rank, self.size = rank, len(self.world_ranks)
         self.shares_process = self.crowded = mailboxes.num_ranks > 1
-        self._place([mailboxes.nodes[member] for member in self._members])
+        self._place([mailboxes.nodes[member] for member in self.world_ranks])
 
     def _box(self, source: int, dest: int, tag: int) -> Mailbox:
-        return self._context, self._members[source], self._members[dest], tag
+        return self._context, self.world_ranks[source], self.world_ranks[dest], tag
 
     def isend(self, array: np.ndarray, dest: int, tag: int = 0) -> Work:
         check_message(array, dest, self.size)
-        self._mailboxes.verb(self._members[self.rank])
+        self._mailboxes.verb(self.world_ranks[self.rank])
         self._mailboxes.deposit(self._box(self.rank, dest, tag), as_bytes(array).copy())
         return _Sent(self, dest)
 
     def irecv(self, array: np.ndarray, source: int, tag: int = 0) -> Work:
         check_message(array, source, self.size, written=True)
-        self._mailboxes.verb(self._members[self.rank])
+        self._mailboxes.verb(self.world_ranks[self.rank])
         box = self._box(source, self.rank, tag)
         receive = _Receive(self, array, source, box)
         self._mailboxes.post(box, receive.take)
@@ -82,7 +82,7 @@ class ThreadCommunicator(Communicator):
         context = (*self._context, self._num_splits, color)
         self._num_splits += 1
         return ThreadCommunicator(
-            self._mailboxes, order.index(self.rank), [self._members[rank] for rank in order], context
+            self._mailboxes, order.index(self.rank), [self.world_ranks[rank] for rank in order], context
         )
 
     def shareable_bytes(self) -> int:
@@ -103,29 +103,29 @@ class ThreadCommunicator(Communicator):
         """Nothing to give back: what a group has in memory goes with it."""
 
     def abort(self, code: int) -> NoReturn:
-        raise TrainingError(f"aborted the job with exit code {code}", where=f"rank {self._members[self.rank]}")
+        raise TrainingError(f"aborted the job with exit code {code}", where=f"rank {self.world_ranks[self.rank]}")
 
     def deliver(self, box: Mailbox) -> None:
         """Hand on what has arrived in a mailbox of this rank."""
         self._mailboxes.deliver(box)
 
     def wait_for(self, work: Work) -> None:
-        self._mailboxes.wait_for(work, self._members[self.rank])
+        self._mailboxes.wait_for(work, self.world_ranks[self.rank])
 
     @contextmanager
     def watched(self, seconds: float) -> Iterator[None]:
-        limits, rank = self._mailboxes.limits, self._members[self.rank]
-        before, limits[rank] = limits[rank], seconds
+        limits, rank = self._mailboxes.limits, self.world_ranks[self.rank]
+        before, limits[rank] = limits[rank], min(limits[rank], seconds)
         try:
             yield
         finally:
             limits[rank] = before
 
     def begin(self, what: object) -> None:
-        self._mailboxes.whereabouts[self._members[self.rank]].begin(what)
+        self._mailboxes.whereabouts[self.world_ranks[self.rank]].begin(what)
 
     def begin_step(self, step: int) -> None:
-        self._mailboxes.whereabouts[self._members[self.rank]].step = step
+        self._mailboxes.whereabouts[self.world_ranks[self.rank]].step = step
 
 
 class _ThreadWindow(Window):
@@ -188,7 +188,8 @@ class _Receive(Work):
 
     def __str__(self) -> str:
         tag = self._box[-1]
-        return f"rank {self.comm.rank}: recv of {self._array.nbytes} bytes from rank {self._source}, tag {tag}"
+        own, source = (self.comm.world_ranks[rank] for rank in (self.comm.rank, self._source))
+        return f"rank {own}: recv of {self._array.nbytes} bytes from rank {source}, tag {tag}"
 
 
 class _Prepared(Transfer):

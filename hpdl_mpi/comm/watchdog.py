@@ -24,8 +24,8 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -142,6 +142,15 @@ class Watchdog:
         self._thread.join()
         self._socket.close()
         faulthandler.cancel_dump_traceback_later()
+
+    @contextmanager
+    def limited(self, seconds: float) -> Iterator[None]:
+        """Let this rank wait no longer than this inside the context, or than before if that is shorter. Local."""
+        before, self._seconds = self._seconds, min(self._seconds, seconds)
+        try:
+            yield
+        finally:
+            self._seconds = before
 
     def check(self, work: Work, since: float) -> None:
         """Raise a TrainingError that names the ranks that are late if this one has waited for too long.

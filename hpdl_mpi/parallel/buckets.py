@@ -129,7 +129,7 @@ class GradientBuckets:
                 elif memory and (sharding.one_copy if sharding else algorithm == AUTO):
                     reduction = _sum_in_window(dp, replica, memory, (start, stop), tag, compression, fuses)
                     if sharding and stop == self.slices[-1][1]:
-                        gather = _meet(dp, replica, memory, tag, "parameters")
+                        gather = _meet(dp, replica, memory, (start, stop), tag, "parameters")
                 elif sharding:
                     reduction = _sum_for_chunks(dp, gradients, algorithm, tag, label, compression)
                     gather = _gather_chunks(dp, replica.params[start:stop], tag)
@@ -178,6 +178,11 @@ class GradientBuckets:
     def algorithms(self) -> list[str]:
         """What sums each bucket, by name; none if there is one rank alone."""
         return [bucket.reduction.algorithm for bucket in self._buckets]
+
+    @property
+    def compressed(self) -> bool:
+        """Whether any bucket is summed in fewer bytes than it has."""
+        return any(bucket.reduction.compressed for bucket in self._buckets)
 
     @property
     def reductions(self) -> list[Transfer]:
@@ -270,7 +275,7 @@ def _sum_in_window(
     start, stop = bucket
     size, nodes, rank = stop - start, dp.nodes, dp.rank
     if fuses:
-        return _meet(dp, replica, memory, tag, "gradients")
+        return _meet(dp, replica, memory, bucket, tag, "gradients")
     if dp.num_nodes == 1 and replica.sharding is None:
         program = window_allreduce(dp.size, size, rank)
     else:
@@ -287,15 +292,26 @@ def _sum_in_window(
         label=f"gradients, bucket {tag}",
         wire=find_wire(compression, replica.dtype),
         algorithm=ONE_COPY if replica.sharding else "window" if dp.num_nodes == 1 else "hierarchical_window",
+        num_elements=size,
     )
 
 
-def _meet(dp: Communicator, replica: Replica, memory: NodeMemory, tag: int, what: str) -> Transfer:
+def _meet(
+    dp: Communicator, replica: Replica, memory: NodeMemory, bucket: tuple[int, int], tag: int, what: str
+) -> Transfer:
     """Return a wait of the ranks of a machine for one another."""
     shared = SharedMemory(dp, 0, replica.dtype, memory.window)
     program = machine_barrier(dp.nodes, 0, dp.rank)
-    label = f"{what}, bucket {tag}"
-    return Collective(dp, program, replica.grads, tag=tag, shared=shared, label=label, algorithm=ONE_COPY)
+    return Collective(
+        dp,
+        program,
+        replica.grads,
+        tag=tag,
+        shared=shared,
+        label=f"{what}, bucket {tag}",
+        algorithm=ONE_COPY,
+        num_elements=bucket[1] - bucket[0],
+    )
 
 
 def progress_of(works: Iterable[Work]) -> int | None:

@@ -179,7 +179,7 @@ class LowRankSum(Transfer):
         stop = start + gradients.size
         self._gradients, self._residual = gradients, feedback.residual[start:stop]
         matrices = [one for one in feedback.matrices if start <= one.start < stop]
-        self._plain = _rest(matrices, start, stop)
+        self._plain, self.compressed = _rest(matrices, start, stop), bool(matrices)
         lefts, plain = sum(one.rows * one.rank for one in matrices), sum(last - first for first, last in self._plain)
         left = aligned(lefts + plain, gradients.dtype)
         right = aligned(sum(one.columns * one.rank for one in matrices), gradients.dtype)
@@ -320,7 +320,7 @@ class LargestSum(Transfer):
         See `LowRankSum`.
     """
 
-    algorithm = "top-k"
+    algorithm, compressed = "top-k", True
 
     def __init__(
         self, comm: Communicator, feedback: Feedback, gradients: np.ndarray, start: int, *, tag: int, label: str

@@ -80,6 +80,12 @@ class NodeMemory:
             arena.free()  # when all ranks have come here
 
 
+def wants_memory(grid: ProcessGrid, replica: Replica, wanted: MemorySharing, algorithm: str) -> bool:
+    """Return whether data-parallel ranks shall share memory if there is enough; see `share_memory`, also of errors."""
+    asked = _is_asked(replica, wanted) or (wanted == "auto" and _suits(grid, replica, algorithm))
+    return replica.grads.nbytes > 0 and asked and shares_machines(grid)
+
+
 def share_memory(grid: ProcessGrid, replica: Replica, wanted: MemorySharing, algorithm: str) -> NodeMemory | None:
     """Return where the data-parallel ranks of a machine have what they share, if they do. Collective.
 
@@ -99,12 +105,9 @@ def share_memory(grid: ProcessGrid, replica: Replica, wanted: MemorySharing, alg
     InputError
         The machine has too little memory to share, or see `shares_machines`.
     """
-    dp, nbytes = grid.axis("dp"), replica.grads.nbytes
-    one_copy = replica.sharding is not None and replica.sharding.one_copy
-    asked = one_copy or wanted in ("gradients", "parameters")
-    can = asked or (wanted == "auto" and _can_share(grid, replica, algorithm))
-    if not (nbytes and can and shares_machines(grid)):
+    if not wants_memory(grid, replica, wanted, algorithm):
         return None
+    dp, nbytes, one_copy = grid.axis("dp"), replica.grads.nbytes, _has_one_copy(replica)
     arenas = [Arena(dp) for _ in range(1 + one_copy)]
     forget(replica.grads)  # so that there never are two of each
     for arena, needed in zip(arenas, (nbytes, -(-nbytes // dp.node_size)), strict=False):
@@ -113,7 +116,7 @@ def share_memory(grid: ProcessGrid, replica: Replica, wanted: MemorySharing, alg
         return NodeMemory(dp, replica, arenas)
     for arena in arenas:
         arena.free()
-    if not asked:
+    if not _is_asked(replica, wanted):
         return None
     raise InputError(
         "too little memory that ranks can share",
@@ -124,6 +127,14 @@ def share_memory(grid: ProcessGrid, replica: Replica, wanted: MemorySharing, alg
     )
 
 
-def _can_share(grid: ProcessGrid, replica: Replica, algorithm: str) -> bool:
+def _has_one_copy(replica: Replica) -> bool:
+    return replica.sharding is not None and replica.sharding.one_copy
+
+
+def _is_asked(replica: Replica, wanted: MemorySharing) -> bool:
+    return _has_one_copy(replica) or wanted in ("gradients", "parameters")
+
+
+def _suits(grid: ProcessGrid, replica: Replica, algorithm: str) -> bool:
     plain = algorithm == AUTO and replica.sharding is None and replica.feedback is None
     return plain and all(len({*line}) == 1 for line in grid.machines("dp"))

@@ -19,7 +19,7 @@ from hpdl_mpi.nn import Layer, Loss, LossSums
 from hpdl_mpi.optim import clip_factor
 from hpdl_mpi.parallel.buckets import GradientBuckets, progress_of
 from hpdl_mpi.parallel.grid import ProcessGrid
-from hpdl_mpi.parallel.node_memory import MemorySharing, share_memory
+from hpdl_mpi.parallel.node_memory import MemorySharing, share_memory, wants_memory
 from hpdl_mpi.parallel.pipeline import Feed
 from hpdl_mpi.parallel.progress_thread import progress_thread
 from hpdl_mpi.parallel.replica import Replica
@@ -85,6 +85,10 @@ class TrainingStep:
     ----------
     algorithms : list of str
         What sums each bucket of gradients, of all ranks of the pipeline; none if there is one data-parallel rank.
+    compressed : bool
+        Whether any of them, on any rank of the pipeline, is summed in fewer bytes than it has.
+    lacks_memory : bool
+        Whether gradients are summed by messages because the machine has too little memory to share.
 
     Raises
     ------
@@ -112,6 +116,7 @@ class TrainingStep:
         self._trace: Trace | None = None
         dp, one_copy = grid.axis("dp"), replica.sharding is not None and replica.sharding.one_copy
         self._memory = share_memory(grid, replica, shared_memory, algorithm)
+        self.lacks_memory = self._memory is None and wants_memory(grid, replica, shared_memory, algorithm)
         # What is clipped must be summed before it is updated, and so must what other machines have.
         fuses = one_copy and dp.num_nodes == 1 and clip_norm is None
         self._terms = self._memory.terms if self._memory and fuses else None
@@ -125,7 +130,9 @@ class TrainingStep:
             fuses=fuses,
         )
         self._sums = _Sums(replica, grid, num_flags, buckets)
-        self.algorithms = [name for names in grid.axis("pp").allgather_obj(buckets.algorithms) for name in names]
+        found = grid.axis("pp").allgather_obj((buckets.algorithms, buckets.compressed))
+        self.algorithms = [name for names, _ in found for name in names]
+        self.compressed = any(compressed for _, compressed in found)
         self._meetings = _Meetings(dp) if sync_batch_norm and dp.size > 1 else None
         self._executor = replica.trainer(loss, self._sums, self._meetings)
         self._tied = _tied_reductions(replica)

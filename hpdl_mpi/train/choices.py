@@ -20,7 +20,8 @@ from hpdl_mpi.data import Augment, Jitter, Transform
 from hpdl_mpi.models import MODELS
 from hpdl_mpi.nn import CrossEntropy, Huber, Layer, Loss, MeanSquaredError, make_exact
 from hpdl_mpi.optim import OPTIMIZERS, SCHEDULES, Optimizer, Schedule
-from hpdl_mpi.train.job import Job, Named, load_job
+from hpdl_mpi.train.job import Job, Named
+from hpdl_mpi.train.jobfile import load_job
 from hpdl_mpi.train.problems import problems
 
 LOSSES: dict[str, type[Loss]] = {"cross_entropy": CrossEntropy, "huber": Huber, "mse": MeanSquaredError}

@@ -23,6 +23,7 @@ from hpdl_mpi.train import checkpoint
 from hpdl_mpi.train.assembly import Assembly
 from hpdl_mpi.train.evaluation import Evaluator
 from hpdl_mpi.train.job import Checkpoint, EarlyStopping
+from hpdl_mpi.train.launch import patient_seconds
 from hpdl_mpi.train.loop import TrainingLoop
 from hpdl_mpi.train.metrics import Meter, Metrics
 from hpdl_mpi.train.progress import Progress, Recipe
@@ -62,6 +63,10 @@ class Course:
     describe: Callable[[Source], dict[str, Any]] | None
     lr_schedule: Schedule
     clip_norm: float | None
+
+    def share(self, num_ranks: int) -> int:
+        """Return how many samples of a batch a data-parallel rank, or a pipeline, has at most."""
+        return -(-self.global_batch_size // num_ranks)
 
     def check(self) -> None:
         """Raise an InputError if lengths are missing or impossible, or a run shall be judged without evaluations."""
@@ -121,6 +126,11 @@ def fit(assembly: Assembly, course: Course) -> dict[str, Any]:
         A signal asked for an end; the state is saved if there is a run folder.
     """
     began = time.perf_counter()
+    with assembly.comm.watched(patient_seconds(assembly.parallel.timeout_seconds)):
+        return _fit(assembly, course, began)
+
+
+def _fit(assembly: Assembly, course: Course, began: float) -> dict[str, Any]:
     comm, grid = assembly.comm, assembly.grid
     require_same_call(comm, course.settings(assembly))
     trace = Path(course.trace) if course.trace is not None else None
@@ -131,7 +141,7 @@ def fit(assembly: Assembly, course: Course) -> dict[str, Any]:
         signals = stack.enter_context(StopSignals(course.checkpoint.signal))
         input_shape = _claim(stack, assembly, course, folder)
         open_report(grid, assembly.threads)
-        assembly.plan(input_shape, -(-course.global_batch_size // grid.shape["dp"]))
+        assembly.plan(input_shape, course.share(grid.shape["dp"]))
         loader, tests = _open_loaders(stack, assembly, course)
         assembly.build(input_shape, loader)
         replica = assembly.replica
@@ -146,20 +156,9 @@ def fit(assembly: Assembly, course: Course) -> dict[str, Any]:
         stack.callback(reporter.close)
         log = _begin_log(stack, assembly, course, folder, progress) if folder and comm.rank == 0 else None
         reporter.say(headline(replica, loader, num_steps))
-        for remark in _remarks(assembly, course, loader, num_steps):
+        step = _training_step(assembly, course, num_flags=len(signals.numbers))
+        for remark in (*_remarks(assembly, course, loader, num_steps), *_remarks_on_sums(assembly, step)):
             reporter.say(remark)
-        step = TrainingStep(
-            replica,
-            assembly.loss,
-            grid,
-            clip_norm=course.clip_norm,
-            num_flags=len(signals.numbers),
-            bucket_bytes=round(assembly.parallel.bucket_cap_mb * 1e6),
-            algorithm=assembly.parallel.algorithm,
-            compression=assembly.parallel.wire,
-            shared_memory=assembly.parallel.shared_memory,
-            sync_batch_norm=assembly.parallel.sync_batch_norm,
-        )
         recorder = Recorder(trace, step, replica, grid) if trace is not None else None
         loop = TrainingLoop(
             grid=grid,
@@ -185,17 +184,31 @@ def fit(assembly: Assembly, course: Course) -> dict[str, Any]:
         )
         with comm.watched(assembly.parallel.timeout_seconds):
             metrics = _run(loop, step)
-        summary = _summary(assembly, course, progress, metrics) | {"allreduce": step.algorithms}
-        if course.early_stopping:
-            summary["early_stopping"] = {"stopped": loop.stopped_early} | asdict(progress.watch)
         if recorder and recorder.times:
-            summary["trace"] = explain(recorder.times, recorder.communication)
             reporter.say(describe_times(recorder.times))
             if recorder.communication:
                 reporter.say(describe_communication(recorder.communication))
+        summary = _summary(assembly, course, loop, metrics)
         if folder and comm.rank == 0:
             write_json(folder.summary, summary)
     return summary
+
+
+def _training_step(assembly: Assembly, course: Course, num_flags: int) -> TrainingStep:
+    """Return the step as the settings want it. Collective."""
+    parallel = assembly.parallel
+    return TrainingStep(
+        assembly.replica,
+        assembly.loss,
+        assembly.grid,
+        clip_norm=course.clip_norm,
+        num_flags=num_flags,
+        bucket_bytes=round(parallel.bucket_cap_mb * 1e6),
+        algorithm=parallel.algorithm,
+        compression=parallel.wire,
+        shared_memory=parallel.shared_memory,
+        sync_batch_norm=parallel.sync_batch_norm,
+    )
 
 
 def _run(loop: TrainingLoop, step: TrainingStep) -> Metrics | None:
@@ -307,12 +320,21 @@ def _remarks(assembly: Assembly, course: Course, loader: Loader, num_steps: int)
         yield f"the run ends within its warm-up of {course.lr_schedule.warmup_steps} steps"
     if batch > num_samples:
         yield f"a batch of {batch:,} is larger than the data: every step sees all of it"
-    share, num_parts = -(-batch // assembly.grid.shape["dp"]), assembly.pipeline.schedule.num_microbatches
+    share, num_parts = course.share(assembly.grid.shape["dp"]), assembly.pipeline.schedule.num_microbatches
     if num_parts > share:
         yield f"{num_parts:,} micro-batches share {counted(share, 'sample')}: in every step, some of them are empty"
     if course.init is not None and replica.step == 0:
         count = len(weights.check(weights.TensorFile(course.init), replica.model, course.init_skip))
         yield f"begins with {count} of {len(weights.tensors(replica.model))} tensors from {in_line(course.init)}"
+
+
+def _remarks_on_sums(assembly: Assembly, step: TrainingStep) -> Iterator[str]:
+    """Yield what settings of the sums of gradients do not do here."""
+    compression = assembly.parallel.compression
+    if compression is not None and not step.compressed:
+        yield f"parallel.compression = {compression!r} changes nothing: no gradients go in messages that it shortens"
+    if step.lacks_memory:
+        yield "the machine has too little memory to share (/dev/shm): gradients go by messages, which is slower"
 
 
 def _begin_log(
@@ -334,8 +356,13 @@ def _give_up(folder: RunFolder, replica: Replica) -> None:
         folder.give_up()
 
 
-def _summary(assembly: Assembly, course: Course, progress: Progress, metrics: Metrics | None) -> dict[str, Any]:
-    replica, grid = assembly.replica, assembly.grid
+def _summary(assembly: Assembly, course: Course, loop: TrainingLoop, metrics: Metrics | None) -> dict[str, Any]:
+    replica, grid, progress, recorder = assembly.replica, assembly.grid, loop.progress, loop.recorder
+    extras: dict[str, Any] = {}
+    if course.early_stopping:
+        extras["early_stopping"] = {"stopped": loop.stopped_early} | asdict(progress.watch)
+    if recorder and recorder.times:
+        extras["trace"] = explain(recorder.times, recorder.communication)
     return {
         "model": course.name or type(assembly.model).__name__,
         "num_parameters": replica.num_parameters,
@@ -358,4 +385,6 @@ def _summary(assembly: Assembly, course: Course, progress: Progress, metrics: Me
         "samples_per_second": progress.samples / progress.seconds if progress.seconds else None,
         "wall_seconds": progress.wall_seconds,
         "parameters_digest": checkpoint.digest(replica),
+        "allreduce": loop.step.algorithms,
+        **extras,
     }

@@ -1,4 +1,4 @@
-"""The job: what a TOML file may say, checked before anything is allocated.
+"""The job: what its file may say, checked before anything is allocated.
 
 Sections with a `name` (model, optimizer, lr_schedule, loss) take further keys: the keywords of what they name, with
 the types of its signature. So a constructor is the one place that says what can be set.
@@ -6,11 +6,8 @@ the types of its signature. So a constructor is the one place that says what can
 
 from __future__ import annotations
 
-import json
-import tomllib
 from collections.abc import Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 import pydantic
@@ -232,10 +229,10 @@ class Parallel(_Section):
         Round what messages between machines carry of them to half the bytes; or sum products of thin matrices, or the
         largest of them alone, and carry the rest over to the next step. The MPI library's sums take none, and the
         largest are collected by a way of their own.
-    compression_rank : int
-        Of the matrices.
-    compression_density : float
-        Which part the largest are.
+    compression_rank : int, optional
+        Of the matrices; by default 4.
+    compression_density : float, optional
+        Which part the largest are; by default 0.01.
     sharding : {"none", "optimizer", "gradients"}
         Let each data-parallel rank keep the optimizer's state of its share of the parameters alone, and update it; with
         "gradients" also no others' sums. Under ``auto`` and ``ring`` a rank sums its share alone; another algorithm
@@ -267,8 +264,8 @@ class Parallel(_Section):
     bucket_cap_mb: Annotated[float, Field(gt=0)] = 25.0
     algorithm: Literal[_ALGORITHMS] = AUTO  # type: ignore[valid-type]
     compression: Literal["bf16", "fp16", "powersgd", "top-k"] | None = None
-    compression_rank: Positive = 4
-    compression_density: Annotated[float, Field(gt=0, le=1)] = 0.01
+    compression_rank: Positive | None = None
+    compression_density: Annotated[float, Field(gt=0, le=1)] | None = None
     sharding: Literal["none", "optimizer", "gradients"] = "none"
     shared_memory: MemorySharing = "auto"
     sync_batch_norm: bool = False
@@ -300,11 +297,21 @@ class Parallel(_Section):
             raise ValueError(f"{what}: leave out compression = {self.compression!r}, or take another algorithm")
         return self
 
+    @pydantic.model_validator(mode="after")
+    def _of_a_compression(self) -> Parallel:
+        for key, kind in (("compression_rank", "powersgd"), ("compression_density", "top-k")):
+            value = getattr(self, key)
+            if value is not None and self.compression != kind:
+                raise ValueError(f"{key} = {value!r} is of compression = {kind!r}: take that, or leave out {key}")
+        return self
+
     @property
     def feedback(self) -> Compression | None:
         """How sums leave out what is carried over, if they do."""
-        if self.compression == "powersgd" or self.compression == "top-k":
-            return Compression(self.compression, self.compression_rank, self.compression_density)
+        if self.compression == "powersgd":
+            return Compression("powersgd", rank=self.compression_rank or Compression.rank)
+        if self.compression == "top-k":
+            return Compression("top-k", density=self.compression_density or Compression.density)
         return None
 
     @property
@@ -389,65 +396,3 @@ class Job(_Section):
     parallel: Parallel = Parallel()
     checkpoint: Checkpoint = Checkpoint()
     init: Init | None = None
-
-
-def load_job(path: str | Path, overrides: Sequence[str] = ()) -> Job:
-    """Return the job of a TOML file (or of the ``job.json`` of a run) with ``key.path=value`` overrides.
-
-    Raises
-    ------
-    InputError
-        The file is missing or is no TOML, a key is unknown, a value has the wrong type or is impossible.
-    """
-    path = Path(path)
-    try:
-        text = path.read_text()
-        tree = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
-        if not isinstance(tree, dict):
-            raise ValueError(f"{type(tree).__name__} in place of sections and keys")
-    except FileNotFoundError:
-        raise InputError("no such job file", where=path, remedy="give the path of a job, such as jobs/x.toml") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError("the job file cannot be read", where=path, found=error) from error
-    except (ValueError, RecursionError) as error:  # both decoders' errors
-        raise InputError("not a valid job file", where=path, found=error) from error
-    for override in overrides:
-        _override(tree, override)
-    if isinstance(tree.get("model"), dict) and "factory" in tree["model"]:
-        tree["model"].setdefault("folder", str(path.resolve().parent))
-    try:
-        return Job.model_validate(tree)
-    except pydantic.ValidationError as error:
-        raise InputError("; ".join(problems(error, tree)), where=path) from None
-
-
-def _override(tree: dict[str, Any], override: str) -> None:
-    """Set ``a.b=value`` in the tree; the value is TOML, or a string as it stands.
-
-    ``none`` removes the key, unless that is one of the words that the key takes.
-    """
-    key, equals, text = override.partition("=")
-    parts = key.strip().split(".")
-    if not equals or not all(parts):
-        raise InputError("not an override", where="--set", found=repr(override), expected="key=value")
-    try:
-        value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        value = text
-    for part in parts[:-1]:
-        tree = tree.setdefault(part, {})
-        if not isinstance(tree, dict):
-            raise InputError("not a section", where="--set", found=repr(override), expected=f"{part} to hold keys")
-    if value == "none" and not _takes(parts, value):
-        tree.pop(parts[-1], None)
-    else:
-        tree[parts[-1]] = value
-
-
-def _takes(parts: Sequence[str], word: str) -> bool:
-    """Return whether a word is among those that the key of this path is one of."""
-    kind: Any = Job
-    for part in parts:
-        field = getattr(kind, "model_fields", {}).get(part)
-        kind = field.annotation if field else None
-    return word in get_args(kind)

@@ -20,6 +20,8 @@ from hpdl_mpi.parallel.pipeline import Feed
 
 Result = TypeVar("Result")
 
+_PATIENCE, _LEAST_PATIENT_SECONDS = 10, 600.0
+
 
 def start_threads(comm: Communicator, wanted: int | None, environ: Mapping[str, str] = os.environ) -> int:
     """Set the number of threads of this rank and return it. Collective.
@@ -53,6 +55,11 @@ def start_threads(comm: Communicator, wanted: int | None, environ: Mapping[str, 
     threads = wanted or min(comm.allgather_obj(possible))
     set_threads(threads)
     return threads
+
+
+def patient_seconds(timeout_seconds: float) -> float:
+    """Return how long a rank may wait outside of steps: others may open data, measure, or compile meanwhile."""
+    return max(_PATIENCE * timeout_seconds, _LEAST_PATIENT_SECONDS)
 
 
 def first_on_node(grid: ProcessGrid, function: Callable[[], Result]) -> Result:

@@ -17,7 +17,8 @@ from typing import Any
 
 from hpdl_mpi.base.errors import InputError, StorageError, amended
 from hpdl_mpi.train import checkpoint
-from hpdl_mpi.train.job import Job, load_job
+from hpdl_mpi.train.job import Job
+from hpdl_mpi.train.jobfile import load_job
 
 
 class RunFolder:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 
 import numpy as np
+import pytest
 
-from hpdl_mpi.comm import Arena, Communicator, clock_offset
+from hpdl_mpi.base.errors import InputError
+from hpdl_mpi.comm import Arena, Communicator, Window, clock_offset
 from hpdl_mpi.parallel.pipeline import make_schedule
 from tests.pipeline_training import check_outcomes, make_batch, run_alone, run_grid
 
@@ -35,6 +37,16 @@ def test_messages_do_where_the_machine_has_no_memory_to_share(world: Communicato
     cuts = [2, 4, 6][: world.size - 1]
     found = world.allgather_obj(run_grid(world, 1, schedule, cuts, make_batch(13)))
     check_outcomes(found, run_alone(make_batch(13), 4))
+
+
+def test_the_end_of_the_librarys_windows_is_one_line_with_a_remedy(world: Communicator) -> None:
+    windows: list[Window] = []
+    # MPICH has some 2,000 groups, and a window takes two.
+    with pytest.raises(InputError, match=r"the MPI library has no more windows .*parallel.bucket_cap_mb"):
+        windows.extend(world.share(8) for _ in range(4000))
+    for window in windows:
+        window.free()
+    world.share(8).free()
 
 
 def test_what_a_rank_may_share_leaves_enough_for_all_of_its_machine(world: Communicator, monkeypatch) -> None:

@@ -12,7 +12,7 @@ from torch import nn as tnn
 from hpdl_mpi import nn
 from hpdl_mpi.nn import Layer, Shape
 from tests.parity.convert import Flatten, assert_close, assert_gradients_close, load, to_torch
-from tests.unit.nn.cases import Case, Rig
+from tests.unit.nn.rig import Case, Rig
 
 pytestmark = pytest.mark.parity
 

@@ -148,7 +148,7 @@ class Flow:
                 for array in arrays:
                     array.fill(np.nan)
             slot = self._slots.number(self._op, key)
-            self._signal(self._ranks[key[0] - self._direction], _freed_tag(slot))
+            self._signal(self._ranks[key[0] - self._direction], _freed_tag(slot), f"release of {self._label(key)}")
 
     def send(self, key: Key, shape: Shape, count: int) -> None:
         """Begin to send what was put for a stage of another rank; what is None goes as zeros.
@@ -174,6 +174,7 @@ class Flow:
                 array = self._pool.take((count, *sample), self._dtype)
                 array.fill(0)
             transfer = self._transfer(array, dest, self._tag(key, number), sends=True)
+            transfer.label = self._label(key)
             transfer.start()
             self._sending.append((transfer, array))
 
@@ -191,15 +192,17 @@ class Flow:
                 place[...] = 0 if array is None else array
                 self._pool.release(array)
             self._arena.sync()
-            self._signal(filling.dest, self._tag(filling.key))
+            self._signal(filling.dest, self._tag(filling.key), self._label(filling.key))
             freed = self._signalling(filling.dest, _freed_tag(slot), sends=False)
+            freed.label = f"release of {self._label(filling.key)}"
             freed.start()
             self._freeing[slot] = freed
         self._filling = waiting
 
-    def _signal(self, dest: int, tag: int) -> None:
+    def _signal(self, dest: int, tag: int, label: str) -> None:
         """Send a message without content."""
         transfer = self._signalling(dest, tag, sends=True)
+        transfer.label = label
         transfer.start()
         self._sending.append((transfer, None))
 
@@ -217,6 +220,7 @@ class Flow:
                 for number, array in enumerate(arrays)
             ]
         for transfer in transfers:
+            transfer.label = self._label(key)
             transfer.start()
         self._coming[key] = arrays[0] if members(shape) == (shape,) else tuple(arrays), transfers
 
@@ -234,6 +238,11 @@ class Flow:
 
     def _prepare(self, array: np.ndarray, peer: int, tag: int, *, sends: bool) -> Transfer:
         return (self._comm.send_init if sends else self._comm.recv_init)(array, peer, tag)
+
+    def _label(self, key: Key) -> str:
+        """Say what a message carries: an action's result, by the stage that takes it."""
+        what = "inputs" if self._direction > 0 else "gradients of outputs"
+        return f"{what} of stage {key[0]}, micro-batch {key[1]}"
 
     def _tag(self, key: Key, number: int = 0) -> int:
         """Return a message's tag; those of one tag are sent and received in one order, as is proved of schedules."""

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
+import inspect
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
-from hpdl_mpi.base.errors import InputError
+from hpdl_mpi.base.errors import BAD_INPUT, InputError
+from hpdl_mpi.cli import schedule
 from hpdl_mpi.cli.main import app
+from hpdl_mpi.comm.predict import Costs
 from hpdl_mpi.parallel.pipeline import make_schedule, read_schedule
 
 
@@ -151,3 +155,50 @@ def test_impossible_allreduces_are_refused() -> None:
     ):
         with pytest.raises(InputError, match=complaint):
             show("allreduce", *arguments)
+
+
+def test_costs_of_shared_memory_change_the_time() -> None:
+    through_memory = ("allreduce", "--algorithm", "one_shot", "-n", "2", "--size", "8 B")
+    costs = ("--reduction", "0.25", "--copy", "1", "--signal", "4")
+    # Each shows its array, waits for the signal, copies one array and adds the other.
+    assert show(*through_memory, *costs).splitlines()[-1].startswith(f"time         {8 + 4 + 8 + 2} s")
+
+
+def test_costs_of_collectives_are_by_default_those_of_predictions() -> None:
+    given = inspect.signature(schedule.show).parameters
+    assert {field.name: given[field.name].default for field in dataclasses.fields(Costs)} == dataclasses.asdict(Costs())
+
+
+PIPELINES = ("--microbatches", "--chunks", "--forward", "--dgrad", "--wgrad", "--message", "--png", "--csv")
+COLLECTIVES = ("--algorithm", "--size", "--machines", "--latency", "--bandwidth", "--reduction", "--copy", "--signal")
+
+
+@pytest.mark.parametrize(
+    ("name", "foreign", "family"),
+    [
+        *((name, PIPELINES, "pipelines") for name in ("allreduce", "reduce-scatter", "all-gather")),
+        *((name, COLLECTIVES, "collectives") for name in ("1f1b", "mine.csv")),
+    ],
+)
+def test_options_of_the_other_family_are_refused(name: str, foreign: tuple[str, ...], family: str) -> None:
+    complaint = f"hpdl schedule show {name}: takes no options of {family}. Found "
+    for option in foreign:
+        with pytest.raises(InputError) as refused:
+            show(name, "-n", "2", option, "1")
+        assert str(refused.value).startswith(f"{complaint}{option}. ")
+        assert refused.value.exit_code == BAD_INPUT
+    with pytest.raises(InputError) as refused:
+        show(name, *(word for option in foreign for word in (option, "1")))
+    assert f"{complaint}{' and '.join(foreign)}. " in str(refused.value)
+
+
+def test_options_of_the_other_family_are_refused_though_they_are_the_defaults() -> None:
+    with pytest.raises(InputError, match="Found --microbatches"):
+        show("allreduce", "-m", "8")
+    with pytest.raises(InputError, match="no such schedule"):
+        show("al-reduce", "--algorithm", "ring")
+
+
+def test_every_option_but_the_ranks_is_of_one_family() -> None:
+    own = {f"--{name}" for name in inspect.signature(schedule.show).parameters} - {"--ctx", "--schedule", "--ranks"}
+    assert own == {*PIPELINES, *COLLECTIVES}

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 
@@ -24,14 +27,16 @@ def test_digest_is_that_of_the_calls_in_their_order() -> None:
 
 
 def test_first_call_that_differs_is_named_for_each_rank() -> None:
-    assert first_difference([history("a", "b", "c"), history("a", "c")]) == "call 2: rank 0: b; rank 1: c"
-    assert first_difference([history("a"), history("a", "c")]) == "call 2: rank 0: nothing; rank 1: c"
+    assert first_difference({0: history("a", "b", "c"), 3: history("a", "c")}) == "call 2: rank 0: b; rank 3: c"
+    assert first_difference({0: history("a"), 1: history("a", "c")}) == "call 2: rank 0: nothing; rank 1: c"
 
 
 def test_what_is_long_ago_is_forgotten_on_all_ranks_alike() -> None:
     many = [f"call {number}" for number in range(1000)]
-    assert first_difference([history("x", *many), history("y", *many)]) == "a difference before the last 256 calls"
-    assert first_difference([history(*many, "x"), history(*many)]) == "call 1001: rank 0: x; rank 1: nothing"
+    long_ago = {0: history("x", *many), 1: history("y", *many)}
+    assert first_difference(long_ago) == "a difference before the last 256 calls"
+    of_late = {0: history(*many, "x"), 1: history(*many)}
+    assert first_difference(of_late) == "call 1001: rank 0: x; rank 1: nothing"
 
 
 @pytest.mark.parametrize("wrong", ["other label", "other size", "other dtype", "other order"])
@@ -48,6 +53,71 @@ def test_checked_calls_must_be_the_same(wrong: str) -> None:
 
     with pytest.raises(TrainingError, match=r"the same calls\. Found call \d+: rank 0: weights, 10 x float32"):
         run_threads(3, work)
+
+
+@pytest.mark.parametrize(
+    ("verb", "expected"),
+    [
+        (
+            lambda comm, odd: comm.allreduce(np.ones(3, np.int64 if odd else np.float64)),
+            "rank 0: allreduce (sum), 3 x float64; rank 1: allreduce (sum), 3 x int64; rank 2: allreduce (sum), 3 x",
+        ),
+        (
+            lambda comm, odd: comm.allreduce(np.ones(3), "max" if odd else "sum"),
+            "rank 0: allreduce (sum), 3 x float64; rank 1: allreduce (max), 3 x float64",
+        ),
+        (
+            lambda comm, odd: comm.allgather(np.ones(2, "i8" if odd else "f8"), np.ones((3, 2), "i8" if odd else "f8")),
+            "rank 0: allgather, 2 x float64; rank 1: allgather, 2 x int64",
+        ),
+        (
+            lambda comm, odd: comm.bcast(np.ones(3), root=int(odd)),
+            "rank 0: bcast from rank 0, 3 x float64; rank 1: bcast from rank 1, 3 x float64",
+        ),
+        (
+            lambda comm, odd: comm.gather_obj("a", root=int(odd)),
+            "rank 0: gather to rank 0; rank 1: gather to rank 1",
+        ),
+    ],
+    ids=["dtype", "reduction", "allgather", "root", "gather"],
+)
+def test_checked_verbs_must_have_the_same_arguments(
+    verb: Callable[[Communicator, bool], object], expected: str
+) -> None:
+    def work(comm: Communicator) -> None:
+        comm.check_calls = True
+        verb(comm, comm.rank == 1)
+
+    with pytest.raises(TrainingError, match=r"the same calls\. Found call 1: " + re.escape(expected)):
+        run_threads(3, work)
+
+
+def test_groups_call_ranks_by_their_numbers_in_the_job() -> None:
+    def work(comm: Communicator) -> None:
+        group = comm.split(comm.rank % 2)
+        if comm.rank % 2:
+            group.check_calls = True
+            group.allreduce(np.ones(1, np.float32 if comm.rank == 3 else np.float64))
+
+    expected = "rank 1: allreduce (sum), 1 x float64; rank 3: allreduce (sum), 1 x float32"
+    with pytest.raises(TrainingError, match=re.escape(expected)):
+        run_threads(4, work)
+
+
+def test_what_waits_in_a_group_names_ranks_as_in_the_job() -> None:
+    def work(comm: Communicator) -> None:
+        group = comm.split(comm.rank % 2)
+        total = make_allreduce(group, np.ones(8, np.float32), "ring", label="gradients")
+        if comm.rank == 1:
+            total()
+        elif comm.rank == 0:
+            group.recv(np.ones(1), 1)
+
+    with pytest.raises(TrainingError) as raised:
+        run_threads(4, work)
+    said = str(raised.value)
+    assert re.search(r"rank 1 waits: gradients \(rank 1, round 0: .* from rank 3 ", said), said
+    assert "rank 0 waits: rank 0: recv of 8 bytes from rank 2, tag 0" in said
 
 
 def test_checked_calls_that_are_the_same_go_on() -> None:

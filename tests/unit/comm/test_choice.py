@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from hpdl_mpi.base.errors import InputError
-from hpdl_mpi.comm import ALLREDUCES, Communicator, choose_allreduce, make_allreduce, run_threads
-from hpdl_mpi.comm.choice import default_rules, place_of, read_table, table_path
+from hpdl_mpi.comm import ALLREDUCES, LIBRARY, Arena, Communicator, choose_allreduce, make_allreduce, run_threads
+from hpdl_mpi.comm.choice import Rule, default_rules, place_of, read_table, table_path
 
 
 @pytest.fixture
@@ -21,9 +21,9 @@ def table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return path
 
 
-def choices(sizes: list[int], nodes: list[int], memory: str = "private") -> list[str]:
+def choices(sizes: list[int], nodes: list[int]) -> list[str]:
     def run(comm: Communicator) -> list[str]:
-        return [choose_allreduce(comm, size, memory) for size in sizes]
+        return [choose_allreduce(comm, size) for size in sizes]
 
     found = run_threads(len(nodes), run, nodes=nodes)
     assert found == [found[0]] * len(nodes)
@@ -32,18 +32,16 @@ def choices(sizes: list[int], nodes: list[int], memory: str = "private") -> list
 
 def test_defaults_suit_the_place_of_the_ranks(table: Path) -> None:
     assert choices([4, 1 << 15, (1 << 15) + 1], [0, 0]) == ["one_shot", "one_shot", "two_shot"]
-    assert choices([4, 1 << 30], [0, 0], "shared") == ["window", "window"]
     assert choices([4, 1 << 30], [0, 1, 2]) == ["recursive_doubling", "ring"]
     assert choices([1 << 30], [0, 0, 1]) == ["hierarchical"]
 
 
 def test_defaults_are_algorithms_that_these_ranks_can_use(table: Path) -> None:
     def run(comm: Communicator) -> None:
-        for memory in ("private", "shared"):
-            for rule in default_rules(comm, memory):
-                kind = ALLREDUCES[rule.algorithm]
-                assert not (kind.one_machine and comm.num_nodes > 1)
-                assert not (kind.in_window and memory == "private")
+        for rule in default_rules(comm):
+            kind = ALLREDUCES[rule.algorithm]
+            assert not (kind.one_machine and comm.num_nodes > 1)
+            assert not kind.in_window
 
     for nodes in ([0, 0], [0, 1], [0, 0, 1, 1]):
         run_threads(len(nodes), run, nodes=nodes)
@@ -51,10 +49,44 @@ def test_defaults_are_algorithms_that_these_ranks_can_use(table: Path) -> None:
 
 def test_table_decides_for_the_place_that_it_names(table: Path) -> None:
     rules = [{"up_to": 100, "algorithm": "tree"}, {"algorithm": "ring"}]
-    table.write_text(json.dumps({"version": 1, "rules": {"1x2": {"private": rules}}}))
+    table.write_text(json.dumps({"version": 2, "rules": {"1x2": rules}}))
     assert choices([100, 101], [0, 0]) == ["tree", "ring"]
     assert choices([100], [0, 0, 0]) == ["one_shot"]
-    assert choices([100], [0, 0], "shared") == ["window"]
+
+
+def test_rules_are_for_all_algorithms_that_need_no_window() -> None:
+    for name in (LIBRARY, *(name for name, kind in ALLREDUCES.items() if not kind.in_window)):
+        assert Rule(algorithm=name).algorithm == name
+
+
+@pytest.mark.parametrize(
+    ("nodes", "expected"), [([0, 0], "window"), ([0, 1], "tree"), ([0, 0, 1, 1], "hierarchical")], ids=str
+)
+def test_arrays_in_windows_of_one_machine_are_summed_there_whatever_the_table_says(
+    table: Path, nodes: list[int], expected: str
+) -> None:
+    table.write_text(json.dumps({"rules": {"1x2": [{"algorithm": "tree"}], "2x1": [{"algorithm": "tree"}]}}))
+    size = 4096  # longer than what `default_rules` leaves to messages, where there are several machines
+
+    def run(comm: Communicator) -> tuple[str, list[float]]:
+        arena = Arena(comm)
+        arena.reserve(8 * size)
+        array = arena.parts[comm.rank].view(np.float64)
+        allreduce = make_allreduce(comm, array, window=arena.window)
+        for _ in range(3):
+            comm.barrier()
+            array[:] = comm.rank + 1
+            allreduce()
+            comm.barrier()
+        sums = sorted({*array.tolist()})
+        del array
+        allreduce.free()
+        arena.free()
+        return allreduce.algorithm, sums
+
+    num_ranks = len(nodes)
+    total = num_ranks * (num_ranks + 1) / 2
+    assert run_threads(num_ranks, run, nodes=nodes) == [(expected, [total])] * num_ranks
 
 
 def test_auto_takes_what_the_table_says(table: Path) -> None:
@@ -66,7 +98,7 @@ def test_auto_takes_what_the_table_says(table: Path) -> None:
 
     assert run_threads(2, run) == [16.0, 16.0]
     read_table.cache_clear()
-    table.write_text(json.dumps({"rules": {"1x2": {"private": [{"algorithm": "library"}]}}}))
+    table.write_text(json.dumps({"rules": {"1x2": [{"algorithm": "library"}]}}))
     with pytest.raises(InputError, match="no all-reduce of an MPI library"):
         run_threads(2, run)
 
@@ -76,10 +108,12 @@ def test_auto_takes_what_the_table_says(table: Path) -> None:
     [
         "{",
         "[]",
-        '{"rules": {"1x2": {"private": []}}}',
-        '{"rules": {"1x2": {"private": [{"algorithm": "os.system"}]}}}',
-        '{"rules": {"1x2": {"private": [{"up_to": -1, "algorithm": "ring"}]}}}',
-        '{"version": 2}',
+        '{"rules": {"1x2": []}}',
+        '{"rules": {"1x2": [{"algorithm": "os.system"}]}}',
+        '{"rules": {"1x2": [{"algorithm": "window"}]}}',
+        '{"rules": {"1x2": [{"up_to": -1, "algorithm": "ring"}]}}',
+        '{"rules": {"1x2": {"private": [{"algorithm": "ring"}]}}}',
+        '{"version": 3}',
         '{"more": 1}',
         "[" * 100_000,
     ],
@@ -88,6 +122,16 @@ def test_damaged_table_is_refused_by_its_name(table: Path, text: str) -> None:
     table.write_text(text)
     with pytest.raises(InputError, match=r"table\.json: not a table of all-reduces"):
         choices([4], [0, 0])
+
+
+def test_table_of_the_first_version_is_to_be_made_anew(table: Path) -> None:
+    rules = {"1x2": {"private": [{"up_to": None, "algorithm": "ring"}], "shared": [{"algorithm": "window"}]}}
+    for written in (rules, {}):
+        table.write_text(json.dumps({"version": 1, "rules": written}))
+        with pytest.raises(
+            InputError, match=r"not a table .* version: .* 2\. Delete it, then make it anew with .*--tune"
+        ):
+            choices([4], [0, 0])
 
 
 def test_table_lies_among_the_user_s_settings() -> None:

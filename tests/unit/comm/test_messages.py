@@ -38,6 +38,8 @@ class Message(Transfer):
 class Wire:
     """In place of a Communicator: keeps the messages that are prepared."""
 
+    world_ranks = range(9)
+
     def __init__(self) -> None:
         self.messages: list[Message] = []
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import socket
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -116,6 +118,104 @@ def test_rank_that_ends_its_program_has_left_and_is_not_late(seconds: float) -> 
     assert "late" not in done.stderr
 
 
+NESTED = """
+import time
+from hpdl_mpi.comm import world
+
+comm = world()
+with comm.watched(60):
+    comm.barrier()
+    with comm.watched(1), comm.watched(30):
+        if comm.rank == 1:
+            print(time.time(), flush=True)
+            time.sleep(60)
+        comm.barrier()
+"""
+
+
+@needs_mpirun
+def test_the_shortest_of_watches_holds() -> None:
+    done = run_python(2, "-c", NESTED)
+    assert done.returncode == 1
+    assert time.time() - float(done.stdout.split()[0]) < 1 + GRACE
+    assert "waited 1 s: rank 1 is late" in done.stderr
+
+
+AFTER_NESTED = """
+import time
+from hpdl_mpi.comm import world
+
+comm = world()
+with comm.watched(60):
+    with comm.watched(0.5):
+        comm.barrier()
+    if comm.rank == 1:
+        time.sleep(2)
+    comm.barrier()
+"""
+
+
+@needs_mpirun
+def test_a_watch_holds_inside_its_context_alone() -> None:
+    done = run_python(2, "-c", AFTER_NESTED)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+PARTING = """
+import time
+from hpdl_mpi.comm import mpi, world
+
+mpi._PARTING_SECONDS = 0.5
+comm = world()
+if comm.rank > 1:
+    time.sleep(2)
+"""
+
+
+@needs_mpirun
+def test_ranks_that_have_ended_say_once_for_whom_they_wait() -> None:
+    done = run_python(4, "-c", PARTING)
+    assert done.returncode == 0
+    said = done.stderr.strip().splitlines()
+    assert len(said) == 1, said
+    assert re.fullmatch(r"\[rank 0 of 4 on .*\] has ended its program and waits for ranks 2 and 3 to do so\.", said[0])
+
+
+STALL_BEFORE_STEPS = """
+import sys, time
+from pathlib import Path
+import hpdl_mpi as hp
+from hpdl_mpi import nn
+from hpdl_mpi.comm import world
+from hpdl_mpi.train import launch
+from tests.training_cases import fit_images, make_trainer, write_images
+
+launch._LEAST_PATIENT_SECONDS = 2.0
+comm = world()
+data = Path(sys.argv[1], "images.h5")
+if comm.rank == 0:
+    write_images(data)
+comm.barrier()
+trainer = make_trainer(comm, parallel=hp.Parallel(threads=1, timeout_seconds=0.2))
+if comm.rank == 1:
+    def stall(*arguments):
+        print("stalls at", time.time(), flush=True)
+        time.sleep(60)
+    trainer.model.build = stall
+fit_images(trainer, data)
+"""
+
+
+@needs_mpirun
+def test_a_rank_that_stops_before_the_first_step_is_named_after_a_longer_time(tmp_path: Path) -> None:
+    done = run_python(2, "-c", STALL_BEFORE_STEPS, str(tmp_path))
+    assert done.returncode == 1
+    stalled = re.search(r"stalls at (\S+)", done.stdout)
+    assert stalled, done.stdout
+    assert time.time() - float(stalled[1]) < 2 + GRACE
+    assert "waited 2 s: rank 1 is late" in done.stderr
+
+
 def test_thread_that_is_late_is_named() -> None:
     def work(comm: Communicator) -> None:
         with comm.watched(0.2):
@@ -126,3 +226,14 @@ def test_thread_that_is_late_is_named() -> None:
 
     with pytest.raises(TrainingError, match=r"has waited 0.2 s:\n(.*\n)*  rank 1 runs \(step 3\)"):
         run_threads(3, work, timeout=10)
+
+
+def test_the_shortest_of_watches_holds_among_threads() -> None:
+    def work(comm: Communicator) -> None:
+        with comm.watched(0.2), comm.watched(30):
+            if comm.rank == 1:
+                time.sleep(1)
+            comm.barrier()
+
+    with pytest.raises(TrainingError, match=r"has waited 0.2 s"):
+        run_threads(2, work, timeout=10)

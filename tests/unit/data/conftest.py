@@ -9,8 +9,17 @@ import h5py
 import numpy as np
 import pytest
 
+from tests.images import write_images
+
 WriteFile = Callable[..., Path]
 WriteShards = Callable[..., tuple[Path, np.ndarray, np.ndarray]]
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    """Return a folder of two classes, with four and three images."""
+    write_images(tmp_path / "source", {"cat": 4, "ant": 3})
+    return tmp_path / "source"
 
 
 @pytest.fixture

@@ -20,8 +20,7 @@ from hpdl_mpi.base.errors import InputError, StorageError
 from hpdl_mpi.data.convert import Options, convert
 from hpdl_mpi.data.convert import archive as archive_module
 from hpdl_mpi.data.convert.archive import MAX_MEMBER_BYTES, open_archive
-from tests.images import contents, encoded, write_images
-from tests.unit.data.test_convert_images import NOISE, nothing_left
+from tests.images import NOISE, contents, encoded, nothing_left, write_images
 
 IMAGE = encoded(NOISE)
 PACKERS = {".tar": bytes, ".tar.gz": gzip.compress, ".tar.xz": lzma.compress, ".tar.bz2": bz2.compress}

@@ -39,7 +39,8 @@ from hpdl_mpi.optim import SGD
 from hpdl_mpi.parallel.pipeline import Feed
 from hpdl_mpi.parallel.replica import Replica
 from tests.threads import needs_two_threads
-from tests.unit.nn.cases import AMPLIFICATION, LAYERS, Rig
+from tests.unit.nn.cases import LAYERS
+from tests.unit.nn.rig import AMPLIFICATION, Rig
 
 RNG = np.random.default_rng(0)
 BATCH = 5

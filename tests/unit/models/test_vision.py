@@ -12,7 +12,7 @@ from hpdl_mpi.models import MODELS
 from hpdl_mpi.models.mobilenet import inverted_residual
 from hpdl_mpi.nn import Layout, Shape
 from tests import reference as ref
-from tests.unit.nn.cases import Case, Parameters, Rig
+from tests.unit.nn.rig import Case, Parameters, Rig
 
 Shapes = dict[str, Shape]
 """Of parameters and statistics, by full name; weights of convolutions are (k, kh, kw, c)."""

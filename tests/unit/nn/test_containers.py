@@ -26,7 +26,8 @@ from hpdl_mpi.nn import (
     Tanh,
     walk,
 )
-from tests.unit.nn.cases import BATCH, LAYERS, Case, Rig
+from tests.unit.nn.cases import LAYERS
+from tests.unit.nn.rig import BATCH, Case, Rig
 
 
 class Probe(Layer):

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from hpdl_mpi.nn import Dropout, Dropout2d, Layer, Residual, Sequential, StochasticDepth
-from tests.unit.nn.cases import LAYERS, Case, Rig
+from tests.unit.nn.cases import LAYERS
+from tests.unit.nn.rig import Case, Rig
 
 SIZE = 1000
 ONES = np.ones((2, SIZE))

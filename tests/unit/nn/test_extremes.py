@@ -7,7 +7,7 @@ import pytest
 
 from hpdl_mpi.nn import GELU, Conv2d, Layer, LeakyReLU, MaxPool2d, ReLU, ReLU6, Sigmoid, SiLU, Softmax, Tanh
 from tests import reference as ref
-from tests.unit.nn.cases import Case, Rig
+from tests.unit.nn.rig import Case, Rig
 
 
 def apply(layer: Layer, x: np.ndarray) -> np.ndarray:

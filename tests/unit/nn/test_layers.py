@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from hpdl_mpi.nn import Sequential
-from tests.unit.nn.cases import BATCH, IDS, LAYERS, Case, Rig
+from tests.unit.nn.cases import LAYERS
+from tests.unit.nn.rig import BATCH, IDS, Case, Rig
 
 pytestmark = pytest.mark.parametrize("case", LAYERS.values(), ids=LAYERS.keys())
 

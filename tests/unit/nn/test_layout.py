@@ -9,7 +9,8 @@ from hpdl_mpi.base.errors import InputError
 from hpdl_mpi.base.memory import ALIGNMENT
 from hpdl_mpi.nn import Layout, Linear, ReLU, Sequential
 from hpdl_mpi.optim import SGD, Adam, Chunks, Optimizer
-from tests.unit.nn.cases import LAYERS, Case, Rig
+from tests.unit.nn.cases import LAYERS
+from tests.unit.nn.rig import Case, Rig
 
 CASE = LAYERS["nested"]
 

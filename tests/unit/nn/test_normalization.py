@@ -10,7 +10,7 @@ import pytest
 from hpdl_mpi.kernels import normalization as kernel
 from hpdl_mpi.nn import BatchNorm2d, GroupNorm, Layer, LayerNorm, Recompute, ReLU, ReLU6, Sequential
 from tests import reference as ref
-from tests.unit.nn.cases import Case, Rig
+from tests.unit.nn.rig import Case, Rig
 
 SHAPE = (4, 3, 5)
 

@@ -9,6 +9,7 @@ from hpdl_mpi import nn, optim
 from hpdl_mpi.base.errors import InputError
 from hpdl_mpi.comm import Communicator, run_threads
 from hpdl_mpi.comm.threads import ThreadCommunicator
+from hpdl_mpi.data import Batch
 from hpdl_mpi.parallel import ProcessGrid, Replica, TrainingStep
 
 
@@ -19,6 +20,7 @@ def algorithms(comm: Communicator, **settings: str) -> set[str]:
     step = TrainingStep(replica, nn.CrossEntropy(), ProcessGrid(comm, {"pp": 1, "dp": comm.size}), **settings)
     np.testing.assert_array_equal(replica.params, before)
     assert not replica.grads.any()
+    assert step.lacks_memory == (comm.shareable_bytes() == 0)
     step.free()
     return {*step.algorithms}
 
@@ -45,3 +47,24 @@ def test_where_memory_is_short_they_do_not_unless_they_were_to(monkeypatch):
     assert run_threads(2, lambda comm: algorithms(comm, shared_memory="auto")) == [{"ring"}] * 2
     with pytest.raises(InputError, match=r"/dev/shm: too little memory that ranks can share.*--shm-size"):
         run_threads(2, lambda comm: algorithms(comm, shared_memory="gradients"))
+
+
+def test_buckets_in_windows_are_called_by_their_own_sizes():
+    def check(comm: Communicator) -> None:
+        model = nn.Sequential(nn.Linear(3), nn.Linear(5))
+        replica = Replica(model, (4,), optim.SGD(0.1), dtype="float32", seed=0)
+        step = TrainingStep(
+            replica,
+            nn.CrossEntropy(),
+            ProcessGrid(comm, {"pp": 1, "dp": 2}),
+            shared_memory="gradients",
+            bucket_bytes=1,
+        )
+        step(Batch(np.ones((2, 4), np.float32), np.arange(2), np.arange(2), global_size=4, offset=0), epoch=0, lr=0.1)
+        step.free()
+        slices = replica.buckets(1)
+        assert len(slices) == 4
+        said = [f"gradients, bucket {number}, {stop - start} x float32" for number, (start, stop) in enumerate(slices)]
+        assert [what for what in comm.calls.latest if what.startswith("gradients")] == said
+
+    run_threads(2, check)

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import pytest
 
-from hpdl_mpi.comm import run_threads
+from hpdl_mpi.comm import SingleCommunicator, run_threads
+from hpdl_mpi.train.job import Parallel
 from hpdl_mpi.train.run import run_job
+from hpdl_mpi.train.runfolder import RunFolder
 
 SETTINGS = ("parallel.algorithm=ring", "parallel.threads=1")
 
@@ -44,3 +47,25 @@ def test_compressed_sums_reach_the_accuracy_of_whole_ones(overrides: tuple[str, 
     """
     assert whole > 0.95
     assert accuracy(*(f"parallel.{setting}" for setting in overrides)) > whole - 0.012
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"compression": "bf16"},
+        {"compression": "powersgd"},
+        {"compression": "powersgd", "compression_rank": 2},
+        {"compression": "top-k", "compression_density": 0.1},
+    ],
+)
+def test_a_run_goes_on_with_the_compression_that_its_folder_tells(settings: dict[str, Any], tmp_path: Path) -> None:
+    overrides = [f"parallel.{key}={value}" for key, value in settings.items()] + ["training.epochs=none"]
+    for steps in (1, 2):
+        job, folder = "jobs/mlp_mnist.toml", tmp_path / "run"
+        length = [*overrides, f"training.steps={steps}"]
+        run_job(job, SingleCommunicator(), overrides=length, run_dir=folder, resume=steps > 1)
+    saved = RunFolder(folder).read_job().parallel
+    assert (saved.compression, saved.feedback) == (settings.get("compression"), Parallel(**settings).feedback)
+    again = run_job(folder / "job.json", SingleCommunicator(), run_dir=tmp_path / "again")
+    assert again["steps"] == 2

@@ -9,6 +9,7 @@ import pytest
 import hpdl_mpi as hp
 from hpdl_mpi.base.errors import InputError
 from hpdl_mpi.nn import Layer
+from hpdl_mpi.parallel.feedback import Compression
 from hpdl_mpi.train import EarlyStopping, load_job
 from hpdl_mpi.train.choices import make_loss, make_model, read_job
 
@@ -162,6 +163,10 @@ def test_a_bad_key_is_named_with_its_file_and_its_whole_path(override, message):
         (("compression=top-k", "sharding=optimizer"), "compression = 'top-k' needs the sums of whole buckets"),
         (("shared_memory=gradients", "algorithm=ring"), "shared_memory = 'gradients' has an algorithm of its own"),
         (("shared_memory=parameters", "algorithm=tree"), "shared_memory = 'parameters' has an algorithm of its own"),
+        (("compression_rank=4",), "compression_rank = 4 is of compression = 'powersgd': take that, or leave out comp"),
+        (("compression_density=0.1",), "compression_density = 0.1 is of compression = 'top-k': take that, or leave"),
+        (("compression=top-k", "compression_rank=2"), "compression_rank = 2 is of compression = 'powersgd': take"),
+        (("compression=powersgd", "compression_density=1.0"), "compression_density = 1.0 is of compression = 'top-k'"),
     ],
 )
 def test_ways_to_sum_that_do_not_go_together_are_refused(settings, message):
@@ -174,7 +179,9 @@ def test_ways_to_sum_that_do_not_go_together_are_refused(settings, message):
 def test_ways_to_sum_that_go_together_are_taken():
     for settings in (
         {"compression": "top-k"},
+        {"compression": "top-k", "compression_density": 0.1},
         {"compression": "powersgd", "algorithm": "ring"},
+        {"compression": "powersgd", "compression_rank": 2},
         {"compression": "bf16", "algorithm": "tree"},
         {"compression": "bf16", "algorithm": "tree", "sharding": "gradients"},
         {"sharding": "optimizer", "algorithm": "library"},
@@ -182,6 +189,13 @@ def test_ways_to_sum_that_go_together_are_taken():
         taken = hp.Parallel(**settings)
         assert {key: getattr(taken, key) for key in settings} == settings
         assert read_job(LENET, [f"parallel.{key}={value}" for key, value in settings.items()]).parallel == taken
+
+
+def test_a_compression_is_as_strong_as_it_says_or_as_by_default():
+    assert hp.Parallel(compression="powersgd").feedback == Compression("powersgd", rank=4)
+    assert hp.Parallel(compression="top-k").feedback == Compression("top-k", density=0.01)
+    assert hp.Parallel(compression="powersgd", compression_rank=2).feedback == Compression("powersgd", rank=2)
+    assert hp.Parallel(compression="top-k", compression_density=0.1).feedback == Compression("top-k", density=0.1)
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import pytest
 
 from hpdl_mpi import nn, optim
 from hpdl_mpi.comm import SingleCommunicator, run_threads
+from hpdl_mpi.comm.threads import ThreadCommunicator
 from hpdl_mpi.data import Transform
 from hpdl_mpi.train import Checkpoint, Parallel, Trainer
 from tests.training_cases import (
@@ -49,6 +50,32 @@ def test_a_run_says_what_may_not_be_meant(images, capsys, accumulate, changes, r
     for text in ("micro-batches share", "is larger than the data", "within its warm-up"):
         assert (text in said) == (remark is not None and text in remark)
     assert remark is None or remark in said
+
+
+@pytest.mark.parametrize(
+    ("settings", "nodes", "changes_nothing"),
+    [
+        ({"compression": "bf16"}, (0, 0), True),
+        ({"compression": "bf16"}, (0, 1), True),  # these numbers are float64
+        ({"compression": "powersgd", "compression_rank": 1}, (0, 0), False),
+        ({"compression": "top-k"}, (0,), True),
+        ({"compression": "top-k"}, (0, 0), False),
+        ({}, (0, 0), False),
+    ],
+)
+def test_a_run_says_if_compression_changes_nothing(images, capsys, settings, nodes, changes_nothing):
+    parallel = Parallel(threads=1, **settings)
+    run_threads(
+        len(nodes), lambda comm: fit_images(make_trainer(comm, parallel=parallel), images, epochs=1), nodes=nodes
+    )
+    said = f"parallel.compression = {settings.get('compression')!r} changes nothing: no gradients go in messages"
+    assert (said in capsys.readouterr().out) == changes_nothing
+
+
+def test_a_run_says_if_the_machine_has_too_little_memory_to_share(images, capsys, monkeypatch):
+    monkeypatch.setattr(ThreadCommunicator, "shareable_bytes", lambda self: 0)
+    run_threads(2, lambda comm: fit_images(make_trainer(comm), images, epochs=1))
+    assert "too little memory to share (/dev/shm): gradients go by messages" in capsys.readouterr().out
 
 
 def test_a_rank_without_samples_in_a_batch_does_no_harm(images, tmp_path):

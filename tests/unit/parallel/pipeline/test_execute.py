@@ -163,12 +163,17 @@ def test_a_rank_that_fails_shows_the_grid_and_its_place() -> None:
     ]
 
 
-def test_a_rank_that_is_killed_ends_the_others() -> None:
-    with pytest.raises(TrainingError, match="killed"):
+@pytest.mark.parametrize(
+    ("index", "awaited"),
+    [(3, "rank 0: recv of"), (50, r"gradients of outputs of stage 0, micro-batch 0 \(rank 0: recv of")],
+    ids=["at the start", "in the step"],
+)
+def test_a_rank_that_is_killed_ends_the_others_which_say_what_they_wait_for(index: int, awaited: str) -> None:
+    with pytest.raises(TrainingError, match=rf"rank 0 waits: {awaited} .*\n  rank 1 was killed"):
         run_threads(
             2,
             lambda comm: run_grid(comm, 1, make_schedule("1f1b", 2, 4), [4], make_batch(8)),
-            faults=[Kill(rank=1, index=3)],
+            faults=[Kill(rank=1, index=index)],
         )
 
 
