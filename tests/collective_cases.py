@@ -373,7 +373,20 @@ def collective_refuses_other_arrays(comm: Communicator) -> None:
             Collective(comm, program, array)
 
 
+def work_that_is_over_stays_so(comm: Communicator) -> None:
+    received = np.zeros(4)
+    receiving = comm.irecv(received, (comm.rank - 1) % comm.size)
+    sending = comm.isend(np.full(4, float(comm.rank)), (comm.rank + 1) % comm.size)
+    while not (sending.test() and receiving.test()):
+        pass
+    for work in (sending, receiving):
+        work.wait()
+        assert work.test()
+    assert (received == (comm.rank - 1) % comm.size).all()
+
+
 VERBS: list[Callable[[Communicator], None]] = [
+    work_that_is_over_stays_so,
     message_passes_around_the_ring,
     messages_of_one_tag_keep_their_order,
     tags_keep_messages_apart,

@@ -153,7 +153,7 @@ def _check(
         remedy = "start it with mpirun -n 2 or more"
         raise InputError("one rank has nothing to sum", where="hpdl bench allreduce", remedy=remedy)
     for nbytes in sizes:
-        require("--sizes", nbytes, nbytes >= _ITEMSIZE and nbytes % _ITEMSIZE == 0, "multiples of 4 bytes")
+        require("--sizes", nbytes, nbytes >= _ITEMSIZE and nbytes % _ITEMSIZE == 0, "multiples of 4 bytes above 0")
     for name in algorithms or ():
         if name != AUTO and not (name in ALLREDUCES and _usable(comm, name)):
             usable = [AUTO, *(other for other in ALLREDUCES if _usable(comm, other))]

@@ -333,8 +333,7 @@ class _SumsAlone:
 
     def free(self) -> None:
         """See `_Ranks.free`."""
-        for reduction in self._buckets.reductions:
-            reduction.free()
+        self._buckets.free()
         if self._memory:
             self._memory.free()
 

@@ -11,20 +11,20 @@ from hpdl_mpi.comm.collectives import ALLREDUCES, LIBRARY, Algorithm
 from hpdl_mpi.comm.communicator import COLLECTIVE_TAG, Communicator, Transfer, Window
 from hpdl_mpi.comm.execute import Collective
 from hpdl_mpi.comm.messages import SEGMENT_BYTES
-from hpdl_mpi.comm.schedule import window_size
+from hpdl_mpi.comm.schedule import Program, window_size
 from hpdl_mpi.comm.shared_rounds import SharedMemory
 from hpdl_mpi.kernels.wire import WIRES, Wire
 
 AUTO = "auto"
+
+_SPARE = "ring"
+"""What needs neither memory that ranks share nor one order of all sums."""
 
 _IN_WINDOW = next(name for name, kind in ALLREDUCES.items() if kind.in_window)
 """What sums arrays where they lie, if all of them are on one machine."""
 
 _NETWORK_SEGMENT_BYTES = 1 << 19
 """Of a message between machines: of a few on their way, one is added while the next ones keep the link busy."""
-
-_SHARED_BYTES = 8 << 20
-"""Of each rank that a collective takes at most: two windows, each of some turns."""
 
 
 def make_allreduce(
@@ -68,7 +68,8 @@ def make_allreduce(
     InputError
         There is no such algorithm, these ranks cannot use it, or the machine has too little memory to share.
     """
-    if algorithm == AUTO:
+    chosen = algorithm == AUTO
+    if chosen:
         in_window = window is not None and comm.num_nodes == 1
         algorithm = _IN_WINDOW if in_window else _choose(comm, array.nbytes, joint=joint)
     wire = find_wire(compression, array.dtype)
@@ -81,11 +82,7 @@ def make_allreduce(
         return work
     if segment_bytes is None:
         segment_bytes = segment_bytes_between(comm)
-    kind = find_algorithm(algorithm, comm, in_window=window is not None)
-    program = kind.programs(comm.nodes, array.size, comm.rank)
-    # Others need windows of their own: in this one they would write over the arrays.
-    arrays = window if kind.in_window else None
-    shared = SharedMemory(comm, window_size([program]), array.dtype, arrays) if kind.shares else None
+    algorithm, program, shared = _prepare(comm, array, algorithm, window, spare=chosen)
     return Collective(
         comm,
         program,
@@ -101,11 +98,30 @@ def make_allreduce(
 
 
 def _choose(comm: Communicator, nbytes: int, *, joint: bool) -> str:
-    """Return what suits private arrays, or the ring where that cannot be had. Collective."""
+    """Return what suits private arrays, or the ring where that is the library's and cannot be. Collective."""
     algorithm = choose_allreduce(comm, nbytes)
-    if algorithm == LIBRARY:
-        return LIBRARY if joint else "ring"
-    return "ring" if ALLREDUCES[algorithm].shares and not _can_share(comm) else algorithm
+    return _SPARE if algorithm == LIBRARY and not joint else algorithm
+
+
+def _prepare(
+    comm: Communicator, array: np.ndarray, algorithm: str, window: Window | None, *, spare: bool
+) -> tuple[str, Program, SharedMemory | None]:
+    """Return an algorithm, this rank's program and what memory that shares; with `spare` the ring where there is none.
+
+    Collective.
+    """
+    kind = find_algorithm(algorithm, comm, in_window=window is not None)
+    program = kind.programs(comm.nodes, array.size, comm.rank)
+    if not kind.shares:
+        return algorithm, program, None
+    try:
+        # Others need windows of their own: in this one they would write over the arrays.
+        arrays = window if kind.in_window else None
+        return algorithm, program, SharedMemory(comm, window_size([program]), array.dtype, arrays)
+    except InputError:  # on all ranks
+        if not spare:
+            raise
+    return _prepare(comm, array, _SPARE, window, spare=False)
 
 
 def segment_bytes_between(comm: Communicator) -> int:
@@ -120,11 +136,6 @@ def find_wire(compression: str | None, dtype: DTypeLike) -> Wire | None:
     raise InputError(
         "no such compression", where="all-reduce", found=compression, expected=" or ".join(WIRES), shared=True
     )
-
-
-def _can_share(comm: Communicator) -> bool:
-    """Return whether all machines have memory that their ranks can share, as much as a collective may need."""
-    return all(comm.allgather_obj(comm.shareable_bytes() >= _SHARED_BYTES))
 
 
 def find_algorithm(name: str, comm: Communicator, *, in_window: bool) -> Algorithm:

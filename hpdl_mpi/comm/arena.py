@@ -6,13 +6,15 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from hpdl_mpi.base.errors import InputError
 from hpdl_mpi.comm.communicator import Communicator, Window
 
 
 class Arena:
     """A window that grows when more is asked for. Methods that say so are collective.
 
-    Where the machine lacks the memory to share, there is none: `parts` are None, and messages must do.
+    Where the machine lacks the memory to share, or the MPI library has no more windows, there is none: `parts` are
+    None, and messages must do.
 
     Parameters
     ----------
@@ -28,6 +30,7 @@ class Arena:
         self._comm = comm
         self.window: Window | None = None
         self._size = 0
+        self._lacking = ""
 
     @property
     def parts(self) -> Sequence[np.ndarray | None]:
@@ -40,13 +43,29 @@ class Arena:
             return
         self.free()
         self._size = nbytes
-        if all(self._comm.allgather_obj(nbytes <= self._comm.shareable_bytes())):
-            self.window = self._comm.share(nbytes)
+        if not all(self._comm.allgather_obj(nbytes <= self._comm.shareable_bytes())):
+            self._lacking = f"{nbytes} bytes for each rank of the machine"
+            return
+        self.window = self._comm.share(nbytes)
+        if self.window is None:
+            self._lacking = "a window of the MPI library, which has no more"
+        else:
             # Taken now, so that others see that it is taken: the system gives memory when it is first written.
             mine = self.window.parts[self._comm.rank]
             assert mine is not None, "a rank shares memory with itself"
             mine.fill(0)
             self._comm.barrier()
+
+    def shortage(self, remedy: str) -> InputError:
+        """Return the error of those who cannot do without a window, and why there is none."""
+        return InputError(
+            "too little memory that ranks can share",
+            where="/dev/shm",
+            expected=self._lacking,
+            remedy="Give a container more (docker run --shm-size), have fewer buckets (parallel.bucket_cap_mb), "
+            f"{remedy}",
+            shared=True,
+        )
 
     def sync(self) -> None:
         """See `Window.sync`."""

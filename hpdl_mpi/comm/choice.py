@@ -85,8 +85,8 @@ def choose_allreduce(comm: Communicator, nbytes: int) -> str:
 
 def table_path(environ: Mapping[str, str] = os.environ) -> Path:
     """Return where this user's table is: ``HPDL_ALLREDUCE_TABLE``, or among the user's settings."""
-    if "HPDL_ALLREDUCE_TABLE" in environ:
-        return Path(environ["HPDL_ALLREDUCE_TABLE"])
+    if named := environ.get("HPDL_ALLREDUCE_TABLE"):
+        return Path(named)
     folder = environ.get("XDG_CONFIG_HOME") or os.path.expanduser("~/.config")
     return Path(folder, "hpdl_mpi", "allreduce.json")
 
@@ -104,7 +104,10 @@ def read_table(path: Path) -> Table:
         return Table.model_validate(json.loads(path.read_text()))
     except FileNotFoundError:
         return Table()
-    except (OSError, ValueError, RecursionError) as error:  # pydantic's own is a ValueError
+    except OSError as error:
+        remedy = "let it be read, or name another one in HPDL_ALLREDUCE_TABLE"
+        raise InputError("the table of all-reduces cannot be read", where=path, found=error, remedy=remedy) from error
+    except (ValueError, RecursionError) as error:  # pydantic's own is a ValueError
         found = _first_error(error) if isinstance(error, pydantic.ValidationError) else error
         remedy = "delete it, then make it anew with `hpdl bench allreduce --tune`"  # which keeps other places' rules
         raise InputError("not a table of all-reduces", where=path, found=found, remedy=remedy) from error

@@ -230,10 +230,10 @@ class Communicator(ABC):
         """Return how many bytes each rank of the job on this machine can still `share`. Local."""
 
     @abstractmethod
-    def share(self, nbytes: int) -> Window:
+    def share(self, nbytes: int) -> Window | None:
         """Return memory of `nbytes` or a little more for each rank, shared by those of one machine. Collective.
 
-        See `Arena`. All ranks ask for as much.
+        See `Arena`. All ranks ask for as much. None where the MPI library has no more windows.
         """
 
     @abstractmethod
@@ -266,11 +266,17 @@ class Communicator(ABC):
         self.begin(what)
         self.calls.add(what)
         if self.check_calls:
-            self.check_calls = False
+            self.compare_calls()
+
+    def compare_calls(self) -> None:
+        """Raise a TrainingError unless all ranks have begun the same collectives here. Collective."""
+        checks, self.check_calls = self.check_calls, False
+        try:
             digests = self.allgather_obj(self.calls.digest)
             if len({*digests}) > 1:
                 self.explain_mismatch()
-            self.check_calls = True
+        finally:
+            self.check_calls = checks
 
     def explain_mismatch(self) -> NoReturn:
         """Raise a TrainingError that names the first of the latest calls that ranks do not share. Collective."""
@@ -420,9 +426,9 @@ class Calls:
         return self.latest[place] if place < len(self.latest) else "nothing"
 
 
-def describe_collective(label: str, array: np.ndarray) -> str:
-    """Return what tells a collective from others, the same on all ranks."""
-    return f"{label}, {array.size} x {array.dtype}"
+def describe_collective(label: str, array: np.ndarray, way: str = "") -> str:
+    """Return what tells a collective from others, the same on all ranks; `way` is how it goes, if there are several."""
+    return f"{label}, {array.size} x {array.dtype}" + (f", {way}" if way else "")
 
 
 def first_difference(histories: Mapping[int, Calls]) -> str:

@@ -21,11 +21,18 @@ _MOST_STEPS = 4
 """That a span of a trace spells out."""
 
 
-def compile_reduction(dtype: DTypeLike) -> None:
+def compile_reduction(dtype: DTypeLike, wire: Wire | None = None) -> None:
     """Add arrays of this dtype once, so that no call of a `Collective` waits for the compiler. Local.
 
     Both forms are needed: other threads than the one that computes take the serial one.
     """
+    if wire:
+        values, patterns = np.zeros(1, np.float32), np.zeros(1, np.uint16)
+        for kernel in (wire.pack, wire.unpack, wire.add):
+            kernel(values, patterns)
+            kernel.serial(values, patterns)
+        wire.round(values)
+        wire.round.serial(values)
     array, counters = np.zeros(1, dtype), np.zeros(1, np.int64)
     add(array, array, array)
     add.serial(array, array, array)
@@ -88,7 +95,8 @@ class Collective(Transfer):
         if wire and array.dtype != np.float32:
             raise ValueError(f"only float32 can travel in less; found {array.dtype}")
         self.comm, self.label, self.algorithm, self._joint = comm, label, algorithm, joint
-        self._said = describe_collective(label or "collective", array[:num_elements])
+        way = f"{algorithm} in {wire.name}" if wire else algorithm
+        self._said = describe_collective(label or "collective", array[:num_elements], way)
         self._shared, self._program = shared, program
         self._names: dict[tuple[int, int], str] = {}
         length = max(1, segment_bytes // array.itemsize)

@@ -14,15 +14,16 @@ import sys
 import time
 import weakref
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import NoReturn
 
 import numpy as np
 from mpi4py import MPI
 
-from hpdl_mpi.base.errors import InputError, TrainingError
+from hpdl_mpi.base.errors import TrainingError
 from hpdl_mpi.base.output import flush_output
+from hpdl_mpi.comm.collectives import LIBRARY
 from hpdl_mpi.comm.communicator import (
     PAGE,
     Communicator,
@@ -59,6 +60,9 @@ _NOTICE = 0.5
 
 _watchdogs: list[Watchdog] = []
 """The one that watches over this job, while it does."""
+
+
+_abandoned: list[MPI.Prequest] = []
 
 
 class MpiCommunicator(Communicator):
@@ -148,9 +152,11 @@ class MpiCommunicator(Communicator):
         self._handle.Allreduce(MPI.IN_PLACE, array)
 
     def split(self, color: int, key: int = 0) -> MpiCommunicator:
+        self.begin_collective("split")
         # The library's own wait would not notice a rank that has left.
         self.barrier()
-        part = self._handle.Split(color, key)
+        with self._guarded("split"):
+            part = self._handle.Split(color, key)
         assert isinstance(part, MPI.Intracomm), "every rank has a colour"
         return MpiCommunicator(part, self._shared)
 
@@ -163,14 +169,26 @@ class MpiCommunicator(Communicator):
         nodes = self._shared.nodes
         return state.f_bavail * state.f_frsize // nodes.count(nodes[MPI.COMM_WORLD.rank])
 
-    def share(self, nbytes: int) -> Window:
+    def share(self, nbytes: int) -> Window | None:
+        self.begin_collective(f"share of {nbytes} bytes")
         # The library's own wait would not notice a rank that has left.
         self.barrier()
-        return _SharedWindow(self, self._handle, -(-nbytes // PAGE) * PAGE)
+        with self._guarded("share"):
+            try:
+                return _SharedWindow(self, self._handle, -(-nbytes // PAGE) * PAGE)
+            except MPI.Exception:  # it has no more groups, or windows
+                return None
 
     def free(self) -> None:
         if self._handle != MPI.COMM_NULL:
-            self._handle.Free()
+            with self._guarded("free"):
+                self._handle.Free()
+
+    def _guarded(self, verb: str) -> AbstractContextManager[None]:
+        """Return a context for calls that wait inside the library."""
+        if not _watchdogs:
+            return nullcontext()
+        return _watchdogs[-1].guarding(_Joint(self, MPI.REQUEST_NULL, verb), self.world_ranks)
 
     def abort(self, code: int) -> NoReturn:
         abort(code)
@@ -312,9 +330,12 @@ class _Message(Work):
         self._request = request
         self._verb, self._nbytes, self._peer, self._tag = verb, nbytes, peer, tag
         self._status = MPI.Status() if verb == "recv" else None
+        self._over = False
 
     def test(self) -> bool:
-        over = _test(self._request, self, self._status)
+        if self._over:  # its status is gone
+            return True
+        self._over = over = _test(self._request, self, self._status)
         if over and self._status is not None and self._status.Get_count(MPI.BYTE) != self._nbytes:
             found = f"a message of {self._status.Get_count(MPI.BYTE)} bytes"
             raise TrainingError("ranks disagree on a message", where=self, found=found, expected=self._nbytes)
@@ -337,9 +358,11 @@ class _Prepared(_Message, Transfer):
 
     def __init__(self, comm: Communicator, request: MPI.Prequest, verb: str, nbytes: int, peer: int, tag: int) -> None:
         super().__init__(comm, request, verb, nbytes, peer, tag)
+        self._over = True
         weakref.finalize(self, _free, request)
 
     def start(self) -> None:
+        self._over = False
         self._request.Start()
 
 
@@ -372,7 +395,7 @@ class _LibraryAllreduce(_Joint, Transfer):
         if MPI.Get_version() >= (4, 0):
             self._planned = handle.Allreduce_init(MPI.IN_PLACE, array)
             weakref.finalize(self, _free, self._planned)
-        self._said = describe_collective(label or "the library's sum", array)
+        self._said = describe_collective(label or "collective", array, LIBRARY)
 
     def start(self) -> None:
         self.comm.begin_collective(self._said)
@@ -386,22 +409,16 @@ class _LibraryAllreduce(_Joint, Transfer):
 class _SharedWindow(Window):
     """A window of MPI's shared memory."""
 
-    def __init__(self, comm: Communicator, handle: MPI.Intracomm, nbytes: int) -> None:
+    def __init__(self, comm: MpiCommunicator, handle: MPI.Intracomm, nbytes: int) -> None:
+        node = handle.Split_type(MPI.COMM_TYPE_SHARED)
+        assert isinstance(node, MPI.Intracomm), "every rank is on a machine"
+        self._guarded, self._node = comm._guarded, node
         try:
-            node = handle.Split_type(MPI.COMM_TYPE_SHARED)
-            assert isinstance(node, MPI.Intracomm), "every rank is on a machine"
-            self._node = node
             # By default the parts are side by side, in the order of ranks.
             self._window = MPI.Win.Allocate_shared(nbytes, 1, comm=self._node)
-        except MPI.Exception as error:
-            raise InputError(
-                "the MPI library has no more windows of shared memory",
-                where="memory that ranks share",
-                found=error.Get_error_string().splitlines()[0],
-                remedy="Each bucket of gradients takes one: have fewer (parallel.bucket_cap_mb), or do without "
-                "(parallel.shared_memory = 'none')",
-                shared=True,
-            ) from error
+        except MPI.Exception:
+            self._node.Free()
+            raise
         self._window.Lock_all()
         first, _ = self._window.Shared_query(0)
         memory = np.asarray(MPI.buffer.fromaddress(first.address, nbytes * node.size))
@@ -413,8 +430,9 @@ class _SharedWindow(Window):
     def free(self) -> None:
         self.memory, self.parts = np.empty(0, np.uint8), []
         self._window.Unlock_all()
-        self._window.Free()
-        self._node.Free()
+        with self._guarded("free of a window"):
+            self._window.Free()
+            self._node.Free()
 
 
 def _spec(array: np.ndarray) -> list:
@@ -431,8 +449,13 @@ def _test(request: MPI.Request, work: Work, status: MPI.Status | None = None) ->
 
 
 def _free(request: MPI.Prequest) -> None:
-    if not MPI.Is_finalized():
+    """Free what is not under way; what an error has left under way goes on using its array, which it keeps alive."""
+    if MPI.Is_finalized():
+        return
+    if request.Test():
         request.Free()
+    else:
+        _abandoned.append(request)
 
 
 def abort(code: int) -> NoReturn:

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import DTypeLike
 
-from hpdl_mpi.base.errors import InputError
 from hpdl_mpi.base.memory import ALIGNMENT
 from hpdl_mpi.base.trace import now
 from hpdl_mpi.comm.arena import Arena
@@ -76,18 +75,10 @@ class SharedMemory:
         self._window_bytes = 0 if arrays else -(-size * dtype.itemsize // ALIGNMENT) * ALIGNMENT
         self._signals_start = self.num_windows * self._window_bytes
         self._arena = Arena(comm)
-        wanted = self._signals_start + comm.size * shared_steps.SIGNAL_BYTES
-        self._arena.reserve(wanted)
+        self._arena.reserve(self._signals_start + comm.size * shared_steps.SIGNAL_BYTES)
         window = self._arena.window
         if window is None:
-            raise InputError(
-                "too little memory that ranks can share",
-                where="/dev/shm",
-                expected=f"{wanted} bytes for each rank of the machine",
-                remedy="give the container more (docker run --shm-size), or leave it to messages: another "
-                "algorithm, no parallel.shared_memory",
-                shared=True,
-            )
+            raise self._arena.shortage("or leave it to messages: another algorithm, parallel.shared_memory = 'none'")
         self.signals = window.memory.view(np.int64)
         self.memory = (arrays or window).memory.view(dtype)
         self._part_bytes = window.memory.size // comm.node_size

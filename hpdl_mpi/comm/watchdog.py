@@ -44,6 +44,9 @@ _LEAST_DUMP_SECONDS = 2.5 * _BEAT_SECONDS
 """After a beat, before a rank may write its stacks by itself: the next one comes a fifth late at times, and later still
 on a machine with much to do."""
 
+_MOST_DUMP_SECONDS = 1e8
+"""That the timer of stacks can be set to."""
+
 _ANSWER_SECONDS = 0.6
 """That ranks have to answer; they are asked once more in the middle."""
 
@@ -152,6 +155,28 @@ class Watchdog:
         finally:
             self._seconds = before
 
+    @contextmanager
+    def guarding(self, work: Work, peers: Sequence[int]) -> Iterator[None]:
+        """End the job if what goes on inside the context takes too long: this rank cannot look after others itself.
+
+        A thread raises what `check` does, which ends all ranks (see `abort_on_exception`).
+        """
+        over, since = threading.Event(), time.monotonic()
+
+        def guard() -> None:
+            while not over.wait(_LOOK_SECONDS):
+                self._whereabouts.wait(work, since, peers)
+                self.check(work, since)
+
+        thread = threading.Thread(target=guard, name="guard", daemon=True)
+        thread.start()
+        with self._whereabouts.waiting():
+            try:
+                yield
+            finally:
+                over.set()
+                thread.join()
+
     def check(self, work: Work, since: float) -> None:
         """Raise a TrainingError that names the ranks that are late if this one has waited for too long.
 
@@ -230,7 +255,8 @@ class Watchdog:
 
     def _beat(self) -> None:
         # Stacks are written only if nothing renews this in time.
-        faulthandler.dump_traceback_later(max(self._seconds, _LEAST_DUMP_SECONDS), file=_STDERR)
+        seconds = min(max(self._seconds, _LEAST_DUMP_SECONDS), _MOST_DUMP_SECONDS)
+        faulthandler.dump_traceback_later(seconds, file=_STDERR)
         beat = _Datagram(kind="beat", rank=self._rank, position=self._whereabouts.position())
         for keeper in self._keepers:
             self._send(beat, keeper)

@@ -1,8 +1,9 @@
 """A process that says which rank of its machine was killed, since launchers end all others before these can.
 
 ``python -I -S witness.py '{"0": PROCESS, ...}' SIZE`` waits until one of the processes is gone, and writes to standard
-error which, unless somebody has said good-bye by then: standard input is a socket for that. It needs nothing but
-Python, so that it starts fast and is small.
+error which, unless somebody has said good-bye by then. Standard input is a socket to which each process connects: the
+system closes a connection when its process begins to end, as it does the one to the launcher, which ends the others
+then; which of them is over first is chance. It needs nothing but Python, so that it starts fast and is small.
 """
 
 from __future__ import annotations
@@ -12,8 +13,10 @@ import json
 import os
 import select
 import socket
+import struct
 import subprocess
 import sys
+import time
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -36,7 +39,7 @@ class Witness:
     """
 
     def __init__(self, comm: Communicator, names: list[int]) -> None:
-        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._socket = socket.socket(socket.AF_UNIX)
         self._process: subprocess.Popen[bytes] | None = None
         processes = comm.allgather_obj(os.getpid())
         place = b""
@@ -46,18 +49,19 @@ class Witness:
                 for name, process, node in zip(names, processes, comm.nodes, strict=True)
                 if node == comm.node
             }
-            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as end:
+            with socket.socket(socket.AF_UNIX) as end:
                 end.bind(b"")  # the system finds a name
+                end.listen(comm.node_size)
                 place = end.getsockname()
                 command = [sys.executable, "-I", "-S", __file__, json.dumps(here), str(comm.size)]
                 # What ends the ranks is not to end it: it has a session of its own.
                 self._process = subprocess.Popen(command, stdin=end.fileno(), start_new_session=True)
-        self._place = comm.allgather_obj(place)[comm.nodes.index(comm.node)]
+        self._socket.connect(comm.allgather_obj(place)[comm.nodes.index(comm.node)])
 
     def say_farewell(self) -> None:
         """Let nobody take it for a crash that processes end from now on. Local."""
         try:
-            self._socket.sendto(b"farewell", self._place)
+            self._socket.send(b"farewell", socket.MSG_NOSIGNAL)
         except OSError:  # it has left
             return
 
@@ -79,23 +83,54 @@ def watch(processes: dict[int, int], size: int) -> None:
     size : int
         Ranks of the job.
     """
-    try:
-        ranks = {os.pidfd_open(process): rank for rank, process in processes.items()}
-    except OSError:  # the system is too old, or the process has ended already
-        return
     killed = count_kills()
-    gone, _, _ = select.select([0, *ranks], [], [])
-    when = f"{datetime.datetime.now():%H:%M:%S.%f}"[:-3]
-    if 0 in gone or select.select([0], [], [], _LAST_WORDS)[0]:
+    gone = wait_for_end({process: rank for rank, process in processes.items()})
+    if gone is None:
         return
+    when = f"{datetime.datetime.now():%H:%M:%S.%f}"[:-3]
     reason = ", for lack of memory" if count_kills() > killed else " or has crashed"
-    for place in gone:
-        where = f"[rank {ranks[place]} of {size} on {socket.gethostname()}]"
-        print(
-            f"{where} Error: process {processes[ranks[place]]} was killed{reason}, at {when}.",
-            file=sys.stderr,
-            flush=True,
-        )
+    where = f"[rank {gone} of {size} on {socket.gethostname()}]"
+    print(f"{where} Error: process {processes[gone]} was killed{reason}, at {when}.", file=sys.stderr, flush=True)
+
+
+def wait_for_end(ranks: dict[int, int]) -> int | None:
+    """Return the rank that has ended first, None if that was announced.
+
+    Parameters
+    ----------
+    ranks : dict of int to int
+        By process.
+    """
+    door = socket.socket(fileno=0)
+    guests: dict[socket.socket, int | None] = {}
+    gone: int | None = None
+    deadline: float | None = None
+    while deadline is None or time.monotonic() < deadline:
+        patience = None if deadline is None else max(0.0, deadline - time.monotonic())
+        ready, _, _ = select.select([door, *guests], [], [], patience)
+        for one in ready:
+            if one is door:
+                guest, _ = door.accept()
+                process, _, _ = struct.unpack("3i", guest.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+                guests[guest] = ranks.get(process)
+            elif guests[one] is None:  # nobody of this job
+                guests.pop(one)
+                one.close()
+            elif hear(one):
+                return None
+            else:
+                rank = guests.pop(one)
+                if deadline is None:
+                    gone, deadline = rank, time.monotonic() + _LAST_WORDS
+    return gone
+
+
+def hear(guest: socket.socket) -> bool:
+    """Return whether a process says good-bye; if not, it has ended."""
+    try:
+        return bool(guest.recv(64))
+    except OSError:
+        return False
 
 
 def count_kills() -> int:

@@ -6,7 +6,6 @@ the same numbers then.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -15,7 +14,7 @@ from numba import prange, types
 from numba.extending import intrinsic
 
 from hpdl_mpi.kernels.emit import FEATURES
-from hpdl_mpi.kernels.jit import inline, parallel_kernel
+from hpdl_mpi.kernels.jit import ParallelKernel, inline, parallel_kernel
 
 _LARGEST_HALF = 65504.0
 _FLOAT, _HALF, _WORD, _PATTERN = ir.FloatType(), ir.HalfType(), ir.IntType(32), ir.IntType(16)
@@ -98,10 +97,10 @@ def add_bf16(values, wire):
 
 @inline
 def _to_half(value):
-    """Round to nearest; what is too large becomes the largest."""
-    most = np.float32(_LARGEST_HALF)
-    value = most if value > most else value
-    return _half_bits(-most if value < -most else value)
+    """Round to nearest; what is too large becomes the largest, but what is infinite stays that."""
+    most, infinite = np.float32(_LARGEST_HALF), np.float32(np.inf)
+    value = most if most < value < infinite else value
+    return _half_bits(-most if -infinite < value < -most else value)
 
 
 @parallel_kernel
@@ -137,13 +136,14 @@ def add_fp16(values, wire):
 class Wire(NamedTuple):
     """How values travel: each function takes values and patterns, `round` values alone."""
 
-    round: Callable
-    pack: Callable
-    unpack: Callable
-    add: Callable
+    name: str
+    round: ParallelKernel
+    pack: ParallelKernel
+    unpack: ParallelKernel
+    add: ParallelKernel
 
 
-WIRES = {"bf16": Wire(round_bf16, pack_bf16, unpack_bf16, add_bf16)}
+WIRES = {"bf16": Wire("bf16", round_bf16, pack_bf16, unpack_bf16, add_bf16)}
 if FEATURES & {"+f16c", "+avx512f", "+neon"}:
-    WIRES["fp16"] = Wire(round_fp16, pack_fp16, unpack_fp16, add_fp16)
+    WIRES["fp16"] = Wire("fp16", round_fp16, pack_fp16, unpack_fp16, add_fp16)
 """By name; half precision where the processor converts it."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from hpdl_mpi.base.errors import InputError
 from hpdl_mpi.base.memory import forget
 from hpdl_mpi.base.trace import Trace, now
 from hpdl_mpi.comm import (
@@ -112,33 +113,18 @@ class GradientBuckets:
         self.trace: Trace | None = None
         self._layers = {stage: list(walk(replica.stages[stage].model)) for stage in replica.pipeline.own}
         sources = _sources(self._layers)
-        sharding = replica.sharding
-        self.slices = replica.buckets(sharding.max_bytes if sharding else max_bytes)
+        self.slices = replica.buckets(replica.sharding.max_bytes if replica.sharding else max_bytes)
         self._buckets: list[_Bucket] = []
-        if dp.size > 1:
-            for tag, (start, stop) in enumerate(self.slices):
+        try:
+            for tag, (start, stop) in enumerate(self.slices if dp.size > 1 else ()):
                 names = [segment.name for segment in replica.layout.segments if start <= segment.start < stop]
                 adding = frozenset().union(*(sources[name] for name in names))
-                gradients, label = replica.grads[start:stop], f"gradients, bucket {tag}"
-                gather: Transfer | None = None
-                given_up: list[np.ndarray] = []
-                if replica.feedback:
-                    reduction = compressed_sum(
-                        dp, replica.feedback, gradients, start, algorithm=algorithm, tag=tag, label=label
-                    )
-                elif memory and (sharding.one_copy if sharding else algorithm == AUTO):
-                    reduction = _sum_in_window(dp, replica, memory, (start, stop), tag, compression, fuses)
-                    if sharding and stop == self.slices[-1][1]:
-                        gather = _meet(dp, replica, memory, (start, stop), tag, "parameters")
-                elif sharding:
-                    reduction = _sum_for_chunks(dp, gradients, algorithm, tag, label, compression)
-                    gather = _gather_chunks(dp, replica.params[start:stop], tag)
-                    first, last = sharding.own((start, stop))
-                    if sharding.gradients:
-                        given_up = [replica.grads[start:first], replica.grads[last:stop]]
-                else:
-                    reduction = make_allreduce(dp, gradients, algorithm, tag=tag, label=label, compression=compression)
-                self._buckets.append(_Bucket(start, stop, reduction, gather, given_up, adding, set(adding)))
+                sums = _make_sums(dp, replica, (start, stop), tag, algorithm, compression, memory, fuses)
+                self._buckets.append(_Bucket(start, stop, *sums, adding, set(adding)))
+        except InputError as error:
+            if error.shared:  # all ranks are here
+                self.free()
+            raise
         self._of_layer: dict[int, list[_Bucket]] = {}
         for bucket in self._buckets:
             for layer in bucket.sources:
@@ -190,6 +176,11 @@ class GradientBuckets:
         gathers = [bucket.gather for bucket in self._buckets if bucket.gather]
         return [*(bucket.reduction for bucket in self._buckets), *gathers]
 
+    def free(self) -> None:
+        """Give back the memory that ranks share. Collective."""
+        for reduction in self.reductions:
+            reduction.free()
+
     def gather(self, number: int) -> None:
         """Begin to collect a bucket's parameters, if ranks share their update: this rank's chunk is updated. Local."""
         if self._buckets and (gather := self._buckets[number].gather):
@@ -232,6 +223,34 @@ class GradientBuckets:
         for others in bucket.given_up:
             forget(others)
         self._done += 1
+
+
+def _make_sums(
+    dp: Communicator,
+    replica: Replica,
+    bucket: tuple[int, int],
+    tag: int,
+    algorithm: str,
+    compression: str | None,
+    memory: NodeMemory | None,
+    fuses: bool,
+) -> tuple[Transfer, Transfer | None, list[np.ndarray]]:
+    """Return what sums a bucket, what collects its parameters, if ranks share their update, and what they give up."""
+    (start, stop), sharding = bucket, replica.sharding
+    gradients, label = replica.grads[start:stop], f"gradients, bucket {tag}"
+    if replica.feedback:
+        kept = replica.feedback
+        return compressed_sum(dp, kept, gradients, start, algorithm=algorithm, tag=tag, label=label), None, []
+    if memory and (sharding.one_copy if sharding else algorithm == AUTO):
+        is_last = stop == replica.layout.size
+        gather = _meet(dp, replica, memory, bucket, tag, "parameters") if sharding and is_last else None
+        return _sum_in_window(dp, replica, memory, bucket, tag, compression, fuses), gather, []
+    if sharding is None:
+        return make_allreduce(dp, gradients, algorithm, tag=tag, label=label, compression=compression), None, []
+    first, last = sharding.own(bucket)
+    given_up = [replica.grads[start:first], replica.grads[last:stop]] if sharding.gradients else []
+    reduction = _sum_for_chunks(dp, gradients, algorithm, tag, label, compression)
+    return reduction, _gather_chunks(dp, replica.params[start:stop], tag), given_up
 
 
 def _sum_for_chunks(

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+from numpy.typing import DTypeLike
 
 from hpdl_mpi.base.memory import aligned
 from hpdl_mpi.base.trace import Trace
@@ -140,6 +141,15 @@ def _matrices(compression: Compression, layout: Layout) -> list[Matrix]:
     return found
 
 
+def compile_compression(dtype: DTypeLike) -> None:
+    """Compress an array of this dtype in each way once, so that no step waits for the compiler. Local."""
+    values = np.ones(1, dtype)
+    places = np.zeros(1, f"i{values.itemsize}")
+    orthonormalize(values.reshape(1, 1))
+    take_largest(values, values[0], places, values.copy())
+    add_at(values, places, values)
+
+
 class LowRankSum(Transfer):
     """Sums a bucket's matrices as products of thin ones, and what is no matrix as it is.
 
@@ -190,7 +200,7 @@ class LowRankSum(Transfer):
             for side, array in (("left", left), ("right", right))
         ]
         self._stage = len(self._sums)
-        self._said = describe_collective(label, gradients)
+        self._said = describe_collective(label, gradients, f"{self.algorithm} by {algorithm}")
 
     def start(self) -> None:
         # When the second sum starts depends on when the first one ends, so this is all that ranks have in common.
@@ -199,6 +209,8 @@ class LowRankSum(Transfer):
         for term in self._terms:
             matmul(term.gradient, term.kept, term.left)
         self._copy_plain(out=True)
+        for first, last in self._plain:
+            self._residual[first:last] = 0  # a run that was compressed in another way may have left something
         self._stage = 0
         self._sums[0].start()
 

@@ -114,17 +114,12 @@ def share_memory(grid: ProcessGrid, replica: Replica, wanted: MemorySharing, alg
         arena.reserve(needed)
     if all(arena.window for arena in arenas):
         return NodeMemory(dp, replica, arenas)
+    short = next(arena for arena in arenas if not arena.window)
     for arena in arenas:
         arena.free()
     if not _is_asked(replica, wanted):
         return None
-    raise InputError(
-        "too little memory that ranks can share",
-        where="/dev/shm",
-        expected=f"{nbytes} bytes for each rank of the machine{' and as much for all' if one_copy else ''}",
-        remedy="give the container more (docker run --shm-size), or leave out parallel.shared_memory",
-        shared=True,
-    )
+    raise short.shortage("or leave out parallel.shared_memory")
 
 
 def _has_one_copy(replica: Replica) -> bool:

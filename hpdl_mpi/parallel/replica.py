@@ -91,6 +91,8 @@ class Replica:
         Of parameters and statistics.
     feedback : Feedback or None
         What compressed sums carry over.
+    carried : array, shape (layout.size,), or None
+        What compressed sums of an earlier run have left out where these are not: the next step adds it, once.
     step : int
         Updates done.
 
@@ -154,6 +156,7 @@ class Replica:
         self.layout.bind(self._own, self.params, self.grads)
         self.statistics_layout, self.statistics = make_statistics(self._own, dtype)
         self.feedback = Feedback(compression, self.layout, self.dtype, self.seed) if compression else None
+        self.carried: np.ndarray | None = None
         self.average = None if ema is None else MovingAverage(ema, self.layout, self.statistics_layout, dtype)
         _owners.update({layer: weakref.ref(self) for layer in walk(model) if layer.declared})
         self.pool = Pool()

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hpdl_mpi.base.errors import is_number, require
+from hpdl_mpi.base.errors import InputError, is_number, require
 from hpdl_mpi.base.memory import aligned
 from hpdl_mpi.base.trace import Kind, Trace, now
 from hpdl_mpi.comm import AUTO, Collective, Communicator, Transfer, among, make_allreduce, ring_allreduce
@@ -120,15 +120,23 @@ class TrainingStep:
         # What is clipped must be summed before it is updated, and so must what other machines have.
         fuses = one_copy and dp.num_nodes == 1 and clip_norm is None
         self._terms = self._memory.terms if self._memory and fuses else None
-        buckets = GradientBuckets(
-            replica,
-            dp,
-            max_bytes=bucket_bytes,
-            algorithm=algorithm,
-            compression=compression,
-            memory=self._memory,
-            fuses=fuses,
-        )
+        if replica.carried is not None:
+            replica.grads += replica.carried
+            replica.carried = None
+        try:
+            buckets = GradientBuckets(
+                replica,
+                dp,
+                max_bytes=bucket_bytes,
+                algorithm=algorithm,
+                compression=compression,
+                memory=self._memory,
+                fuses=fuses,
+            )
+        except InputError as error:
+            if error.shared and self._memory:  # all ranks are here
+                self._memory.free()
+            raise
         self._sums = _Sums(replica, grid, num_flags, buckets)
         found = grid.axis("pp").allgather_obj((buckets.algorithms, buckets.compressed))
         self.algorithms = [name for names, _ in found for name in names]
@@ -355,8 +363,9 @@ class _Sums:
 
     def free(self) -> None:
         """See `TrainingStep.free`."""
-        for reduction in self.reductions:
+        for reduction in self._early:
             reduction.free()
+        self.buckets.free()
 
     def report(self) -> StepReport:
         """Return the totals over all ranks, and let all have the mean of the statistics. Collective."""

@@ -160,7 +160,7 @@ class Assembly:
             try:
                 # The other ranks are not there yet, so this one does alone what it will do with them.
                 ranks = SingleCommunicator() if self.parallel.sync_batch_norm else None
-                self._rehearse(loader, partial(rehearse, ranks=ranks))
+                self._rehearse(loader, partial(rehearse, ranks=ranks, compression=self.parallel.wire))
             except HpdlError:
                 self._replica.release()
                 self._replica = None  # nothing was trained: the data can be mended, and `fit` called again

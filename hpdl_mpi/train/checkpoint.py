@@ -147,7 +147,7 @@ def latest(folder: Path) -> Path | None:
     return found[-1] if found else None
 
 
-def load(path: Path, replica: Replica, *, averaged: bool = False, index: int = 0, count: int = 1) -> Progress:
+def load(path: Path, replica: Replica, *, averaged: bool = False, place: tuple[int, int] | None = None) -> Progress:
     """Fill a replica from a checkpoint and return where its run stood. Local: every rank reads for itself.
 
     Parameters
@@ -156,9 +156,9 @@ def load(path: Path, replica: Replica, *, averaged: bool = False, index: int = 0
     replica : Replica
     averaged : bool
         Take the moving averages, which the checkpoint must have, for parameters and statistics.
-    index, count : int
-        This rank's number among the data-parallel ranks, and how many they are now: what sums carry over is shared
-        among as many.
+    place : (int, int), optional
+        Of one that goes on training: this rank's number among the data-parallel ranks, and how many they are now. What
+        sums carry over is shared among as many.
 
     Raises
     ------
@@ -173,16 +173,19 @@ def load(path: Path, replica: Replica, *, averaged: bool = False, index: int = 0
         )
     manifest = read_manifest(path)
     _compare_shapes(path, manifest["parameters"], replica.shapes)
+    saved = {(kind, name): stop for entry in manifest["files"] for kind, name, _, stop in entry["slices"]}
     targets = {
         (AVERAGES.get(piece.kind, piece.kind) if averaged else piece.kind, piece.name): piece
         for piece in pieces(replica)
+        # Factors of another rank are of no use; these begin as those of a new run do.
+        if piece.kind != FACTORS or saved.get((FACTORS, piece.name)) == piece.size
     }
     filled = dict.fromkeys(targets, 0)
     for entry in manifest["files"]:
         if any((kind, name) in targets for kind, name, _, _ in entry["slices"]):
             read_slices(path / entry["name"], entry, targets, filled)
     for (kind, name), found in filled.items():
-        if found != targets[kind, name].values.size and kind != FACTORS:
+        if found != targets[kind, name].values.size:
             raise InputError(
                 "the checkpoint lacks state that this run needs",
                 where=path,
@@ -190,26 +193,30 @@ def load(path: Path, replica: Replica, *, averaged: bool = False, index: int = 0
                 expected=targets[kind, name].values.size,
                 remedy="continue with the optimizer and the moving average (training.ema) that the run began with",
             )
-    if replica.feedback:
-        _load_residuals(path, manifest["files"], replica, index, count)
+    if place is not None:
+        _load_residuals(path, manifest["files"], replica, *place)
     replica.step = manifest["step"]
     return manifest["progress"]
 
 
 def _load_residuals(path: Path, files: Sequence[StoredFile], replica: Replica, index: int, count: int) -> None:
     """Add up those of what the saved ranks' sums have left out that fall to this rank: all of it is kept by some."""
-    assert replica.feedback is not None, "there is something to fill"
     saved = {kind for entry in files for kind, _, _, _ in entry["slices"] if kind.startswith(RESIDUAL)}
+    numbers = sorted(int(kind.removeprefix(RESIDUAL)) for kind in saved)
+    mine = [number for number in numbers if number % count == index]
+    if not mine:
+        return
+    if replica.feedback is None:
+        replica.carried = replica.layout.allocate(replica.dtype)
+    total = replica.carried if replica.feedback is None else replica.feedback.residual
     part = replica.layout.allocate(replica.dtype)
-    for number in sorted(int(kind.removeprefix(RESIDUAL)) for kind in saved):
-        if number % count != index:
-            continue
+    for number in mine:
         targets = {(piece.kind, piece.name): piece for piece in residuals(replica, number, part)}
         part.fill(0)
         for entry in files:
             if any((kind, name) in targets for kind, name, _, _ in entry["slices"]):
                 read_slices(path / entry["name"], entry, targets, dict.fromkeys(targets, 0))
-        replica.feedback.residual += part
+        total += part
 
 
 def digest(replica: Replica) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from hpdl_mpi import weights
-from hpdl_mpi.base.errors import InputError, in_line, is_integer, require
+from hpdl_mpi.base.errors import HpdlError, InputError, in_line, is_integer, require
 from hpdl_mpi.base.files import write_json
 from hpdl_mpi.base.output import counted
 from hpdl_mpi.comm import agree
@@ -30,7 +30,7 @@ from hpdl_mpi.train.progress import Progress, Recipe
 from hpdl_mpi.train.report import headline, make_reporter, open_report
 from hpdl_mpi.train.restore import plain_values, require_alike, require_same_call, restore
 from hpdl_mpi.train.runfolder import MetricsLog, RunFolder
-from hpdl_mpi.train.signals import Stopped, StopSignals
+from hpdl_mpi.train.signals import StopSignals
 from hpdl_mpi.train.source import PathLike, Source
 from hpdl_mpi.train.tracing import Recorder, check_trace, describe_communication, describe_times, explain
 
@@ -215,8 +215,9 @@ def _run(loop: TrainingLoop, step: TrainingStep) -> Metrics | None:
     """Take the steps that are left, and return the last evaluation. Collective."""
     try:
         metrics = loop.run()
-    except Stopped:  # all ranks are, so they can give back together what they share
-        step.free()
+    except HpdlError as error:
+        if error.shared:  # all ranks are here, and can give back together what they share
+            step.free()
         raise
     step.free()
     return metrics
@@ -332,7 +333,8 @@ def _remarks_on_sums(assembly: Assembly, step: TrainingStep) -> Iterator[str]:
     """Yield what settings of the sums of gradients do not do here."""
     compression = assembly.parallel.compression
     if compression is not None and not step.compressed:
-        yield f"parallel.compression = {compression!r} changes nothing: no gradients go in messages that it shortens"
+        ways = " and ".join(sorted({*step.algorithms})) or "one rank alone"
+        yield f"parallel.compression = {compression!r} changes nothing: sums by {ways} send nothing that it shortens"
     if step.lacks_memory:
         yield "the machine has too little memory to share (/dev/shm): gradients go by messages, which is slower"
 

@@ -261,7 +261,7 @@ class Parallel(_Section):
     num_microbatches: Positive | None = None
     cuts: Annotated[tuple[Positive, ...], pydantic.BeforeValidator(_as_tuple)] | None = None
     recompute: Recomputed = "none"
-    bucket_cap_mb: Annotated[float, Field(gt=0)] = 25.0
+    bucket_cap_mb: Annotated[float, Field(gt=0, le=1e9)] = 25.0
     algorithm: Literal[_ALGORITHMS] = AUTO  # type: ignore[valid-type]
     compression: Literal["bf16", "fp16", "powersgd", "top-k"] | None = None
     compression_rank: Positive | None = None
@@ -269,7 +269,7 @@ class Parallel(_Section):
     sharding: Literal["none", "optimizer", "gradients"] = "none"
     shared_memory: MemorySharing = "auto"
     sync_batch_norm: bool = False
-    timeout_seconds: Annotated[float, Field(gt=0, le=1e9)] = 300.0
+    timeout_seconds: Annotated[float, Field(ge=1, le=1e9)] = 300.0
     check_calls: bool = False
     memory_limit: Annotated[pydantic.ByteSize, Field(gt=0)] | None = None
 

@@ -10,12 +10,13 @@ from typing import TypeVar
 import numpy as np
 
 from hpdl_mpi.base.errors import require
-from hpdl_mpi.comm import Communicator, compile_reduction
+from hpdl_mpi.comm import Communicator, compile_reduction, find_wire
 from hpdl_mpi.data import Batch
 from hpdl_mpi.kernels.mixup import MIXED
 from hpdl_mpi.kernels.threads import available_cores, max_threads, set_threads
 from hpdl_mpi.nn import Loss, Ranks
 from hpdl_mpi.parallel import ProcessGrid, Replica
+from hpdl_mpi.parallel.feedback import compile_compression
 from hpdl_mpi.parallel.pipeline import Feed
 
 Result = TypeVar("Result")
@@ -81,12 +82,14 @@ def rehearse_evaluation(replica: Replica, batch: Batch, loss: Loss) -> None:
     replica.evaluate(Feed.of(batch), loss.plain())
 
 
-def rehearse(replica: Replica, batch: Batch, loss: Loss, ranks: Ranks | None = None) -> None:
+def rehearse(
+    replica: Replica, batch: Batch, loss: Loss, ranks: Ranks | None = None, compression: str | None = None
+) -> None:
     """Run every kernel of a training and of an evaluation step once, and go back to the start.
 
     It compiles what the cache lacks, so that no step of the run waits for the compiler; but where large batches go by
     other kernels than small ones (AlexNet's weight gradients do) the first step compiles those. For `ranks` see
-    `MicroBatch`. Collective on the pipeline.
+    `MicroBatch`, for `compression` `make_allreduce`. Collective on the pipeline.
     """
     replica.learn(Feed.of(batch), loss, ranks)
     replica.squared_gradient()
@@ -95,7 +98,9 @@ def rehearse(replica: Replica, batch: Batch, loss: Loss, ranks: Ranks | None = N
         replica.average.follow(replica.params, replica.statistics)
     rehearse_evaluation(replica, _unmixed(batch), loss)
     for dtype in (np.float64, replica.dtype):  # of the loss and of the gradients
-        compile_reduction(dtype)
+        compile_reduction(dtype, find_wire(compression, dtype))
+    if replica.feedback:
+        compile_compression(replica.dtype)
     replica.reset()
 
 

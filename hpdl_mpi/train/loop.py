@@ -158,7 +158,7 @@ class TrainingLoop:
         )
 
     def _check_end(self, metrics: Metrics | None) -> None:
-        """Raise a TrainingError if what the run has reached is no number."""
+        """Raise a TrainingError if what the run has reached is no number, or not every rank's doing."""
         if metrics is not None and not metrics.finite:
             raise TrainingError(
                 f"the test {metrics}",
@@ -167,6 +167,7 @@ class TrainingLoop:
                 remedy="look for bad values in the test data with `hpdl data verify`; what was saved is intact",
                 shared=True,
             )
+        self.grid.axis("dp").compare_calls()  # steps compare those before them, and none follows the last
         checkpoint.require_finite(self.replica, self.grid.comm)
 
     def _end_epoch(self) -> str:

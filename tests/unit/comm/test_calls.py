@@ -39,7 +39,9 @@ def test_what_is_long_ago_is_forgotten_on_all_ranks_alike() -> None:
     assert first_difference(of_late) == "call 1001: rank 0: x; rank 1: nothing"
 
 
-@pytest.mark.parametrize("wrong", ["other label", "other size", "other dtype", "other order"])
+@pytest.mark.parametrize(
+    "wrong", ["other label", "other size", "other dtype", "other order", "other way", "other wire"]
+)
 def test_checked_calls_must_be_the_same(wrong: str) -> None:
     def work(comm: Communicator) -> None:
         comm.check_calls = True
@@ -47,7 +49,11 @@ def test_checked_calls_must_be_the_same(wrong: str) -> None:
         size = 11 if odd and wrong == "other size" else 10
         dtype = np.float64 if odd and wrong == "other dtype" else np.float32
         label = "bias" if odd and wrong == "other label" else "weights"
-        sums = [make_allreduce(comm, np.ones(size, dtype), "ring", label=name) for name in (label, "totals")]
+        way = "tree" if odd and wrong == "other way" else "ring"
+        wire = "bf16" if odd and wrong == "other wire" else None
+        sums = [
+            make_allreduce(comm, np.ones(size, dtype), way, label=name, compression=wire) for name in (label, "totals")
+        ]
         for one in reversed(sums) if odd and wrong == "other order" else sums:
             one()
 
@@ -118,6 +124,26 @@ def test_what_waits_in_a_group_names_ranks_as_in_the_job() -> None:
     said = str(raised.value)
     assert re.search(r"rank 1 waits: gradients \(rank 1, round 0: .* from rank 3 ", said), said
     assert "rank 0 waits: rank 0: recv of 8 bytes from rank 2, tag 0" in said
+
+
+def test_calls_are_checked_again_after_a_mismatch() -> None:
+    def work(comm: Communicator) -> None:
+        comm.check_calls = True
+        for _ in range(2):
+            with pytest.raises(TrainingError, match="the same calls"):
+                comm.allreduce(np.ones(1), "max" if comm.rank else "sum")
+
+    run_threads(2, work)
+
+
+def test_calls_can_be_compared_at_the_end() -> None:
+    def work(comm: Communicator) -> None:
+        comm.compare_calls()
+        comm.begin_collective("a sum" if comm.rank else "another sum")
+        comm.compare_calls()
+
+    with pytest.raises(TrainingError, match="rank 0: another sum; rank 1: a sum"):
+        run_threads(2, work)
 
 
 def test_checked_calls_that_are_the_same_go_on() -> None:

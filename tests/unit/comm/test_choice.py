@@ -137,3 +137,13 @@ def test_table_of_the_first_version_is_to_be_made_anew(table: Path) -> None:
 def test_table_lies_among_the_user_s_settings() -> None:
     assert table_path({"XDG_CONFIG_HOME": "/x"}) == Path("/x/hpdl_mpi/allreduce.json")
     assert table_path({"HPDL_ALLREDUCE_TABLE": "/y.json"}) == Path("/y.json")
+    assert table_path({"HPDL_ALLREDUCE_TABLE": "", "XDG_CONFIG_HOME": "/x"}) == Path("/x/hpdl_mpi/allreduce.json")
+
+
+def test_table_that_cannot_be_read_is_not_to_be_deleted(table: Path) -> None:
+    table.mkdir()
+    with pytest.raises(
+        InputError, match=r"table\.json: the table of all-reduces cannot be read.*Let it be read"
+    ) as found:
+        choices([4], [0, 0])
+    assert "elete" not in str(found.value)

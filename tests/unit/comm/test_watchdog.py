@@ -161,6 +161,57 @@ def test_a_watch_holds_inside_its_context_alone() -> None:
     assert (done.returncode, done.stderr) == (0, "")
 
 
+IN_THE_LIBRARY = """
+import os, signal, time
+from hpdl_mpi.comm import world
+
+comm = world()
+with comm.watched(2):
+    if comm.rank == 1:
+        meet = comm.barrier
+        def stop():
+            meet()
+            print(time.time(), flush=True)
+            os.kill(os.getpid(), signal.SIGSTOP)
+        comm.barrier = stop
+    comm.{verb}
+"""
+
+
+@needs_mpirun
+@pytest.mark.parametrize(("verb", "said"), [("split(0)", "split of 3 ranks"), ("share(8)", "share of 3 ranks")])
+def test_a_wait_inside_the_library_ends_in_time_too(verb: str, said: str) -> None:
+    done = run_python(3, "-c", IN_THE_LIBRARY.format(verb=verb))
+    assert done.returncode != 0
+    assert time.time() - float(done.stdout.split()[0]) < 2 + GRACE
+    assert "waited 2 s: rank 1 is late" in done.stderr
+    assert said in done.stderr
+
+
+MISMATCHED_SPLIT = """
+from hpdl_mpi.comm import world
+
+comm = world()
+comm.check_calls = True
+with comm.watched(20):
+    comm.split(0) if comm.rank else comm.{verb}
+"""
+
+
+@needs_mpirun
+@pytest.mark.parametrize(("verb", "said"), [("barrier()", "rank 0: barrier"), ("share(8)", "rank 0: share of 8 bytes")])
+def test_groups_and_windows_are_compared_like_all_calls(verb: str, said: str) -> None:
+    done = run_python(2, "-c", MISMATCHED_SPLIT.format(verb=verb))
+    assert done.returncode == 1
+    assert f"{said}; rank 1: split" in done.stderr
+
+
+@needs_mpirun
+def test_a_watch_may_be_longer_than_any_timer() -> None:
+    done = run_python(2, "-c", HEALTHY.replace("0.5", "1e10").replace("sleep(1)", "sleep(0.3)"))
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 PARTING = """
 import time
 from hpdl_mpi.comm import mpi, world
@@ -190,13 +241,13 @@ from hpdl_mpi.comm import world
 from hpdl_mpi.train import launch
 from tests.training_cases import fit_images, make_trainer, write_images
 
-launch._LEAST_PATIENT_SECONDS = 2.0
+launch._PATIENCE, launch._LEAST_PATIENT_SECONDS = 2, 1.0
 comm = world()
 data = Path(sys.argv[1], "images.h5")
 if comm.rank == 0:
     write_images(data)
 comm.barrier()
-trainer = make_trainer(comm, parallel=hp.Parallel(threads=1, timeout_seconds=0.2))
+trainer = make_trainer(comm, parallel=hp.Parallel(threads=1, timeout_seconds=1))
 if comm.rank == 1:
     def stall(*arguments):
         print("stalls at", time.time(), flush=True)

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from hpdl_mpi import nn, optim
-from hpdl_mpi.comm import Communicator, run_threads
+from hpdl_mpi.comm import Communicator, SingleCommunicator, run_threads
 from hpdl_mpi.data import Batch
 from hpdl_mpi.kernels.compress import orthonormalize, take_largest
+from hpdl_mpi.nn import LossSums
 from hpdl_mpi.parallel import ProcessGrid, Replica, TrainingStep
 from hpdl_mpi.parallel.feedback import Compression, compressed_sum
 from hpdl_mpi.train import checkpoint
@@ -23,6 +24,13 @@ every_kind = pytest.mark.parametrize("compression", KINDS, ids=[one.kind for one
 def make_replica(compression: Compression | None, dtype: type = np.float64, seed: int = 0) -> Replica:
     model = nn.Sequential(nn.Linear(12), nn.ReLU(), nn.Linear(9), nn.ReLU(), nn.Linear(3))
     return Replica(model, (10,), optim.SGD(0.1, momentum=0.9), dtype=dtype, seed=seed, compression=compression)
+
+
+class Still(nn.CrossEntropy):
+    """A loss whose gradient is zero."""
+
+    def _evaluate(self, outputs: np.ndarray, targets: np.ndarray, scale: float, doutputs: np.ndarray) -> LossSums:
+        return super()._evaluate(outputs, targets, 0.0, doutputs)
 
 
 @pytest.mark.parametrize("rank", [1, 3, 7])
@@ -133,7 +141,7 @@ def test_ranks_that_train_so_stay_alike_and_resume_to_the_bit(compression: Compr
             path = checkpoint.latest(tmp_path)
             if number:
                 assert path is not None
-                checkpoint.load(path, replica, index=comm.rank, count=comm.size)
+                checkpoint.load(path, replica, place=(comm.rank, comm.size))
             step = TrainingStep(replica, nn.CrossEntropy(), grid, bucket_bytes=300, algorithm="ring")
             for index in part:
                 rng = np.random.default_rng((comm.rank, index))
@@ -169,6 +177,60 @@ def test_what_is_left_out_is_kept_by_any_number_of_ranks(compression: Compressio
     for index in range(count):
         replica = make_replica(compression, seed=5)
         assert replica.feedback is not None
-        checkpoint.load(path, replica, index=index, count=count)
+        checkpoint.load(path, replica, place=(index, count))
         found += replica.feedback.residual
     np.testing.assert_allclose(found, saved, atol=1e-14)
+
+
+@every_kind
+@pytest.mark.parametrize("rank", [None, 1, 4])
+def test_a_run_that_compresses_in_another_way_adds_what_was_left_out_once(
+    compression: Compression, rank: int | None, tmp_path: Path
+) -> None:
+    """Without a gradient of its own a step's sum, and what it leaves out itself, are together what was left out."""
+
+    def write(comm: Communicator) -> np.ndarray:
+        replica = make_replica(compression)
+        assert replica.feedback is not None
+        for segment in replica.layout.segments:
+            replica.feedback.residual[segment.start : segment.stop] = 1.0 + comm.rank
+        checkpoint.save(tmp_path, replica, PROGRESS, ProcessGrid(comm, {"pp": 1, "dp": 2}), keep=1)
+        return replica.feedback.residual
+
+    left = sum(run_threads(2, write))
+    path = checkpoint.latest(tmp_path)
+    assert path is not None
+
+    def run(comm: Communicator) -> list[np.ndarray]:
+        replica = make_replica(Compression("powersgd", rank=rank) if rank else None, seed=5)
+        checkpoint.load(path, replica, place=(comm.rank, 2))
+        step = TrainingStep(replica, Still(), ProcessGrid(comm, {"pp": 1, "dp": 2}), algorithm="ring")
+        batch = Batch(np.zeros((1, 10)), np.zeros(1, np.int64), np.arange(1), global_size=2, offset=comm.rank)
+        sums = []
+        for _ in range(2):
+            replica.slots["velocity"].fill(0)  # it is the gradient then
+            step(batch, epoch=0, lr=0.0)
+            kept = replica.feedback.residual if replica.feedback else 0.0
+            sums.append((replica.slots["velocity"].copy(), kept + np.zeros_like(left)))
+        return sums
+
+    (first, second), (other_first, other_second) = run_threads(2, run)
+    np.testing.assert_allclose(first[0] + first[1] + other_first[1], left, atol=1e-12)
+    # What a matrix's product leaves out comes with the next step; what is no matrix is not there any more.
+    np.testing.assert_allclose(second[0] + second[1] + other_second[1], first[1] + other_first[1], atol=1e-12)
+
+
+def test_factors_of_another_rank_begin_anew(tmp_path: Path) -> None:
+    replica = make_replica(Compression("powersgd", rank=2))
+    assert replica.feedback is not None
+    replica.feedback.factors += 1
+    checkpoint.save(tmp_path, replica, PROGRESS, ProcessGrid(SingleCommunicator(), {"pp": 1, "dp": 1}), keep=1)
+    path = checkpoint.latest(tmp_path)
+    assert path is not None
+    for rank in (1, 2, 3):
+        other = make_replica(Compression("powersgd", rank=rank))
+        assert other.feedback is not None
+        drawn = other.feedback.factors.copy()
+        checkpoint.load(path, other, place=(0, 1))
+        expected = replica.feedback.factors if rank == 2 else drawn
+        np.testing.assert_array_equal(other.feedback.factors, expected)

@@ -7,10 +7,10 @@ import pytest
 
 from hpdl_mpi import nn, optim
 from hpdl_mpi.base.errors import InputError
-from hpdl_mpi.comm import Communicator, run_threads
-from hpdl_mpi.comm.threads import ThreadCommunicator
+from hpdl_mpi.comm import Communicator, Window, run_threads
+from hpdl_mpi.comm.threads import ThreadCommunicator, _ThreadWindow
 from hpdl_mpi.data import Batch
-from hpdl_mpi.parallel import ProcessGrid, Replica, TrainingStep
+from hpdl_mpi.parallel import ProcessGrid, Replica, TrainingStep, buckets
 
 
 def algorithms(comm: Communicator, **settings: str) -> set[str]:
@@ -64,7 +64,44 @@ def test_buckets_in_windows_are_called_by_their_own_sizes():
         step.free()
         slices = replica.buckets(1)
         assert len(slices) == 4
-        said = [f"gradients, bucket {number}, {stop - start} x float32" for number, (start, stop) in enumerate(slices)]
+        sizes = [stop - start for start, stop in slices]
+        said = [f"gradients, bucket {number}, {size} x float32, window" for number, size in enumerate(sizes)]
         assert [what for what in comm.calls.latest if what.startswith("gradients")] == said
 
     run_threads(2, check)
+
+
+@pytest.mark.parametrize("fails", ["in the second bucket", "for the second window"])
+def test_a_step_that_cannot_be_made_gives_back_what_it_has_made(fails, monkeypatch):
+    """The first window is that of the gradients; each bucket takes one more."""
+    made: list[Window] = []
+    freed: list[Window] = []
+    share, free = ThreadCommunicator.share, _ThreadWindow.free
+
+    def count(comm, nbytes):
+        if fails == "for the second window" and len(made) >= 2 * comm.size:
+            return None
+        made.append(share(comm, nbytes))
+        return made[-1]
+
+    def note(window):
+        freed.append(window)
+        free(window)
+
+    def refuse(*arguments):
+        raise InputError("cannot be", shared=True)
+
+    monkeypatch.setattr(ThreadCommunicator, "share", count)
+    monkeypatch.setattr(_ThreadWindow, "free", note)
+    if fails == "in the second bucket":
+        monkeypatch.setattr(buckets, "shifted", lambda program, start: program if start == 0 else refuse())
+
+    def work(comm: Communicator) -> None:
+        replica = Replica(nn.Sequential(nn.Linear(3), nn.Linear(5)), (4,), optim.SGD(0.1), dtype="float32", seed=0)
+        grid = ProcessGrid(comm, {"pp": 1, "dp": comm.size})
+        with pytest.raises(InputError):
+            TrainingStep(replica, nn.CrossEntropy(), grid, shared_memory="gradients", bucket_bytes=1)
+
+    run_threads(2, work)
+    assert made
+    assert {*map(id, made)} == {*map(id, freed)}

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from hpdl_mpi import nn, optim
+from hpdl_mpi.base.errors import TrainingError
 from hpdl_mpi.comm import SingleCommunicator, run_threads
-from hpdl_mpi.comm.threads import ThreadCommunicator
+from hpdl_mpi.comm.threads import ThreadCommunicator, _ThreadWindow
 from hpdl_mpi.data import Transform
 from hpdl_mpi.train import Checkpoint, Parallel, Trainer
 from tests.training_cases import (
@@ -68,7 +69,7 @@ def test_a_run_says_if_compression_changes_nothing(images, capsys, settings, nod
     run_threads(
         len(nodes), lambda comm: fit_images(make_trainer(comm, parallel=parallel), images, epochs=1), nodes=nodes
     )
-    said = f"parallel.compression = {settings.get('compression')!r} changes nothing: no gradients go in messages"
+    said = f"parallel.compression = {settings.get('compression')!r} changes nothing: sums by "
     assert (said in capsys.readouterr().out) == changes_nothing
 
 
@@ -76,6 +77,21 @@ def test_a_run_says_if_the_machine_has_too_little_memory_to_share(images, capsys
     monkeypatch.setattr(ThreadCommunicator, "shareable_bytes", lambda self: 0)
     run_threads(2, lambda comm: fit_images(make_trainer(comm), images, epochs=1))
     assert "too little memory to share (/dev/shm): gradients go by messages" in capsys.readouterr().out
+
+
+def test_a_run_that_fails_on_all_ranks_gives_back_what_they_share(images, monkeypatch):
+    made, freed = [], []
+    share, free = ThreadCommunicator.share, _ThreadWindow.free
+    monkeypatch.setattr(ThreadCommunicator, "share", lambda comm, nbytes: made.append(1) or share(comm, nbytes))
+    monkeypatch.setattr(_ThreadWindow, "free", lambda window: freed.append(1) or free(window))
+    optimizer = optim.SGD(1e200)
+
+    def work(comm):
+        with pytest.raises(TrainingError, match="finite"):
+            fit_images(make_trainer(comm, optimizer=optimizer, clip_norm=None), images)
+
+    run_threads(2, work)
+    assert len(made) == len(freed) > 0
 
 
 def test_a_rank_without_samples_in_a_batch_does_no_harm(images, tmp_path):
