@@ -18,7 +18,7 @@ from hpdl_mpi.kernels.wire import WIRES, Wire
 AUTO = "auto"
 
 _SPARE = "ring"
-"""What needs neither memory that ranks share nor one order of all sums."""
+"""What needs no memory that ranks share."""
 
 _IN_WINDOW = next(name for name, kind in ALLREDUCES.items() if kind.in_window)
 """What sums arrays where they lie, if all of them are on one machine."""
@@ -71,7 +71,7 @@ def make_allreduce(
     chosen = algorithm == AUTO
     if chosen:
         in_window = window is not None and comm.num_nodes == 1
-        algorithm = _IN_WINDOW if in_window else _choose(comm, array.nbytes, joint=joint)
+        algorithm = _IN_WINDOW if in_window else choose_allreduce(comm, array.nbytes, joint=joint)
     wire = find_wire(compression, array.dtype)
     if algorithm == LIBRARY:
         if not joint:
@@ -95,12 +95,6 @@ def make_allreduce(
         wire=wire,
         algorithm=algorithm,
     )
-
-
-def _choose(comm: Communicator, nbytes: int, *, joint: bool) -> str:
-    """Return what suits private arrays, or the ring where that is the library's and cannot be. Collective."""
-    algorithm = choose_allreduce(comm, nbytes)
-    return _SPARE if algorithm == LIBRARY and not joint else algorithm
 
 
 def _prepare(

@@ -20,7 +20,8 @@ from hpdl_mpi.base.errors import InputError
 from hpdl_mpi.comm.collectives import ALLREDUCES, LIBRARY
 from hpdl_mpi.comm.communicator import Communicator
 
-_LIBRARY_BYTES = 24 << 10
+_SHORT_BYTES, _LIBRARY_BYTES = 8 << 10, 24 << 10
+"""Up to which few rounds count most, and the library's own are the fastest."""
 
 _NAMES = (*(name for name, kind in ALLREDUCES.items() if not kind.in_window), LIBRARY)
 
@@ -59,16 +60,24 @@ def default_rules(comm: Communicator) -> list[Rule]:
     """Return what suits most machines."""
     if comm.num_nodes == 1:
         return [Rule(up_to=1 << 15, algorithm="one_shot"), Rule(algorithm="two_shot")]
-    short = Rule(up_to=1 << 13, algorithm="recursive_doubling")
+    short = Rule(up_to=_SHORT_BYTES, algorithm="recursive_doubling")
     if comm.num_nodes < comm.size:
         return [short, Rule(algorithm="hierarchical")]
-    # Where rounds are many and short, what Python does for each of them counts.
-    few = [Rule(up_to=_LIBRARY_BYTES, algorithm=LIBRARY)] if comm.library_name() else []
-    return [short, *few, Rule(up_to=1 << 19, algorithm="halving_doubling"), Rule(algorithm="ring")]
+    if comm.library_name():
+        # Where rounds are short, what Python does for each of them counts.
+        short = Rule(up_to=_LIBRARY_BYTES, algorithm=LIBRARY)
+    return [short, Rule(up_to=1 << 19, algorithm="halving_doubling"), Rule(algorithm="ring")]
 
 
-def choose_allreduce(comm: Communicator, nbytes: int) -> str:
+def choose_allreduce(comm: Communicator, nbytes: int, *, joint: bool = True) -> str:
     """Return the algorithm for arrays of so many bytes, each rank's own; the same on all ranks. Collective.
+
+    Parameters
+    ----------
+    comm : Communicator
+    nbytes : int
+    joint : bool
+        See `make_allreduce`; the library's is not chosen without it.
 
     Raises
     ------
@@ -77,7 +86,8 @@ def choose_allreduce(comm: Communicator, nbytes: int) -> str:
     """
 
     def find() -> str:
-        rules = read_table(table_path()).rules.get(place_of(comm)) or default_rules(comm)
+        known = read_table(table_path()).rules.get(place_of(comm)) or default_rules(comm)
+        rules = [rule for rule in known if joint or rule.algorithm != LIBRARY] or [Rule(algorithm="ring")]
         return next(rule.algorithm for rule in rules if rule.up_to is None or nbytes <= rule.up_to or rule is rules[-1])
 
     return agree(comm, find)

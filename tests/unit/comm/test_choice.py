@@ -11,6 +11,7 @@ import pytest
 from hpdl_mpi.base.errors import InputError
 from hpdl_mpi.comm import ALLREDUCES, LIBRARY, Arena, Communicator, choose_allreduce, make_allreduce, run_threads
 from hpdl_mpi.comm.choice import Rule, default_rules, place_of, read_table, table_path
+from hpdl_mpi.comm.threads import ThreadCommunicator
 
 
 @pytest.fixture
@@ -52,6 +53,27 @@ def test_table_decides_for_the_place_that_it_names(table: Path) -> None:
     table.write_text(json.dumps({"version": 2, "rules": {"1x2": rules}}))
     assert choices([100, 101], [0, 0]) == ["tree", "ring"]
     assert choices([100], [0, 0, 0]) == ["one_shot"]
+
+
+@pytest.mark.parametrize(
+    ("rules", "expected"),
+    [
+        ([{"up_to": 100, "algorithm": LIBRARY}, {"up_to": 200, "algorithm": "tree"}, {"algorithm": "ring"}], "tree"),
+        ([{"algorithm": LIBRARY}], "ring"),
+    ],
+)
+def test_sums_that_do_not_start_in_one_order_are_not_the_library_s(table: Path, rules: list, expected: str) -> None:
+    table.write_text(json.dumps({"version": 2, "rules": {"1x2": rules}}))
+    found = run_threads(2, lambda comm: [choose_allreduce(comm, 50, joint=joint) for joint in (True, False)])
+    assert found == [[LIBRARY, expected]] * 2
+
+
+def test_the_library_sums_short_arrays_between_machines_where_there_is_one(
+    table: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ThreadCommunicator, "library_name", lambda self: "a library")
+    assert choices([4, 24 << 10, (24 << 10) + 1], [0, 1]) == [LIBRARY, LIBRARY, "halving_doubling"]
+    assert choices([4], [0, 0, 1]) == ["recursive_doubling"]
 
 
 def test_rules_are_for_all_algorithms_that_need_no_window() -> None:
