@@ -92,6 +92,10 @@ class TrainingError(HpdlError, RuntimeError):
     """Training cannot go on: the loss is not finite, ranks have drifted apart, a peer has failed."""
 
 
+class MismatchError(TrainingError):
+    """Ranks do not make the same calls. A group that finds it need not be all ranks."""
+
+
 class StorageError(HpdlError, RuntimeError):
     """A file could not be written; what was saved before is intact."""
 

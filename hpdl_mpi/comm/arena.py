@@ -46,10 +46,18 @@ class Arena:
         if not all(self._comm.allgather_obj(nbytes <= self._comm.shareable_bytes())):
             self._lacking = f"{nbytes} bytes for each rank of the machine"
             return
-        self.window = self._comm.share(nbytes)
-        if self.window is None:
-            self._lacking = "a window of the MPI library, which has no more"
-        else:
+        window, reason = None, ""
+        try:
+            window = self._comm.share(nbytes)
+        except InputError as error:
+            reason = str(error)
+        reasons = list(filter(None, self._comm.allgather_obj(reason)))
+        if reasons:
+            self._lacking = f"a window, but {reasons[0]}"
+            if window:
+                window.free()  # as all of this machine do
+        elif window:
+            self.window = window
             # Taken now, so that others see that it is taken: the system gives memory when it is first written.
             mine = self.window.parts[self._comm.rank]
             assert mine is not None, "a rank shares memory with itself"

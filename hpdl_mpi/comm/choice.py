@@ -63,10 +63,9 @@ def default_rules(comm: Communicator) -> list[Rule]:
     short = Rule(up_to=_SHORT_BYTES, algorithm="recursive_doubling")
     if comm.num_nodes < comm.size:
         return [short, Rule(algorithm="hierarchical")]
-    if comm.library_name():
-        # Where rounds are short, what Python does for each of them counts.
-        short = Rule(up_to=_LIBRARY_BYTES, algorithm=LIBRARY)
-    return [short, Rule(up_to=1 << 19, algorithm="halving_doubling"), Rule(algorithm="ring")]
+    # Where rounds are short, what Python does for each of them counts.
+    few = [Rule(up_to=_LIBRARY_BYTES, algorithm=LIBRARY)] if comm.library_name() else []
+    return [*few, short, Rule(up_to=1 << 19, algorithm="halving_doubling"), Rule(algorithm="ring")]
 
 
 def choose_allreduce(comm: Communicator, nbytes: int, *, joint: bool = True) -> str:

@@ -12,7 +12,7 @@ from typing import Any, Literal, NoReturn
 
 import numpy as np
 
-from hpdl_mpi.base.errors import InputError, TrainingError
+from hpdl_mpi.base.errors import InputError, MismatchError
 from hpdl_mpi.base.trace import Trace
 
 RESERVED_TAG = 32_767
@@ -230,10 +230,15 @@ class Communicator(ABC):
         """Return how many bytes each rank of the job on this machine can still `share`. Local."""
 
     @abstractmethod
-    def share(self, nbytes: int) -> Window | None:
+    def share(self, nbytes: int) -> Window:
         """Return memory of `nbytes` or a little more for each rank, shared by those of one machine. Collective.
 
-        See `Arena`. All ranks ask for as much. None where the MPI library has no more windows.
+        See `Arena`. All ranks ask for as much.
+
+        Raises
+        ------
+        InputError
+            The MPI library gives none, perhaps on this machine alone.
         """
 
     @abstractmethod
@@ -269,7 +274,7 @@ class Communicator(ABC):
             self.compare_calls()
 
     def compare_calls(self) -> None:
-        """Raise a TrainingError unless all ranks have begun the same collectives here. Collective."""
+        """Raise a MismatchError unless all ranks have begun the same collectives here. Collective."""
         checks, self.check_calls = self.check_calls, False
         try:
             digests = self.allgather_obj(self.calls.digest)
@@ -279,10 +284,10 @@ class Communicator(ABC):
             self.check_calls = checks
 
     def explain_mismatch(self) -> NoReturn:
-        """Raise a TrainingError that names the first of the latest calls that ranks do not share. Collective."""
+        """Raise a MismatchError that names the first of the latest calls that ranks do not share. Collective."""
         histories = self.allgather_obj(self.calls)
         found = first_difference(dict(zip(self.world_ranks, histories, strict=True)))
-        raise TrainingError("ranks do not make the same calls", found=found, shared=self.rank > 0)
+        raise MismatchError("ranks do not make the same calls", found=found, shared=self.rank > 0)
 
     def begin_step(self, step: int) -> None:
         """Note the number of the training step that begins, for the same. Local."""

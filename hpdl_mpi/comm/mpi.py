@@ -21,7 +21,7 @@ from typing import NoReturn
 import numpy as np
 from mpi4py import MPI
 
-from hpdl_mpi.base.errors import TrainingError
+from hpdl_mpi.base.errors import InputError, TrainingError
 from hpdl_mpi.base.output import flush_output
 from hpdl_mpi.comm.collectives import LIBRARY
 from hpdl_mpi.comm.communicator import (
@@ -169,15 +169,16 @@ class MpiCommunicator(Communicator):
         nodes = self._shared.nodes
         return state.f_bavail * state.f_frsize // nodes.count(nodes[MPI.COMM_WORLD.rank])
 
-    def share(self, nbytes: int) -> Window | None:
+    def share(self, nbytes: int) -> Window:
         self.begin_collective(f"share of {nbytes} bytes")
         # The library's own wait would not notice a rank that has left.
         self.barrier()
         with self._guarded("share"):
             try:
                 return _SharedWindow(self, self._handle, -(-nbytes // PAGE) * PAGE)
-            except MPI.Exception:  # it has no more groups, or windows
-                return None
+            except MPI.Exception as error:
+                found = error.Get_error_string().strip().splitlines()[-1]
+                raise InputError("the MPI library gives no window", where="memory to share", found=found) from error
 
     def free(self) -> None:
         if self._handle != MPI.COMM_NULL:
@@ -335,10 +336,11 @@ class _Message(Work):
     def test(self) -> bool:
         if self._over:  # its status is gone
             return True
-        self._over = over = _test(self._request, self, self._status)
+        over = _test(self._request, self, self._status)
         if over and self._status is not None and self._status.Get_count(MPI.BYTE) != self._nbytes:
             found = f"a message of {self._status.Get_count(MPI.BYTE)} bytes"
             raise TrainingError("ranks disagree on a message", where=self, found=found, expected=self._nbytes)
+        self._over = over
         return over
 
     @property

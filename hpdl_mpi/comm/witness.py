@@ -1,15 +1,16 @@
 """A process that says which rank of its machine was killed, since launchers end all others before these can.
 
 ``python -I -S witness.py '{"0": PROCESS, ...}' SIZE`` waits until one of the processes is gone, and writes to standard
-error which, unless somebody has said good-bye by then. Standard input is a socket to which each process connects: the
-system closes a connection when its process begins to end, as it does the one to the launcher, which ends the others
-then; which of them is over first is chance. It needs nothing but Python, so that it starts fast and is small.
+error which, unless somebody has said good-bye by then. Standard input is a socket to which each process connects: of
+one that ends the system closes that connection together with the one to the launcher, which ends the others then; which
+of them is over first is chance. It needs nothing but Python, so that it starts fast and is small.
 """
 
 from __future__ import annotations
 
 import datetime
 import json
+import math
 import os
 import select
 import socket
@@ -17,7 +18,8 @@ import struct
 import subprocess
 import sys
 import time
-from typing import TYPE_CHECKING
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from hpdl_mpi.comm.communicator import Communicator
@@ -56,7 +58,9 @@ class Witness:
                 command = [sys.executable, "-I", "-S", __file__, json.dumps(here), str(comm.size)]
                 # What ends the ranks is not to end it: it has a session of its own.
                 self._process = subprocess.Popen(command, stdin=end.fileno(), start_new_session=True)
-        self._socket.connect(comm.allgather_obj(place)[comm.nodes.index(comm.node)])
+        place = comm.allgather_obj(place)[comm.nodes.index(comm.node)]
+        with suppress(OSError):  # a job goes on without a witness
+            self._socket.connect(place)
 
     def say_farewell(self) -> None:
         """Let nobody take it for a crash that processes end from now on. Local."""
@@ -84,17 +88,21 @@ def watch(processes: dict[int, int], size: int) -> None:
         Ranks of the job.
     """
     killed = count_kills()
-    gone = wait_for_end({process: rank for rank, process in processes.items()})
-    if gone is None:
+    end = wait_for_end({process: rank for rank, process in processes.items()})
+    if end is None:
         return
-    when = f"{datetime.datetime.now():%H:%M:%S.%f}"[:-3]
+    gone, when = end
     reason = ", for lack of memory" if count_kills() > killed else " or has crashed"
     where = f"[rank {gone} of {size} on {socket.gethostname()}]"
-    print(f"{where} Error: process {processes[gone]} was killed{reason}, at {when}.", file=sys.stderr, flush=True)
+    print(
+        f"{where} Error: process {processes[gone]} was killed{reason}, at {when:%H:%M:%S.%f}"[:-3] + ".",
+        file=sys.stderr,
+        flush=True,
+    )
 
 
-def wait_for_end(ranks: dict[int, int]) -> int | None:
-    """Return the rank that has ended first, None if that was announced.
+def wait_for_end(ranks: dict[int, int]) -> tuple[int, datetime.datetime] | None:
+    """Return the rank that has ended first, and when; None if that was announced.
 
     Parameters
     ----------
@@ -102,27 +110,36 @@ def wait_for_end(ranks: dict[int, int]) -> int | None:
         By process.
     """
     door = socket.socket(fileno=0)
-    guests: dict[socket.socket, int | None] = {}
-    gone: int | None = None
-    deadline: float | None = None
-    while deadline is None or time.monotonic() < deadline:
-        patience = None if deadline is None else max(0.0, deadline - time.monotonic())
-        ready, _, _ = select.select([door, *guests], [], [], patience)
-        for one in ready:
+    guests: dict[socket.socket, int] = {}
+    # Who has forked leaves its connection open to its children.
+    ends = {end: rank for process, rank in ranks.items() if (end := open_process(process)) is not None}
+    found: tuple[int, datetime.datetime] | None = None
+    deadline = math.inf
+    while (left := deadline - time.monotonic()) > 0:
+        waited: list[Any] = [door, *guests, *ends]
+        for one in select.select(waited, [], [], None if math.isinf(left) else left)[0]:
             if one is door:
                 guest, _ = door.accept()
                 process, _, _ = struct.unpack("3i", guest.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
-                guests[guest] = ranks.get(process)
-            elif guests[one] is None:  # nobody of this job
-                guests.pop(one)
-                one.close()
-            elif hear(one):
+                if process in ranks:
+                    guests[guest] = ranks[process]
+                else:  # nobody of this job
+                    guest.close()
+            elif isinstance(one, socket.socket) and hear(one):
                 return None
             else:
-                rank = guests.pop(one)
-                if deadline is None:
-                    gone, deadline = rank, time.monotonic() + _LAST_WORDS
-    return gone
+                rank = ends.pop(one) if isinstance(one, int) else guests.pop(one)
+                if found is None:
+                    found, deadline = (rank, datetime.datetime.now()), time.monotonic() + _LAST_WORDS
+    return found
+
+
+def open_process(process: int) -> int | None:
+    """Return what can be waited for until a process is over; None if the system is too old, or it is already."""
+    try:
+        return os.pidfd_open(process)
+    except OSError:
+        return None
 
 
 def hear(guest: socket.socket) -> bool:

@@ -223,6 +223,7 @@ class Replica:
             self.feedback.reset()
         if self.average:
             self.average.begin(self.params, self.statistics)
+        self.carried = None
         self.step = 0
 
     def trainer(self, loss: Loss, companion: Companion | None = None, ranks: Ranks | None = None) -> Executor:

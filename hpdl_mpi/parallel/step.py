@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -88,7 +89,7 @@ class TrainingStep:
     compressed : bool
         Whether any of them, on any rank of the pipeline, is summed in fewer bytes than it has.
     lacks_memory : bool
-        Whether gradients are summed by messages because the machine has too little memory to share.
+        Whether gradients are summed by messages because there is too little memory to share, or no more windows.
 
     Raises
     ------
@@ -116,27 +117,26 @@ class TrainingStep:
         self._trace: Trace | None = None
         dp, one_copy = grid.axis("dp"), replica.sharding is not None and replica.sharding.one_copy
         self._memory = share_memory(grid, replica, shared_memory, algorithm)
-        self.lacks_memory = self._memory is None and wants_memory(grid, replica, shared_memory, algorithm)
         # What is clipped must be summed before it is updated, and so must what other machines have.
         fuses = one_copy and dp.num_nodes == 1 and clip_norm is None
         self._terms = self._memory.terms if self._memory and fuses else None
+        make_buckets = partial(
+            GradientBuckets, replica, dp, max_bytes=bucket_bytes, algorithm=algorithm, compression=compression
+        )
+        try:
+            buckets = make_buckets(memory=self._memory, fuses=fuses)
+        except InputError as error:
+            if not (error.shared and self._memory):
+                raise
+            self._memory.free()  # all ranks are here
+            if shared_memory != "auto":
+                raise
+            self._memory = None
+            buckets = make_buckets()
+        self.lacks_memory = self._memory is None and wants_memory(grid, replica, shared_memory, algorithm)
         if replica.carried is not None:
             replica.grads += replica.carried
             replica.carried = None
-        try:
-            buckets = GradientBuckets(
-                replica,
-                dp,
-                max_bytes=bucket_bytes,
-                algorithm=algorithm,
-                compression=compression,
-                memory=self._memory,
-                fuses=fuses,
-            )
-        except InputError as error:
-            if error.shared and self._memory:  # all ranks are here
-                self._memory.free()
-            raise
         self._sums = _Sums(replica, grid, num_flags, buckets)
         found = grid.axis("pp").allgather_obj((buckets.algorithms, buckets.compressed))
         self.algorithms = [name for names, _ in found for name in names]

@@ -204,14 +204,16 @@ def _load_residuals(path: Path, files: Sequence[StoredFile], replica: Replica, i
     saved = {kind for entry in files for kind, _, _, _ in entry["slices"] if kind.startswith(RESIDUAL)}
     numbers = sorted(int(kind.removeprefix(RESIDUAL)) for kind in saved)
     mine = [number for number in numbers if number % count == index]
-    if not mine:
+    replica.carried = replica.layout.allocate(replica.dtype) if mine and replica.feedback is None else None
+    total = replica.feedback.residual if replica.feedback else replica.carried
+    if not mine or total is None:
         return
-    if replica.feedback is None:
-        replica.carried = replica.layout.allocate(replica.dtype)
-    total = replica.carried if replica.feedback is None else replica.feedback.residual
     part = replica.layout.allocate(replica.dtype)
     for number in mine:
-        targets = {(piece.kind, piece.name): piece for piece in residuals(replica, number, part)}
+        # Gradients of tied parameters are summed over the ranks of a pipeline: one has what was left out of them.
+        targets = {
+            (piece.kind, piece.name): piece for piece in residuals(replica, number, part) if piece.name in replica.owned
+        }
         part.fill(0)
         for entry in files:
             if any((kind, name) in targets for kind, name, _, _ in entry["slices"]):

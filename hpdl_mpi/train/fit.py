@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from hpdl_mpi import weights
-from hpdl_mpi.base.errors import HpdlError, InputError, in_line, is_integer, require
+from hpdl_mpi.base.errors import HpdlError, InputError, MismatchError, in_line, is_integer, require
 from hpdl_mpi.base.files import write_json
 from hpdl_mpi.base.output import counted
 from hpdl_mpi.comm import agree
@@ -215,6 +215,8 @@ def _run(loop: TrainingLoop, step: TrainingStep) -> Metrics | None:
     """Take the steps that are left, and return the last evaluation. Collective."""
     try:
         metrics = loop.run()
+    except MismatchError:  # others may be elsewhere
+        raise
     except HpdlError as error:
         if error.shared:  # all ranks are here, and can give back together what they share
             step.free()
@@ -336,7 +338,8 @@ def _remarks_on_sums(assembly: Assembly, step: TrainingStep) -> Iterator[str]:
         ways = " and ".join(sorted({*step.algorithms})) or "one rank alone"
         yield f"parallel.compression = {compression!r} changes nothing: sums by {ways} send nothing that it shortens"
     if step.lacks_memory:
-        yield "the machine has too little memory to share (/dev/shm): gradients go by messages, which is slower"
+        why = "too little memory to share (/dev/shm), or no more windows of the MPI library"
+        yield f"the machine has {why}: gradients go by messages, which is slower"
 
 
 def _begin_log(

@@ -74,6 +74,8 @@ def test_the_library_sums_short_arrays_between_machines_where_there_is_one(
     monkeypatch.setattr(ThreadCommunicator, "library_name", lambda self: "a library")
     assert choices([4, 24 << 10, (24 << 10) + 1], [0, 1]) == [LIBRARY, LIBRARY, "halving_doubling"]
     assert choices([4], [0, 0, 1]) == ["recursive_doubling"]
+    found = run_threads(2, lambda comm: choose_allreduce(comm, 4, joint=False), nodes=[0, 1])
+    assert found == ["recursive_doubling"] * 2
 
 
 def test_rules_are_for_all_algorithms_that_need_no_window() -> None:

@@ -14,6 +14,7 @@ from hpdl_mpi.kernels.compress import orthonormalize, take_largest
 from hpdl_mpi.nn import LossSums
 from hpdl_mpi.parallel import ProcessGrid, Replica, TrainingStep
 from hpdl_mpi.parallel.feedback import Compression, compressed_sum
+from hpdl_mpi.parallel.pipeline import Pipeline, make_schedule
 from hpdl_mpi.train import checkpoint
 from tests.checkpoint_cases import PROGRESS
 
@@ -234,3 +235,29 @@ def test_factors_of_another_rank_begin_anew(tmp_path: Path) -> None:
         checkpoint.load(path, other, place=(0, 1))
         expected = replica.feedback.factors if rank == 2 else drawn
         np.testing.assert_array_equal(other.feedback.factors, expected)
+
+
+def test_a_tied_parameter_gets_what_was_left_out_once(tmp_path: Path) -> None:
+    def make(pipeline: Pipeline | None = None, compression: Compression | None = None) -> Replica:
+        layers = [nn.Linear(4) for _ in range(4)]
+        model = nn.Sequential(*layers).tie("3.weight", to="0.weight")
+        settings = {"dtype": np.float64, "seed": 0, "pipeline": pipeline, "compression": compression}
+        return Replica(model, (4,), optim.SGD(0.1), **settings)
+
+    replica = make(compression=KINDS[1])
+    assert replica.feedback is not None
+    replica.feedback.residual.fill(1)
+    checkpoint.save(tmp_path, replica, PROGRESS, ProcessGrid(SingleCommunicator(), {"pp": 1, "dp": 1}), keep=1)
+    path = checkpoint.latest(tmp_path)
+    assert path is not None
+
+    def load(comm: Communicator) -> dict[str, float]:
+        pipeline = Pipeline(comm, make_schedule("1f1b", num_ranks=2, num_microbatches=2), cuts=(2,))
+        replica = make(pipeline)
+        checkpoint.load(path, replica, place=(0, 1))
+        assert replica.carried is not None
+        return {name: values.max() for name, values in replica.layout.views(replica.carried).items()}
+
+    first, last = run_threads(2, load)
+    assert first["0.weight"] + last["0.weight"] == 1
+    assert {*first.values(), *last.values()} == {0.0, 1.0}

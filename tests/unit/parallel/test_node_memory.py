@@ -80,7 +80,7 @@ def test_a_step_that_cannot_be_made_gives_back_what_it_has_made(fails, monkeypat
 
     def count(comm, nbytes):
         if fails == "for the second window" and len(made) >= 2 * comm.size:
-            return None
+            raise InputError("no window")
         made.append(share(comm, nbytes))
         return made[-1]
 
@@ -105,3 +105,25 @@ def test_a_step_that_cannot_be_made_gives_back_what_it_has_made(fails, monkeypat
     run_threads(2, work)
     assert made
     assert {*map(id, made)} == {*map(id, freed)}
+
+
+def test_buckets_without_windows_go_by_messages_unless_they_were_to_have_some(monkeypatch):
+    """The gradients get theirs, and one bucket."""
+    share, counts = ThreadCommunicator.share, [0, 0]
+
+    def count(comm, nbytes):
+        counts[comm.rank] += 1
+        if counts[comm.rank] > 2:
+            raise InputError("no window")
+        return share(comm, nbytes)
+
+    monkeypatch.setattr(ThreadCommunicator, "share", count)
+
+    def work(comm: Communicator) -> tuple[set[str], bool]:
+        replica = Replica(nn.Sequential(nn.Linear(3), nn.Linear(5)), (4,), optim.SGD(0.1), dtype="float32", seed=0)
+        grid = ProcessGrid(comm, {"pp": 1, "dp": 2})
+        step = TrainingStep(replica, nn.CrossEntropy(), grid, shared_memory="auto", bucket_bytes=1)
+        step(Batch(np.ones((2, 4), np.float32), np.arange(2), np.arange(2), global_size=4, offset=0), epoch=0, lr=0.1)
+        return {*step.algorithms}, step.lacks_memory
+
+    assert run_threads(2, work) == [({"ring"}, True)] * 2
