@@ -14,6 +14,7 @@ from hpdl_mpi.base.errors import HpdlError, InputError, MismatchError, in_line, 
 from hpdl_mpi.base.files import write_json
 from hpdl_mpi.base.output import counted
 from hpdl_mpi.comm import agree
+from hpdl_mpi.comm.choice import read_table, table_path
 from hpdl_mpi.data import Loader
 from hpdl_mpi.data.sampler import Shuffle
 from hpdl_mpi.nn import Shape
@@ -133,6 +134,8 @@ def fit(assembly: Assembly, course: Course) -> dict[str, Any]:
 def _fit(assembly: Assembly, course: Course, began: float) -> dict[str, Any]:
     comm, grid = assembly.comm, assembly.grid
     require_same_call(comm, course.settings(assembly))
+    if comm.size > 1:
+        agree(comm, lambda: read_table(table_path()))  # a damaged one is refused before anything is compiled or made
     trace = Path(course.trace) if course.trace is not None else None
     if trace is not None:
         agree(comm, lambda: check_trace(trace))

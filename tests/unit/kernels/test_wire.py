@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from hpdl_mpi.comm import compile_reduction
 from hpdl_mpi.kernels.wire import WIRES
 
 SPECIAL = np.array([0.0, -0.0, 1.0, -1.0, np.inf, -np.inf, np.nan, 1e-45, 3e38, -3e38, 65504, 65519.9, 1e5], np.float32)
@@ -40,6 +41,13 @@ def test_half_is_numpys_but_for_what_is_too_large() -> None:
     WIRES["fp16"].pack(packed, wire)
     finite = np.where(np.isinf(x), x, np.clip(x, -65504, 65504))
     np.testing.assert_array_equal(packed, finite.astype(np.float16).astype(np.float32))
+
+
+@pytest.mark.parametrize("name", WIRES)
+def test_all_of_a_wire_is_compiled_before_it_is_used(name: str) -> None:
+    compile_reduction(np.float32, WIRES[name])
+    for kernel in WIRES[name][1:]:
+        assert kernel.serial.signatures
 
 
 @pytest.mark.parametrize("name", WIRES)

@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 
 from hpdl_mpi import nn, optim
-from hpdl_mpi.base.errors import TrainingError
+from hpdl_mpi.base.errors import InputError, MismatchError, TrainingError
 from hpdl_mpi.comm import SingleCommunicator, run_threads
 from hpdl_mpi.comm.threads import ThreadCommunicator, _ThreadWindow
 from hpdl_mpi.data import Transform
 from hpdl_mpi.train import Checkpoint, Parallel, Trainer
+from hpdl_mpi.train.loop import TrainingLoop
 from tests.training_cases import (
     CLASSES,
     NUM_SAMPLES,
@@ -77,6 +78,27 @@ def test_a_run_says_if_the_machine_has_too_little_memory_to_share(images, capsys
     monkeypatch.setattr(ThreadCommunicator, "shareable_bytes", lambda self: 0)
     run_threads(2, lambda comm: fit_images(make_trainer(comm), images, epochs=1))
     assert "too little memory to share (/dev/shm), or no more windows" in capsys.readouterr().out
+
+
+def test_a_damaged_table_of_sums_is_refused_before_anything_is_made(images, tmp_path, monkeypatch):
+    (tmp_path / "table.json").write_text("{")
+    monkeypatch.setenv("HPDL_ALLREDUCE_TABLE", str(tmp_path / "table.json"))
+    monkeypatch.setattr(ThreadCommunicator, "share", lambda comm, nbytes: pytest.fail("something was made"))
+    with pytest.raises(InputError, match="not a table of all-reduces"):
+        run_threads(2, lambda comm: fit_images(make_trainer(comm), images))
+
+
+def test_calls_are_compared_once_more_at_the_end(images, monkeypatch):
+    end = TrainingLoop._note_wall_seconds
+
+    def call_one_more(loop):
+        if loop.grid.comm.rank == 1:
+            loop.grid.axis("dp").begin_collective("one too many")
+        end(loop)
+
+    monkeypatch.setattr(TrainingLoop, "_note_wall_seconds", call_one_more)
+    with pytest.raises(MismatchError, match="rank 1: one too many"):
+        run_threads(2, lambda comm: fit_images(make_trainer(comm), images))
 
 
 def test_a_run_that_fails_on_all_ranks_gives_back_what_they_share(images, monkeypatch):
