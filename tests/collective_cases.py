@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 
 import numpy as np
@@ -23,6 +24,7 @@ from hpdl_mpi.comm import (
     ring_reduce_scatter,
 )
 from hpdl_mpi.comm.communicator import PIECE_BYTES
+from hpdl_mpi.comm.shared_rounds import SharedMemory, share_memory
 
 DTYPES = ["bool", "uint8", "int16", "int64", "float16", "float32", "float64", "complex128"]
 
@@ -345,17 +347,30 @@ def sums_of_the_library_overlap(comm: Communicator) -> None:
         make_allreduce(comm, arrays[0], LIBRARY, joint=False)
 
 
-def long_arrays_go_past_the_cache(comm: Communicator) -> None:
+def long_arrays_go_through_the_cache_or_past_it(comm: Communicator) -> None:
     size = 20_001 * comm.size + 3
-    for name in ("one_shot", "two_shot"):
+    for name, streams in itertools.product(("one_shot", "two_shot"), (False, True)):
         if comm.num_nodes == 1:
             array = np.arange(size, dtype=np.float32) % 97 + comm.rank
-            allreduce = make_allreduce(comm, array, name)
+            program = ALLREDUCES[name].programs(comm.nodes, size, comm.rank)
+            shared = share_memory(comm, program, array.dtype)
+            shared.streams = streams
+            allreduce = Collective(comm, program, array, shared=shared)
             for turn in range(2):
                 allreduce()
                 expected = comm.size * (np.arange(size) % 97) + sum(range(comm.size))
                 np.testing.assert_array_equal(array, expected * comm.size**turn)
             allreduce.free()
+
+
+def all_ranks_agree_whether_to_pass_the_cache(comm: Communicator) -> None:
+    for size in (1, 5_000, 100_000):
+        shared = SharedMemory(comm, size + comm.rank, np.float32)
+        found = comm.allgather_obj(shared.streams)
+        assert len(set(found)) == 1
+        assert size > 1 or not shared.streams, "copies of a few bytes are not worth it"
+        assert not shared.raised.any()
+        shared.free()
 
 
 def unknown_allreduces_are_refused(comm: Communicator) -> None:
@@ -410,7 +425,8 @@ COLLECTIVES: list[Callable[[Communicator], None]] = [
     the_library_sums_to_the_same_bits_everywhere,
     sums_of_the_library_overlap,
     allreduces_of_shared_memory_overlap,
-    long_arrays_go_past_the_cache,
+    long_arrays_go_through_the_cache_or_past_it,
+    all_ranks_agree_whether_to_pass_the_cache,
     unknown_allreduces_are_refused,
     ring_adds_chunk_k_from_rank_k_plus_1_to_rank_k,
     halves_of_the_ring_scatter_and_gather,

@@ -16,7 +16,7 @@ import numpy as np
 
 from hpdl_mpi.base.errors import InputError, require
 from hpdl_mpi.base.files import write_json
-from hpdl_mpi.base.memory import check_memory
+from hpdl_mpi.base.memory import aligned, check_memory
 from hpdl_mpi.bench.contender import Contender
 from hpdl_mpi.bench.gloo import REMEDY, make_gloo_contender
 from hpdl_mpi.bench.machine import describe_command, describe_machine, describe_versions
@@ -190,7 +190,7 @@ def _contenders(
     comm: Communicator, nbytes: int, names: Sequence[str], gloo: Contender | None
 ) -> Iterator[tuple[dict[Key, Turn], dict[Key, str]]]:
     """Make all that sum arrays of one size, and say what `AUTO` has chosen. `count_arrays` knows what they need."""
-    array = np.zeros(nbytes // _ITEMSIZE, np.float32)
+    array = aligned(nbytes // _ITEMSIZE, np.float32)
     arena = Arena(comm)
     arena.reserve(nbytes)
     turns: dict[Key, Turn] = {(LIBRARY, "private"): _turn(array, lambda: comm.library_allreduce(array))}
@@ -207,7 +207,7 @@ def _contenders(
             turns[name, memory] = _turn(mine, made[-1])
             chosen[name, memory] = made[-1].algorithm
     if arena.window is not None and comm.num_nodes == 1:
-        shared, other = _part(arena, comm.rank, nbytes), np.zeros_like(array)
+        shared, other = _part(arena, comm.rank, nbytes), aligned(array.size, array.dtype)
         turns[LIBRARY, "shared"] = _turn(shared, lambda: comm.library_allreduce(shared))
         turns[COPY, "shared"] = _turn(shared, lambda: np.copyto(other, shared))
     if gloo is not None:

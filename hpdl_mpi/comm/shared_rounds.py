@@ -25,8 +25,14 @@ _CODES = {
 }
 
 _STREAM_BYTES = 1 << 13
-"""From here on copies to windows pass the cache. A core that reads what is still in another one's cache, and not yet in
-memory, takes five times as long where the two share no cache, and little less where they do."""
+"""From here on copies to windows pass the cache where ranks' cores share none: a core that reads what is still in
+another one's cache, and not yet in memory, takes five times as long there. Where they do it is the quicker way."""
+
+_PROBE_BYTES, _PROBES = 1 << 16, 4
+"""What is read, and how often, to find out which of the two machines this is."""
+
+_SLOWER = 1.5
+"""So many times as long takes what comes out of another core's cache, at least, where cores share none."""
 
 _STREAM_ARRAY_BYTES = 1 << 24
 """Of an array from which on what is copied from windows passes the cache: it would not be found there later, and memory
@@ -61,6 +67,8 @@ class SharedMemory:
         How many windows of a rank are used in turn.
     raised, awaited : ndarray, shape (size,), int64
         How often this rank has signalled each other one, and been signalled.
+    streams : bool
+        Whether long copies to windows should pass the cache, as was measured; the same on all ranks.
 
     Raises
     ------
@@ -86,6 +94,7 @@ class SharedMemory:
         self._rows = [comm.nodes[:peer].count(node) for peer, node in enumerate(comm.nodes)]
         self._dtype = dtype
         self.raised, self.awaited = np.zeros((2, comm.size), np.int64)
+        self.streams = self._window_bytes >= _STREAM_BYTES and self._is_read_faster_from_memory()
 
     def place(self, peer: int, element: int, window: int) -> int:
         """Return where in `memory` an element of a window of a rank is."""
@@ -95,6 +104,30 @@ class SharedMemory:
         """Return where in `signals` the counter is that `source` raises and `dest` reads."""
         start = self._rows[dest] * self._part_bytes + self._signals_start
         return (start + self._rows[source] * shared_steps.SIGNAL_BYTES) // self.signals.itemsize
+
+    def _is_read_faster_from_memory(self) -> bool:
+        """Read the next rank's window when it was just written, through the cache and past it. Collective."""
+        comm = self.comm
+        here = [peer for peer, node in enumerate(comm.nodes) if node == comm.nodes[comm.rank]]
+        following = here[(here.index(comm.rank) + 1) % len(here)]
+        array = np.zeros(min(self._window_bytes, _PROBE_BYTES) // self._dtype.itemsize, self._dtype)
+
+        def run(code: int, peer: int) -> float:
+            table = np.array([[code, 0, array.size, self.place(peer, 0, 0), peer]], np.int64)
+            began = now()
+            shared_steps.run_steps(table, 0, 0, array, self.memory, self.signals, self.raised, self.awaited)
+            return now() - began
+
+        def read_after(code: int) -> float:
+            run(code, comm.rank)
+            comm.barrier()
+            seconds = run(shared_steps.READ, following)
+            comm.barrier()
+            return seconds
+
+        probes = [(read_after(shared_steps.COPY), read_after(shared_steps.STREAM)) for _ in range(_PROBES)]
+        cached, streamed = map(min, zip(*probes, strict=True))
+        return any(comm.allgather_obj(cached > _SLOWER * streamed))
 
     def free(self) -> None:
         """Give the memory back. Collective."""
@@ -144,7 +177,7 @@ class SharedRounds:
             place = self._shared.place(step.peer, step.place, window)
         code = _CODES[step.op]
         if step.size * self._array.itemsize >= _STREAM_BYTES:
-            if step.op is Op.COPY:
+            if step.op is Op.COPY and self._shared.streams:
                 code = shared_steps.STREAM
             elif step.op is Op.READ and self._array.nbytes >= _STREAM_ARRAY_BYTES:
                 code = shared_steps.STREAM_READ
