@@ -18,6 +18,7 @@ from typing import TypeVar
 
 from hpdl_mpi.base.errors import InputError, StorageError, TrainingError
 from hpdl_mpi.base.files import fsync, write_whole
+from hpdl_mpi.base.memory import check_memory
 from hpdl_mpi.comm import Communicator
 from hpdl_mpi.nn import Shape
 from hpdl_mpi.parallel import ProcessGrid, Replica
@@ -204,10 +205,17 @@ def _load_residuals(path: Path, files: Sequence[StoredFile], replica: Replica, i
     saved = {kind for entry in files for kind, _, _, _ in entry["slices"] if kind.startswith(RESIDUAL)}
     numbers = sorted(int(kind.removeprefix(RESIDUAL)) for kind in saved)
     mine = [number for number in numbers if number % count == index]
-    replica.carried = replica.layout.allocate(replica.dtype) if mine and replica.feedback is None else None
-    total = replica.feedback.residual if replica.feedback else replica.carried
-    if not mine or total is None:
+    feedback, replica.carried = replica.feedback, None
+    if feedback:
+        feedback.residual.fill(0)
+    if not mine:
         return
+    new_arrays = 1 if feedback else 2
+    what = "what sums of the run before have left out"
+    check_memory(new_arrays * replica.params.nbytes, what, remedy="start fewer ranks on a node")
+    if feedback is None:
+        replica.carried = replica.layout.allocate(replica.dtype)
+    total = feedback.residual if feedback else replica.carried
     part = replica.layout.allocate(replica.dtype)
     for number in mine:
         # Gradients of tied parameters are summed over the ranks of a pipeline: one has what was left out of them.

@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 
 from hpdl_mpi import nn, optim
+from hpdl_mpi.base import memory
+from hpdl_mpi.base.errors import InputError
 from hpdl_mpi.comm import Communicator, SingleCommunicator, run_threads
 from hpdl_mpi.data import Batch
 from hpdl_mpi.kernels.compress import orthonormalize, take_largest
@@ -235,6 +237,28 @@ def test_factors_of_another_rank_begin_anew(tmp_path: Path) -> None:
         checkpoint.load(path, other, place=(0, 1))
         expected = replica.feedback.factors if rank == 2 else drawn
         np.testing.assert_array_equal(other.feedback.factors, expected)
+
+
+@pytest.mark.parametrize("compression", [None, KINDS[1]])
+def test_what_was_left_out_is_taken_once_and_only_where_it_fits(
+    compression: Compression | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replica = make_replica(KINDS[1])
+    assert replica.feedback is not None
+    replica.feedback.residual.fill(1)
+    checkpoint.save(tmp_path, replica, PROGRESS, ProcessGrid(SingleCommunicator(), {"pp": 1, "dp": 1}), keep=1)
+    path = checkpoint.latest(tmp_path)
+    assert path is not None
+    other = make_replica(compression)
+    for _ in range(2):
+        checkpoint.load(path, other, place=(0, 1))
+        loaded = other.feedback.residual if other.feedback else other.carried
+        assert loaded is not None
+        assert {value.max() for value in other.layout.views(loaded).values()} == {1}
+    needed = other.params.nbytes * (1 if compression else 2)
+    monkeypatch.setattr(memory, "available", lambda: needed - 1)
+    with pytest.raises(InputError, match="what sums of the run before have left out"):
+        checkpoint.load(path, other, place=(0, 1))
 
 
 def test_a_tied_parameter_gets_what_was_left_out_once(tmp_path: Path) -> None:
