@@ -3,6 +3,7 @@
 from hpdl_mpi.base.agree import agree, agree_all
 from hpdl_mpi.comm.allreduce import AUTO, find_wire, make_allreduce, segment_bytes_between
 from hpdl_mpi.comm.arena import Arena
+from hpdl_mpi.comm.calls import describe_collective
 from hpdl_mpi.comm.choice import choose_allreduce
 from hpdl_mpi.comm.clock import clock_offset
 from hpdl_mpi.comm.collectives import (
@@ -18,11 +19,12 @@ from hpdl_mpi.comm.collectives import (
     shifted,
     window_allreduce,
 )
-from hpdl_mpi.comm.communicator import Communicator, Transfer, Window, Work, describe_collective
+from hpdl_mpi.comm.communicator import Communicator
 from hpdl_mpi.comm.execute import Collective, compile_reduction
 from hpdl_mpi.comm.shared_rounds import SharedMemory
 from hpdl_mpi.comm.single import SingleCommunicator
 from hpdl_mpi.comm.threads import run_threads
+from hpdl_mpi.comm.work import Transfer, Window, Work
 from hpdl_mpi.comm.world import world
 
 __all__ = [

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from hpdl_mpi.base.errors import InputError
-from hpdl_mpi.comm.communicator import Communicator, Window
+from hpdl_mpi.comm.communicator import Communicator
+from hpdl_mpi.comm.work import Window
 
 
 class Arena:

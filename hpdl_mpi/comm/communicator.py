@@ -1,19 +1,18 @@
-"""What every form of the ranks' communication offers: verbs on arrays, and `Work` for those that are under way."""
+"""What every form of the ranks' communication offers: verbs on arrays and on objects."""
 
 from __future__ import annotations
 
 import pickle
-import zlib
 from abc import ABC, abstractmethod
-from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Literal, NoReturn
 
 import numpy as np
 
 from hpdl_mpi.base.errors import InputError, MismatchError
-from hpdl_mpi.base.trace import Trace
+from hpdl_mpi.comm.calls import Calls, describe_collective, first_difference
+from hpdl_mpi.comm.work import Transfer, Window, Work
 
 RESERVED_TAG = 32_767
 """The largest tag that every MPI library has. The communicator's own messages bear it."""
@@ -24,117 +23,9 @@ COLLECTIVE_TAG = RESERVED_TAG - 1
 Reduction = Literal["sum", "max", "min"]
 
 _UFUNCS: dict[Reduction, np.ufunc] = {"sum": np.add, "max": np.maximum, "min": np.minimum}
-PAGE = 4096
-"""Bytes that what a rank shares is aligned to, and a multiple of."""
-
-_REMEMBERED = 256
-"""Calls that a group remembers, to name those that ranks do not share."""
 
 PIECE_BYTES = 1 << 20
 """How much `Communicator.allreduce` gathers at once."""
-
-
-class Work(ABC):
-    """Something under way; its arrays belong to it until it is over.
-
-    Attributes
-    ----------
-    comm : Communicator
-        Where it runs.
-    label : str
-        What it is for, in the user's words.
-    """
-
-    comm: Communicator
-    label: str = ""
-
-    @abstractmethod
-    def test(self) -> bool:
-        """Move the work along without blocking and say whether it is over. Local."""
-
-    @property
-    @abstractmethod
-    def peers(self) -> Sequence[int]:
-        """The ranks of `comm` without which it cannot get over."""
-
-    @property
-    def progress(self) -> int | None:
-        """What grows whenever the work gets further, while that is no message's doing but that of shared memory."""
-        return None
-
-    def wait(self) -> None:
-        """Block until the work is over.
-
-        Raises
-        ------
-        TrainingError
-            A peer failed or left, or sent a message of another size.
-        """
-        self.comm.wait_for(self)
-
-
-class Transfer(Work):
-    """Something that is prepared once and done many times, with the same array: a message, a collective.
-
-    Attributes
-    ----------
-    algorithm : str
-        What a collective goes by, for those who ask.
-    compressed : bool
-        Whether its messages carry fewer bytes than the array has.
-    """
-
-    algorithm: str = ""
-    compressed: bool = False
-
-    @abstractmethod
-    def start(self) -> None:
-        """Begin once more; the time before must be over."""
-
-    def __call__(self) -> None:
-        """Do it and block until it is over."""
-        self.start()
-        self.wait()
-
-    def record(self, trace: Trace | None) -> None:
-        """Record its rounds, where it has some, from now on, or no longer; nothing may be under way. Local."""
-        return
-
-    def free(self) -> None:
-        """Give back what it has of memory that ranks share; it is not used again. Collective if it is one."""
-        return
-
-
-class Window(ABC):
-    """Memory of all ranks of a group, each rank's in one piece.
-
-    Attributes
-    ----------
-    memory : array
-        uint8; that of all ranks of this machine, one part after the other. A part is aligned to `PAGE`.
-    parts : sequence of array
-        Views of it by rank; None for ranks on other machines.
-    """
-
-    memory: np.ndarray
-    parts: Sequence[np.ndarray | None]
-
-    def _divide(self, memory: np.ndarray, nodes: Sequence[int], node: int) -> None:
-        """Set the attributes, from the memory of a machine and the machine of each rank."""
-        size = memory.size // nodes.count(node)
-        self.memory = memory
-        starts = (size * nodes[:rank].count(node) for rank in range(len(nodes)))
-        self.parts = [
-            memory[start : start + size] if other == node else None for other, start in zip(nodes, starts, strict=True)
-        ]
-
-    @abstractmethod
-    def sync(self) -> None:
-        """Make what this rank wrote visible to others before it tells them, and see what others wrote. Local."""
-
-    @abstractmethod
-    def free(self) -> None:
-        """Give the memory back; nobody may use it any more. Collective."""
 
 
 class Communicator(ABC):
@@ -401,50 +292,6 @@ class Communicator(ABC):
         lengths = np.empty((self.size, 1), np.int64)
         self.allgather(np.array([data.size]), lengths)
         return lengths[:, 0]
-
-
-class Calls:
-    """The collectives that a rank has begun in a group, in order.
-
-    Attributes
-    ----------
-    digest : int
-        Of all of them; 32 bits.
-    count : int
-        How many there were.
-    latest : deque of str
-    """
-
-    def __init__(self) -> None:
-        self.digest = self.count = 0
-        self.latest: deque[str] = deque(maxlen=_REMEMBERED)
-
-    def add(self, what: str) -> None:
-        """Note one that begins."""
-        self.digest = zlib.crc32(what.encode(), self.digest)
-        self.count += 1
-        self.latest.append(what)
-
-    def said(self, number: int) -> str:
-        """Return what call 0, 1, ... was; it must not be older than the latest."""
-        place = number - (self.count - len(self.latest))
-        return self.latest[place] if place < len(self.latest) else "nothing"
-
-
-def describe_collective(label: str, array: np.ndarray, way: str = "") -> str:
-    """Return what tells a collective from others, the same on all ranks; `way` is how it goes, if there are several."""
-    return f"{label}, {array.size} x {array.dtype}" + (f", {way}" if way else "")
-
-
-def first_difference(histories: Mapping[int, Calls]) -> str:
-    """Say what ranks called where they differed first, as far as is remembered, by rank."""
-    start = max(calls.count - len(calls.latest) for calls in histories.values())
-    stop = max(calls.count for calls in histories.values())
-    for number in range(start, stop):
-        said = {rank: calls.said(number) for rank, calls in histories.items()}
-        if len({*said.values()}) > 1:
-            return f"call {number + 1}: " + "; ".join(f"rank {rank}: {what}" for rank, what in said.items())
-    return f"a difference before the last {_REMEMBERED} calls"
 
 
 def check_array(array: np.ndarray, *, written: bool = False) -> None:

@@ -10,9 +10,9 @@ from mpi4py import MPI
 
 from hpdl_mpi.base.errors import InputError, TrainingError
 from hpdl_mpi.comm import Communicator
-from hpdl_mpi.comm.mpi import _Joint
+from hpdl_mpi.comm.mpi_work import Joint
 from hpdl_mpi.parallel.grid import ProcessGrid
-from tests.collective_cases import VERBS
+from tests.communicator_cases import VERBS
 
 pytestmark = pytest.mark.mpi(min_size=2)
 
@@ -53,7 +53,7 @@ def test_what_the_library_reports_of_a_collective_is_explained(world: Communicat
     with pytest.raises(
         TrainingError, match=rf"rank {world.rank}: barrier of {world.size} ranks: the MPI library reports"
     ):
-        _Joint(world, Failing(), "barrier").test()
+        Joint(world, Failing(), "barrier").test()
 
 
 def test_axis_of_a_grid_has_its_ranks(world: Communicator) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from hpdl_mpi.base.errors import TrainingError
 from hpdl_mpi.comm import Communicator, make_allreduce
-from hpdl_mpi.comm.communicator import Calls, first_difference
+from hpdl_mpi.comm.calls import Calls, first_difference
 from hpdl_mpi.comm.threads import run_threads
 
 

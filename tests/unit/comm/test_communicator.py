@@ -11,7 +11,8 @@ import pytest
 from hpdl_mpi.base.errors import TrainingError
 from hpdl_mpi.comm import Communicator, SingleCommunicator, run_threads
 from hpdl_mpi.comm.faults import Delay, Drop, Kill
-from tests.collective_cases import COLLECTIVES, VERBS
+from tests.collective_cases import COLLECTIVES
+from tests.communicator_cases import VERBS
 
 CASES = pytest.mark.parametrize("case", VERBS + COLLECTIVES, ids=lambda case: case.__name__)
 

@@ -214,9 +214,9 @@ def test_a_watch_may_be_longer_than_any_timer() -> None:
 
 PARTING = """
 import time
-from hpdl_mpi.comm import mpi, world
+from hpdl_mpi.comm import departures, world
 
-mpi._PARTING_SECONDS = 0.5
+departures._PARTING_SECONDS = 0.5
 comm = world()
 if comm.rank > 1:
     time.sleep(2)
