@@ -19,12 +19,12 @@ from hpdl_mpi.comm.collectives import (
     shifted,
     window_allreduce,
 )
-from hpdl_mpi.comm.communicator import Communicator
+from hpdl_mpi.comm.communicator import Communicator, Transfer, Work
 from hpdl_mpi.comm.execute import Collective, compile_reduction
 from hpdl_mpi.comm.shared_rounds import SharedMemory
 from hpdl_mpi.comm.single import SingleCommunicator
 from hpdl_mpi.comm.threads import run_threads
-from hpdl_mpi.comm.work import Transfer, Window, Work
+from hpdl_mpi.comm.window import Window
 from hpdl_mpi.comm.world import world
 
 __all__ = [

@@ -8,12 +8,12 @@ from numpy.typing import DTypeLike
 from hpdl_mpi.base.errors import InputError
 from hpdl_mpi.comm.choice import choose_allreduce
 from hpdl_mpi.comm.collectives import ALLREDUCES, LIBRARY, Algorithm
-from hpdl_mpi.comm.communicator import COLLECTIVE_TAG, Communicator
+from hpdl_mpi.comm.communicator import COLLECTIVE_TAG, Communicator, Transfer
 from hpdl_mpi.comm.execute import Collective
 from hpdl_mpi.comm.messages import SEGMENT_BYTES
 from hpdl_mpi.comm.schedule import Program, window_size
 from hpdl_mpi.comm.shared_rounds import SharedMemory
-from hpdl_mpi.comm.work import Transfer, Window
+from hpdl_mpi.comm.window import Window
 from hpdl_mpi.kernels.wire import WIRES, Wire
 
 AUTO = "auto"

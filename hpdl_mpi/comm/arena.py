@@ -8,7 +8,7 @@ import numpy as np
 
 from hpdl_mpi.base.errors import InputError
 from hpdl_mpi.comm.communicator import Communicator
-from hpdl_mpi.comm.work import Window
+from hpdl_mpi.comm.window import Window
 
 
 class Arena:

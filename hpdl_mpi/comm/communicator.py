@@ -1,4 +1,4 @@
-"""What every form of the ranks' communication offers: verbs on arrays and on objects."""
+"""What every form of the ranks' communication offers: verbs on arrays, and `Work` for those that are under way."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from typing import Any, Literal, NoReturn
 import numpy as np
 
 from hpdl_mpi.base.errors import InputError, MismatchError
+from hpdl_mpi.base.trace import Trace
 from hpdl_mpi.comm.calls import Calls, describe_collective, first_difference
-from hpdl_mpi.comm.work import Transfer, Window, Work
+from hpdl_mpi.comm.window import Window
 
 RESERVED_TAG = 32_767
 """The largest tag that every MPI library has. The communicator's own messages bear it."""
@@ -26,6 +27,77 @@ _UFUNCS: dict[Reduction, np.ufunc] = {"sum": np.add, "max": np.maximum, "min": n
 
 PIECE_BYTES = 1 << 20
 """How much `Communicator.allreduce` gathers at once."""
+
+
+class Work(ABC):
+    """Something under way; its arrays belong to it until it is over.
+
+    Attributes
+    ----------
+    comm : Communicator
+        Where it runs.
+    label : str
+        What it is for, in the user's words.
+    """
+
+    comm: Communicator
+    label: str = ""
+
+    @abstractmethod
+    def test(self) -> bool:
+        """Move the work along without blocking and say whether it is over. Local."""
+
+    @property
+    @abstractmethod
+    def peers(self) -> Sequence[int]:
+        """The ranks of `comm` without which it cannot get over."""
+
+    @property
+    def progress(self) -> int | None:
+        """What grows whenever the work gets further, while that is no message's doing but that of shared memory."""
+        return None
+
+    def wait(self) -> None:
+        """Block until the work is over.
+
+        Raises
+        ------
+        TrainingError
+            A peer failed or left, or sent a message of another size.
+        """
+        self.comm.wait_for(self)
+
+
+class Transfer(Work):
+    """Something that is prepared once and done many times, with the same array: a message, a collective.
+
+    Attributes
+    ----------
+    algorithm : str
+        What a collective goes by, for those who ask.
+    compressed : bool
+        Whether its messages carry fewer bytes than the array has.
+    """
+
+    algorithm: str = ""
+    compressed: bool = False
+
+    @abstractmethod
+    def start(self) -> None:
+        """Begin once more; the time before must be over."""
+
+    def __call__(self) -> None:
+        """Do it and block until it is over."""
+        self.start()
+        self.wait()
+
+    def record(self, trace: Trace | None) -> None:
+        """Record its rounds, where it has some, from now on, or no longer; nothing may be under way. Local."""
+        return
+
+    def free(self) -> None:
+        """Give back what it has of memory that ranks share; it is not used again. Collective if it is one."""
+        return
 
 
 class Communicator(ABC):

@@ -13,8 +13,8 @@ import numpy as np
 from mpi4py import MPI
 
 from hpdl_mpi.base.errors import TrainingError
+from hpdl_mpi.comm.communicator import Work
 from hpdl_mpi.comm.whereabouts import name_ranks
-from hpdl_mpi.comm.work import Work
 
 GRACE = 3.0
 """Seconds that the last messages of a rank that has left may take to arrive."""

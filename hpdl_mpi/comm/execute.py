@@ -10,11 +10,10 @@ from numpy.typing import DTypeLike
 
 from hpdl_mpi.base.trace import Trace
 from hpdl_mpi.comm.calls import describe_collective
-from hpdl_mpi.comm.communicator import COLLECTIVE_TAG, Communicator, check_array
+from hpdl_mpi.comm.communicator import COLLECTIVE_TAG, Communicator, Transfer, check_array
 from hpdl_mpi.comm.messages import SEGMENT_BYTES, Messages
 from hpdl_mpi.comm.schedule import Program, is_shared
 from hpdl_mpi.comm.shared_rounds import SharedMemory, SharedRounds
-from hpdl_mpi.comm.work import Transfer
 from hpdl_mpi.kernels.elementwise import add
 from hpdl_mpi.kernels.shared_steps import run_steps
 from hpdl_mpi.kernels.wire import Wire

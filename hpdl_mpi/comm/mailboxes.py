@@ -16,9 +16,9 @@ from collections.abc import Callable, Hashable, Sequence
 import numpy as np
 
 from hpdl_mpi.base.errors import TrainingError
+from hpdl_mpi.comm.communicator import Work
 from hpdl_mpi.comm.faults import Fault, FaultPlan, RankKilled
 from hpdl_mpi.comm.whereabouts import Whereabouts, describe
-from hpdl_mpi.comm.work import Work
 
 Mailbox = tuple[Hashable, int, int, int]
 """(context, source, dest, tag); ranks are those of the world."""

@@ -19,9 +19,8 @@ import numpy as np
 
 from hpdl_mpi.base.memory import aligned
 from hpdl_mpi.base.trace import now
-from hpdl_mpi.comm.communicator import Communicator
+from hpdl_mpi.comm.communicator import Communicator, Transfer
 from hpdl_mpi.comm.schedule import Op, Round, Step
-from hpdl_mpi.comm.work import Transfer
 from hpdl_mpi.kernels.elementwise import add
 from hpdl_mpi.kernels.wire import Wire
 

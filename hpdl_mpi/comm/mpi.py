@@ -19,12 +19,12 @@ from mpi4py import MPI
 
 from hpdl_mpi.base.errors import InputError
 from hpdl_mpi.base.output import flush_output
-from hpdl_mpi.comm.communicator import Communicator, check_array, check_message
+from hpdl_mpi.comm.communicator import Communicator, Transfer, Work, check_array, check_message
 from hpdl_mpi.comm.departures import NAP, Departures
 from hpdl_mpi.comm.mpi_work import Joint, LibraryAllreduce, Message, Prepared, SharedWindow, bytes_spec
 from hpdl_mpi.comm.watchdog import Watchdog
 from hpdl_mpi.comm.whereabouts import Whereabouts
-from hpdl_mpi.comm.work import PAGE, Transfer, Window, Work
+from hpdl_mpi.comm.window import PAGE, Window
 from hpdl_mpi.kernels.threads import available_cores
 
 PATIENCE = 1.0

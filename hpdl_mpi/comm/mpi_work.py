@@ -12,8 +12,8 @@ from mpi4py import MPI
 from hpdl_mpi.base.errors import TrainingError
 from hpdl_mpi.comm.calls import describe_collective
 from hpdl_mpi.comm.collectives import LIBRARY
-from hpdl_mpi.comm.communicator import Communicator, as_bytes
-from hpdl_mpi.comm.work import Transfer, Window, Work
+from hpdl_mpi.comm.communicator import Communicator, Transfer, Work, as_bytes
+from hpdl_mpi.comm.window import Window
 
 _abandoned: list[MPI.Prequest] = []
 """What errors have left under way."""

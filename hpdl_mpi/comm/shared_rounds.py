@@ -13,7 +13,7 @@ from hpdl_mpi.comm.arena import Arena
 from hpdl_mpi.comm.communicator import Communicator
 from hpdl_mpi.comm.messages import Note
 from hpdl_mpi.comm.schedule import Op, Program, Round, Step, window_size
-from hpdl_mpi.comm.work import Window
+from hpdl_mpi.comm.window import Window
 from hpdl_mpi.kernels import shared_steps
 
 _CODES = {

@@ -17,10 +17,10 @@ import numpy as np
 
 from hpdl_mpi.base.errors import TrainingError
 from hpdl_mpi.base.memory import heap
-from hpdl_mpi.comm.communicator import Communicator, as_bytes, check_message
+from hpdl_mpi.comm.communicator import Communicator, Transfer, Work, as_bytes, check_message
 from hpdl_mpi.comm.faults import Fault, RankKilled
 from hpdl_mpi.comm.mailboxes import Mailbox, Mailboxes
-from hpdl_mpi.comm.work import PAGE, Transfer, Window, Work
+from hpdl_mpi.comm.window import PAGE, Window
 
 Result = TypeVar("Result")
 

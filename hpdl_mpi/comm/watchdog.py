@@ -33,10 +33,9 @@ from typing import Literal
 import pydantic
 
 from hpdl_mpi.base.errors import TrainingError
-from hpdl_mpi.comm.communicator import Communicator
+from hpdl_mpi.comm.communicator import Communicator, Work
 from hpdl_mpi.comm.whereabouts import Position, Whereabouts, explain
 from hpdl_mpi.comm.witness import Witness
-from hpdl_mpi.comm.work import Work
 
 _BEAT_SECONDS = 1.0
 """Between the times that a rank tells where it is."""

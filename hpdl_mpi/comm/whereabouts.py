@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
-from hpdl_mpi.comm.work import Work
+from hpdl_mpi.comm.communicator import Work
 
 _MOST_CHARACTERS = 200
 """Of what a rank says that it does: it has to fit in a datagram."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from hpdl_mpi.comm.communicator import Work
 from hpdl_mpi.comm.mailboxes import Mailboxes
-from hpdl_mpi.comm.work import Work
 
 
 class LateWrite(Work):

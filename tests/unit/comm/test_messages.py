@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hpdl_mpi.comm import ALLREDUCES, Collective, Communicator, run_threads
+from hpdl_mpi.comm.communicator import Transfer
 from hpdl_mpi.comm.faults import Delay
 from hpdl_mpi.comm.messages import Messages
 from hpdl_mpi.comm.schedule import Op, Program, Step
-from hpdl_mpi.comm.work import Transfer
 from hpdl_mpi.kernels.wire import WIRES
 
 BY_MESSAGES = [name for name, kind in ALLREDUCES.items() if not kind.shares]
