@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from hpdl_mpi.comm.collectives.doubling import halving_doubling_allreduce, recursive_doubling_allreduce
 from hpdl_mpi.comm.collectives.hierarchical import hierarchical_allreduce
@@ -54,4 +55,7 @@ ALLREDUCES: dict[str, Algorithm] = {
     "two_shot": _anywhere(two_shot_allreduce, shares=True, one_machine=True),
     "window": _anywhere(window_allreduce, shares=True, one_machine=True, in_window=True),
     "hierarchical": Algorithm(hierarchical_allreduce, shares=True),
+    "hierarchical_doubling": Algorithm(
+        partial(hierarchical_allreduce, between=halving_doubling_allreduce), shares=True
+    ),
 }
