@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import DTypeLike
@@ -155,9 +156,18 @@ class SharedRounds:
 
     def __init__(self, shared: SharedMemory, rounds: Sequence[tuple[int, Round]], array: np.ndarray) -> None:
         self._shared, self._array = shared, array
-        self._steps = [(number, step) for number, steps in rounds for step in steps]
+        steps = [(number, step) for number, steps in rounds for step in steps]
+        both = {index for index in range(1, len(steps)) if _is_written_back(steps[index - 1][1], steps[index][1])}
+        self._steps = [numbered for index, numbered in enumerate(steps) if index not in both]
         self._tables = [
-            np.array([self._row(step, window) for _, step in self._steps], np.int64).reshape(-1, 5)
+            np.array(
+                [
+                    self._row(step, window, written_back=index + 1 in both)
+                    for index, (_, step) in enumerate(steps)
+                    if index not in both
+                ],
+                np.int64,
+            ).reshape(-1, 5)
             for window in range(shared.num_windows)
         ]
         self._spins = _FEW_SPINS if shared.comm.crowded else _SPINS
@@ -167,8 +177,8 @@ class SharedRounds:
         self.steps_done = 0
         """In all runs."""
 
-    def _row(self, step: Step, window: int) -> tuple[int, int, int, int, int]:
-        """Return a step as `run_steps` takes it."""
+    def _row(self, step: Step, window: int, *, written_back: bool) -> tuple[int, int, int, int, int]:
+        """Return a step as `run_steps` takes it, with the one after it if that writes back what this one sums."""
         own = self._shared.comm.rank
         if step.op is Op.SIGNAL:
             place = self._shared.signal(own, step.peer)
@@ -176,7 +186,7 @@ class SharedRounds:
             place = self._shared.signal(step.peer, own)
         else:
             place = self._shared.place(step.peer, step.place, window)
-        code = _CODES[step.op]
+        code = shared_steps.REDUCE_BOTH if written_back else _CODES[step.op]
         if step.size * self._array.itemsize >= _STREAM_BYTES:
             if step.op is Op.COPY and self._shared.streams:
                 code = shared_steps.STREAM
@@ -222,3 +232,8 @@ class SharedRounds:
             return "over"
         number, step = self._steps[self._position]
         return f"round {number}: {step.among(self._shared.comm.world_ranks)}"
+
+
+def _is_written_back(step: Step, following: Step) -> bool:
+    """Return whether a sum goes back to where its second term came from, which one pass over both can do."""
+    return step.op is Op.READ_REDUCE and following == replace(step, op=Op.WRITE)

@@ -15,9 +15,9 @@ from numba.extending import intrinsic
 from hpdl_mpi.kernels.emit import FEATURES, INDEX, VECTOR_BYTES, Emitter, element_pointer, index
 from hpdl_mpi.kernels.jit import inline, kernel
 
-COPY, STREAM, READ, STREAM_READ, READ_REDUCE, SIGNAL, WAIT = range(7)
+COPY, STREAM, READ, STREAM_READ, READ_REDUCE, REDUCE_BOTH, SIGNAL, WAIT = range(8)
 """What is in the first column of a table: towards shared memory, the same past the cache, from there, the same past the
-cache, from there to be added."""
+cache, from there to be added, the same and the sum back to there."""
 
 SIGNAL_BYTES = 64
 """From one counter to the next."""
@@ -142,8 +142,13 @@ def run_steps(table, position, spins, array, memory, signals, raised, awaited):
             elif op == READ:
                 for i in range(mine.size):
                     mine[i] = theirs[i]
-            else:
+            elif op == READ_REDUCE:
                 for i in range(mine.size):
                     mine[i] += theirs[i]
+            else:
+                for i in range(mine.size):
+                    total = mine[i] + theirs[i]
+                    mine[i] = total
+                    theirs[i] = total
         position += 1
     return position

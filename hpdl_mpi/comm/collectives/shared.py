@@ -15,6 +15,9 @@ _TURN = 1 << 17
 """Elements of a turn, pieces of all chunks together: 512 KiB of float32. Shorter ones wait more often for one another,
 longer ones leave the cache of a core before they are read again."""
 
+_PIECE = 1 << 12
+"""Elements that are summed and written before the next ones are: 16 KiB of float32, which the nearest cache holds."""
+
 _SLOTS = 3
 """Turns whose pieces a window holds: were they fewer, some would be written anew while others still read them."""
 
@@ -57,13 +60,16 @@ def window_allreduce(num_ranks: int, num_elements: int, rank: int, piece: int | 
 def over_chunk(
     ranks: Sequence[int], rank: int, chunk: tuple[int, int], ops: Sequence[Op], piece: int | None = None
 ) -> list[Step]:
-    """Return steps that do all of `ops` with the windows of all other ranks, piece by piece of a chunk."""
-    (first, last), length = chunk, piece or max(1, _TURN // len(ranks))
+    """Return steps that do all of `ops` with the windows of all other ranks, piece by piece of a chunk.
+
+    Each op takes them in the opposite order of the one before, so that two ops in a row are on one window.
+    """
+    (first, last), length, others = chunk, piece or _PIECE, _others(ranks, rank)
     return [
         Step(op, start, min(start + length, last), peer, start)
         for start in range(first, last, length)
-        for op in ops
-        for peer in _others(ranks, rank)
+        for turn, op in enumerate(ops)
+        for peer in (others if turn % 2 == 0 else reversed(others))
     ]
 
 

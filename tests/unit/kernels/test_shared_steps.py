@@ -6,7 +6,17 @@ import numpy as np
 import pytest
 
 from hpdl_mpi.base.memory import aligned
-from hpdl_mpi.kernels.shared_steps import COPY, READ, READ_REDUCE, SIGNAL, STREAM, STREAM_READ, WAIT, run_steps
+from hpdl_mpi.kernels.shared_steps import (
+    COPY,
+    READ,
+    READ_REDUCE,
+    REDUCE_BOTH,
+    SIGNAL,
+    STREAM,
+    STREAM_READ,
+    WAIT,
+    run_steps,
+)
 
 SIZE = 300
 
@@ -52,6 +62,17 @@ def test_reads_copy_or_add() -> None:
     _, array, memory, _ = run([(READ, 2, 5, 10, 0), (READ_REDUCE, 4, 6, 0, 0)])
     assert array[:7].tolist() == [0, 1, -11, -12, -13 - 1, 5 - 2, 6]
     np.testing.assert_array_equal(memory, -np.arange(1, SIZE + 1))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize(("start", "place", "size"), [(0, 0, 0), (3, 5, 1), (5, 0, 64), (1, 17, 200)])
+def test_sums_go_to_both_and_nowhere_else(start: int, place: int, size: int, dtype: type) -> None:
+    _, array, memory, _ = run([(REDUCE_BOTH, start, start + size, place, 0)], dtype)
+    expected, there = np.arange(SIZE, dtype=dtype), -np.arange(1, SIZE + 1, dtype=dtype)
+    expected[start : start + size] += there[place : place + size]
+    there[place : place + size] = expected[start : start + size]
+    np.testing.assert_array_equal(array, expected)
+    np.testing.assert_array_equal(memory, there)
 
 
 def test_a_wait_ends_with_its_signal_and_each_signal_ends_one_wait() -> None:
