@@ -22,6 +22,7 @@ from hpdl_mpi.comm import (
     ring_reduce_scatter,
 )
 from hpdl_mpi.comm.shared_rounds import SharedMemory, share_memory
+from hpdl_mpi.kernels.shared_steps import REDUCE_BOTH, STREAM
 from tests.communicator_cases import numbers
 
 
@@ -173,6 +174,8 @@ def long_arrays_go_through_the_cache_or_past_it(comm: Communicator) -> None:
             shared = share_memory(comm, program, array.dtype)
             shared.streams = streams
             allreduce = Collective(comm, program, array, shared=shared)
+            done = {code for part in allreduce._parts for code in part._tables[0][:, 0]}
+            assert (STREAM in done) == (streams and comm.size > 1)
             for turn in range(2):
                 allreduce()
                 expected = comm.size * (np.arange(size) % 97) + sum(range(comm.size))
@@ -188,6 +191,34 @@ def all_ranks_agree_whether_to_pass_the_cache(comm: Communicator) -> None:
         assert size > 1 or not shared.streams, "copies of a few bytes are not worth it"
         assert not shared.raised.any()
         shared.free()
+
+
+def whether_to_pass_the_cache_is_measured(comm: Communicator) -> None:
+    shared = SharedMemory(comm, 5_000, np.float32)
+    assert shared.reads_faster_from_memory(slower=0.0)
+    assert not shared.reads_faster_from_memory(slower=float("inf"))
+    shared.free()
+
+
+def sums_go_back_to_a_window_in_the_pass_that_ends_them(comm: Communicator) -> None:
+    if comm.num_nodes > 1 or comm.size < 2:
+        return
+    size = 10_001 * comm.size
+    arena = Arena(comm)
+    arena.reserve(4 * size)
+    assert arena.window is not None
+    array = arena.window.parts[comm.rank][: 4 * size].view(np.float32)
+    allreduce = make_allreduce(comm, array, "window", window=arena.window)
+    [part] = allreduce._parts
+    both = part._tables[0][part._tables[0][:, 0] == REDUCE_BOTH]
+    first, last = share(size, comm.rank, comm.size)
+    assert sum(stop - start for _, start, stop, _, _ in both) == last - first
+    array[:] = np.arange(size) % 97 + comm.rank
+    comm.barrier()
+    allreduce()
+    np.testing.assert_array_equal(array, comm.size * (np.arange(size) % 97) + sum(range(comm.size)))
+    allreduce.free()
+    arena.free()
 
 
 def unknown_allreduces_are_refused(comm: Communicator) -> None:
@@ -212,6 +243,8 @@ COLLECTIVES: list[Callable[[Communicator], None]] = [
     allreduces_of_shared_memory_overlap,
     long_arrays_go_through_the_cache_or_past_it,
     all_ranks_agree_whether_to_pass_the_cache,
+    whether_to_pass_the_cache_is_measured,
+    sums_go_back_to_a_window_in_the_pass_that_ends_them,
     unknown_allreduces_are_refused,
     ring_adds_chunk_k_from_rank_k_plus_1_to_rank_k,
     halves_of_the_ring_scatter_and_gather,

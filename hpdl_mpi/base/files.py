@@ -40,7 +40,7 @@ def write_whole(path: Path, data: bytes) -> None:
 
 
 def write_file(path: Path, data: bytes) -> None:
-    """Write a file for the user, whole or not at all.
+    """Write a file for the user, whole or not at all; of a link, the file that it leads to.
 
     Raises
     ------
@@ -48,14 +48,18 @@ def write_file(path: Path, data: bytes) -> None:
         The disk is full or the folder cannot be written.
     """
     try:
-        write_whole(path, data)
+        write_whole(Path(os.path.realpath(path)), data)
     except OSError as error:
         raise StorageError("the file could not be written", where=path, found=error.strerror) from error
 
 
 def check_destination(path: Path) -> None:
-    """Raise an `InputError` if no file can be written there: found out before long work, not after."""
-    if path.is_dir() or not os.access(path.parent, os.W_OK):
+    """Raise an `InputError` if no file can be written there: found out before long work, not after.
+
+    A device or a pipe is none: what is renamed to its place would end it.
+    """
+    target = Path(os.path.realpath(path))
+    if (os.path.lexists(target) and not target.is_file()) or not os.access(target.parent, os.W_OK):
         raise InputError("cannot be written", where=path, expected="a file in a folder that exists and can be written")
 
 

@@ -136,6 +136,7 @@ def _traffic(name: str, programs: Sequence[Program], num_elements: int) -> str:
     sent, shared = most(Op.SEND), most(Op.COPY, Op.READ, Op.READ_REDUCE, Op.WRITE)
     least = _PASSES[name] * (len(programs) - 1) / len(programs)
     needs = "a sum needs" if name == ALLREDUCE else "it needs"
-    parts = [f"a rank sends {sent:.3g} times its array (the least that {needs} is {least:.3g})"] if sent else []
+    known = "" if shared else f" (the least that {needs} is {least:.3g})"
+    parts = [f"a rank sends {sent:.3g} times its array{known}"] if sent else []
     parts += [f"it moves {shared:.3g} times its array through shared memory"] if shared else []
     return "; ".join(parts) or "none"

@@ -89,11 +89,15 @@ def show(
     """Prove a schedule, simulate it with given costs, and draw it."""
     require_one_rank("hpdl schedule show")
     if schedule in COLLECTIVES:
+        from hpdl_mpi.base.errors import require
         from hpdl_mpi.cli.sizes import parse_size
         from hpdl_mpi.comm.predict import Costs
 
         _refuse(ctx, schedule, _PIPELINES)
-        costs = Costs(latency=latency, bandwidth=bandwidth, reduction=reduction, copy=copy, signal=signal)
+        seconds = {"latency": latency, "bandwidth": bandwidth, "reduction": reduction, "copy": copy, "signal": signal}
+        for option, cost in seconds.items():
+            require(f"--{option}", cost, True, "a finite number")
+        costs = Costs(**seconds)
         for line in show_collective(schedule, algorithm, ranks, machines, parse_size(size, "--size"), costs):
             typer.echo(line)
     else:

@@ -17,7 +17,7 @@ def parse_numbers(text: str, option: str, expected: str) -> list[int]:
 
 
 def parse_sizes(text: str, option: str) -> list[int]:
-    """Return the bytes of sizes with commas between; ``4KiB,...,1MiB`` means all doublings from one to the other."""
+    """Return the bytes of sizes with commas between, each once; ``4KiB,...,1MiB`` means all doublings from 4 KiB on."""
     sizes: list[int] = []
     words = text.split(",")
     for index, word in enumerate(words):
@@ -29,7 +29,7 @@ def parse_sizes(text: str, option: str) -> list[int]:
             raise InputError("stands for nothing", where=option, found=repr(text), expected="such as 4KiB,...,1MiB")
         while 2 * sizes[-1] < last:
             sizes.append(2 * sizes[-1])
-    return sizes
+    return [*dict.fromkeys(sizes)]
 
 
 def parse_size(text: str, option: str) -> int:

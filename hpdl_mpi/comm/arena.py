@@ -10,6 +10,9 @@ from hpdl_mpi.base.errors import InputError
 from hpdl_mpi.comm.communicator import Communicator
 from hpdl_mpi.comm.window import Window
 
+_FOLDER = "/dev/shm"
+"""Where the system keeps it."""
+
 
 class Arena:
     """A window that grows when more is asked for. Methods that say so are collective.
@@ -31,7 +34,7 @@ class Arena:
         self._comm = comm
         self.window: Window | None = None
         self._size = 0
-        self._lacking = ""
+        self._refusal: InputError | None = None
 
     @property
     def parts(self) -> Sequence[np.ndarray | None]:
@@ -45,16 +48,17 @@ class Arena:
         self.free()
         self._size = nbytes
         if not all(self._comm.allgather_obj(nbytes <= self._comm.shareable_bytes())):
-            self._lacking = f"{nbytes} bytes for each rank of the machine"
+            expected = f"{nbytes} bytes for each rank of the machine"
+            self._refusal = InputError("too little memory that ranks can share", where=_FOLDER, expected=expected)
             return
-        window, reason = None, ""
+        window, refusal = None, None
         try:
             window = self._comm.share(nbytes)
         except InputError as error:
-            reason = str(error)
-        reasons = list(filter(None, self._comm.allgather_obj(reason)))
-        if reasons:
-            self._lacking = f"a window, but {reasons[0]}"
+            refusal = error
+        refusals = list(filter(None, self._comm.allgather_obj(refusal)))
+        if refusals:
+            self._refusal = refusals[0]
             if window:
                 window.free()  # as all of this machine do
         elif window:
@@ -67,14 +71,9 @@ class Arena:
 
     def shortage(self, remedy: str) -> InputError:
         """Return the error of those who cannot do without a window, and why there is none."""
-        return InputError(
-            "too little memory that ranks can share",
-            where="/dev/shm",
-            expected=self._lacking,
-            remedy="Give a container more (docker run --shm-size), have fewer buckets (parallel.bucket_cap_mb), "
-            f"{remedy}",
-            shared=True,
-        )
+        what = str(self._refusal).rstrip(".")
+        more = "give a container more of it (docker run --shm-size), " if what.startswith(_FOLDER) else ""
+        return InputError(what, remedy=f"{more}have fewer buckets (parallel.bucket_cap_mb), {remedy}", shared=True)
 
     def sync(self) -> None:
         """See `Window.sync`."""

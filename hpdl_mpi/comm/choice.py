@@ -85,7 +85,8 @@ def choose_allreduce(comm: Communicator, nbytes: int, *, joint: bool = True) -> 
     """
 
     def find() -> str:
-        known = read_table(table_path()).rules.get(place_of(comm)) or default_rules(comm)
+        table = read_table(table_path()) if comm.size > 1 else Table()
+        known = table.rules.get(place_of(comm)) or default_rules(comm)
         rules = [rule for rule in known if joint or rule.algorithm != LIBRARY] or [Rule(algorithm="ring")]
         return next(rule.algorithm for rule in rules if rule.up_to is None or nbytes <= rule.up_to or rule is rules[-1])
 

@@ -14,7 +14,7 @@ from mpi4py import MPI
 
 from hpdl_mpi.base.errors import TrainingError
 from hpdl_mpi.comm.communicator import Work
-from hpdl_mpi.comm.whereabouts import name_ranks
+from hpdl_mpi.comm.whereabouts import describe, name_ranks
 
 GRACE = 3.0
 """Seconds that the last messages of a rank that has left may take to arrive."""
@@ -54,15 +54,18 @@ class Departures:
             self._handle.Recv(self._nothing, status.source)
             self._noticed[status.source] = time.monotonic()
 
-    def check(self, work: Work, world_ranks: Sequence[int]) -> None:
-        """Raise TrainingError if a peer that `work` waits for has left and can have nothing under way any more."""
+    def check(self, work: Work, world_ranks: Sequence[int], step: int) -> None:
+        """Raise TrainingError if a peer that `work` waits for has left and can have nothing under way any more.
+
+        `step` is that of training, 0 before the first one.
+        """
         self._listen()
         for peer in work.peers:
             rank = world_ranks[peer]
             if rank in self._noticed and time.monotonic() - self._noticed[rank] > GRACE:
                 raise TrainingError(
                     f"rank {rank} has ended its program; this rank still waited for it",
-                    where=work,
+                    where=f"step {step}, {describe(work)}" if step else describe(work),
                     remedy="Every rank must make the same calls; look for the reason in what that rank printed",
                 )
 

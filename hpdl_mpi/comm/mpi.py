@@ -183,7 +183,7 @@ class MpiCommunicator(Communicator):
             while not work.test():
                 if time.monotonic() - looked > _LOOK:
                     shared.whereabouts.wait(work, start, [self.world_ranks[peer] for peer in work.peers])
-                    shared.departures.check(work, self.world_ranks)
+                    shared.departures.check(work, self.world_ranks, shared.whereabouts.step)
                     if not shared.departures.recent:  # else a rank that waits for who has left will say so
                         for watchdog in _watchdogs:
                             watchdog.check(work, start)

@@ -28,15 +28,25 @@ class Message(Work):
         self._verb, self._nbytes, self._peer, self._tag = verb, nbytes, peer, tag
         self._status = MPI.Status() if verb == "recv" else None
         self._over = False
+        self._failure: TrainingError | None = None
 
     def test(self) -> bool:
-        if self._over:  # its status is gone
-            return True
+        # Of what is over, and of what has failed, the library no longer knows.
+        if self._failure is not None:
+            raise self._failure
+        if not self._over:
+            try:
+                self._over = self._arrives()
+            except TrainingError as error:
+                self._failure = error
+                raise
+        return self._over
+
+    def _arrives(self) -> bool:
         over = _test(self._request, self, self._status)
         if over and self._status is not None and self._status.Get_count(MPI.BYTE) != self._nbytes:
             found = f"a message of {self._status.Get_count(MPI.BYTE)} bytes"
             raise TrainingError("ranks disagree on a message", where=self, found=found, expected=self._nbytes)
-        self._over = over
         return over
 
     @property

@@ -96,7 +96,7 @@ class SharedMemory:
         self._rows = [comm.nodes[:peer].count(node) for peer, node in enumerate(comm.nodes)]
         self._dtype = dtype
         self.raised, self.awaited = np.zeros((2, comm.size), np.int64)
-        self.streams = self._window_bytes >= _STREAM_BYTES and self._is_read_faster_from_memory()
+        self.streams = self._window_bytes >= _STREAM_BYTES and self.reads_faster_from_memory()
 
     def place(self, peer: int, element: int, window: int) -> int:
         """Return where in `memory` an element of a window of a rank is."""
@@ -107,8 +107,19 @@ class SharedMemory:
         start = self._rows[dest] * self._part_bytes + self._signals_start
         return (start + self._rows[source] * shared_steps.SIGNAL_BYTES) // self.signals.itemsize
 
-    def _is_read_faster_from_memory(self) -> bool:
-        """Read the next rank's window when it was just written, through the cache and past it. Collective."""
+    def reads_faster_from_memory(self, slower: float = _SLOWER) -> bool:
+        """Read the next rank's window when it was just written, through the cache and past it. Collective.
+
+        Parameters
+        ----------
+        slower : float
+            How many times as long one must take at least to be the slower one.
+
+        Returns
+        -------
+        bool
+            Whether any rank reads slower what has gone through the cache.
+        """
         comm = self.comm
         here = [peer for peer, node in enumerate(comm.nodes) if node == comm.nodes[comm.rank]]
         following = here[(here.index(comm.rank) + 1) % len(here)]
@@ -129,7 +140,7 @@ class SharedMemory:
 
         probes = [(read_after(shared_steps.COPY), read_after(shared_steps.STREAM)) for _ in range(_PROBES)]
         cached, streamed = map(min, zip(*probes, strict=True))
-        return any(comm.allgather_obj(cached > _SLOWER * streamed))
+        return any(comm.allgather_obj(cached > slower * streamed))
 
     def free(self) -> None:
         """Give the memory back. Collective."""

@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 _LAST_WORDS = 0.2
 """Seconds that a good-bye may be late."""
 
+_PARTING_SECONDS = 2.0
+"""That the witness may take to leave once it has heard a good-bye."""
+
 _EVENTS = "/sys/fs/cgroup{}/memory.events"
 
 
@@ -51,16 +54,21 @@ class Witness:
                 for name, process, node in zip(names, processes, comm.nodes, strict=True)
                 if node == comm.node
             }
-            with socket.socket(socket.AF_UNIX) as end:
-                end.bind(b"")  # the system finds a name
-                end.listen(comm.node_size)
-                place = end.getsockname()
-                command = [sys.executable, "-I", "-S", __file__, json.dumps(here), str(comm.size)]
-                # What ends the ranks is not to end it: it has a session of its own.
-                self._process = subprocess.Popen(command, stdin=end.fileno(), start_new_session=True)
+            with suppress(OSError):  # a job goes on without a witness
+                place = self._start(here, comm)
         place = comm.allgather_obj(place)[comm.nodes.index(comm.node)]
-        with suppress(OSError):  # a job goes on without a witness
+        with suppress(OSError):
             self._socket.connect(place)
+
+    def _start(self, here: dict[int, int], comm: Communicator) -> bytes:
+        """Start it, and return where it listens."""
+        with socket.socket(socket.AF_UNIX) as end:
+            end.bind(b"")  # the system finds a name
+            end.listen(comm.node_size)
+            command = [sys.executable, "-I", "-S", __file__, json.dumps(here), str(comm.size)]
+            # What ends the ranks is not to end it: it has a session of its own.
+            self._process = subprocess.Popen(command, stdin=end.fileno(), start_new_session=True)
+            return end.getsockname()
 
     def say_farewell(self) -> None:
         """Let nobody take it for a crash that processes end from now on. Local."""
@@ -74,7 +82,11 @@ class Witness:
         self.say_farewell()
         self._socket.close()
         if self._process:
-            self._process.wait()
+            try:
+                self._process.wait(_PARTING_SECONDS)
+            except subprocess.TimeoutExpired:  # it cannot have heard that
+                self._process.kill()
+                self._process.wait()
 
 
 def watch(processes: dict[int, int], size: int) -> None:
@@ -92,7 +104,7 @@ def watch(processes: dict[int, int], size: int) -> None:
     if end is None:
         return
     gone, when = end
-    reason = ", for lack of memory" if count_kills() > killed else " or has crashed"
+    reason = ", for lack of memory" if count_kills() > killed else ", has crashed or left without a word"
     where = f"[rank {gone} of {size} on {socket.gethostname()}]"
     print(
         f"{where} Error: process {processes[gone]} was killed{reason}, at {when:%H:%M:%S.%f}"[:-3] + ".",

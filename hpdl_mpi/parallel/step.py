@@ -89,7 +89,8 @@ class TrainingStep:
     compressed : bool
         Whether any of them, on any rank of the pipeline, is summed in fewer bytes than it has.
     lacks_memory : bool
-        Whether gradients are summed by messages because there is too little memory to share, or no more windows.
+        Whether gradients of any rank of the pipeline are summed by messages because there is too little memory to
+        share, or there are no more windows.
 
     Raises
     ------
@@ -133,14 +134,15 @@ class TrainingStep:
                 raise
             self._memory = None
             buckets = make_buckets()
-        self.lacks_memory = self._memory is None and wants_memory(grid, replica, shared_memory, algorithm)
+        lacks_memory = self._memory is None and wants_memory(grid, replica, shared_memory, algorithm)
         if replica.carried is not None:
             replica.grads += replica.carried
             replica.carried = None
         self._sums = _Sums(replica, grid, num_flags, buckets)
-        found = grid.axis("pp").allgather_obj((buckets.algorithms, buckets.compressed))
-        self.algorithms = [name for names, _ in found for name in names]
-        self.compressed = any(compressed for _, compressed in found)
+        found = grid.axis("pp").allgather_obj((buckets.algorithms, buckets.compressed, lacks_memory))
+        self.algorithms = [name for names, _, _ in found for name in names]
+        self.compressed = any(compressed for _, compressed, _ in found)
+        self.lacks_memory = any(lacking for _, _, lacking in found)
         self._meetings = _Meetings(dp) if sync_batch_norm and dp.size > 1 else None
         self._executor = replica.trainer(loss, self._sums, self._meetings)
         self._tied = _tied_reductions(replica)

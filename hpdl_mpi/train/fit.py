@@ -338,8 +338,9 @@ def _remarks_on_sums(assembly: Assembly, step: TrainingStep) -> Iterator[str]:
     """Yield what settings of the sums of gradients do not do here."""
     compression = assembly.parallel.compression
     if compression is not None and not step.compressed:
-        ways = " and ".join(sorted({*step.algorithms})) or "one rank alone"
-        yield f"parallel.compression = {compression!r} changes nothing: sums by {ways} send nothing that it shortens"
+        ways = " and ".join(sorted({*step.algorithms}))
+        why = f"sums by {ways} send nothing that it shortens" if ways else "no gradients are summed over ranks"
+        yield f"parallel.compression = {compression!r} changes nothing: {why}"
     if step.lacks_memory:
         why = "too little memory to share (/dev/shm), or no more windows of the MPI library"
         yield f"the machine has {why}: gradients go by messages, which is slower"

@@ -10,11 +10,10 @@ from typing import TypeVar
 import numpy as np
 
 from hpdl_mpi.base.errors import require
-from hpdl_mpi.comm import Communicator, compile_reduction
+from hpdl_mpi.comm import Communicator, compile_reduction, find_wire
 from hpdl_mpi.data import Batch
 from hpdl_mpi.kernels.mixup import MIXED
 from hpdl_mpi.kernels.threads import available_cores, max_threads, set_threads
-from hpdl_mpi.kernels.wire import WIRES
 from hpdl_mpi.nn import Loss, Ranks
 from hpdl_mpi.parallel import ProcessGrid, Replica
 from hpdl_mpi.parallel.feedback import compile_compression
@@ -99,7 +98,7 @@ def rehearse(
         replica.average.follow(replica.params, replica.statistics)
     rehearse_evaluation(replica, _unmixed(batch), loss)
     for dtype in (np.float64, replica.dtype):  # of the loss and of the gradients
-        compile_reduction(dtype, WIRES.get(compression or ""))
+        compile_reduction(dtype, find_wire(compression, dtype))
     if replica.feedback:
         compile_compression(replica.dtype)
     replica.reset()

@@ -29,6 +29,19 @@ def test_sends_that_block_until_received_do_not_deadlock_sendrecv(world: Communi
     assert (received == (world.rank - 1) % world.size).all()
 
 
+@pytest.mark.parametrize("size", [2, 4])
+def test_what_is_wrong_with_a_message_is_said_each_time_one_asks(world: Communicator, size: int) -> None:
+    sending = world.isend(np.zeros(size), (world.rank + 1) % world.size)
+    receiving = world.irecv(np.zeros(3), (world.rank - 1) % world.size)
+    said = set()
+    for _ in range(3):
+        with pytest.raises(TrainingError) as failure:
+            receiving.wait()
+        said.add(str(failure.value))
+    assert len(said) == 1
+    sending.wait()
+
+
 def test_freed_groups_make_room_for_more(world: Communicator) -> None:
     # MPICH holds some 2000 at once.
     for _ in range(2200):

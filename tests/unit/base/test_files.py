@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from hpdl_mpi.base.errors import StorageError
-from hpdl_mpi.base.files import write_file, write_whole
+from hpdl_mpi.base.errors import InputError, StorageError
+from hpdl_mpi.base.files import check_destination, write_file, write_whole
 
 
 def test_content_is_replaced_and_nothing_is_left_beside_it(tmp_path: Path) -> None:
@@ -46,3 +46,22 @@ def test_a_file_that_cannot_be_written_is_named_with_the_reason(tmp_path: Path) 
     path = tmp_path / "nowhere" / "metrics.json"
     with pytest.raises(StorageError, match=rf"{path}: the file could not be written\. Found No such file or directory"):
         write_file(path, b"{}")
+
+
+def test_what_is_no_file_is_no_destination(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to(tmp_path / "pipe")
+    for path in (tmp_path, tmp_path / "pipe", tmp_path / "link", Path("/dev/null"), tmp_path / "absent" / "file"):
+        with pytest.raises(InputError, match="cannot be written"):
+            check_destination(path)
+    check_destination(tmp_path / "new")
+
+
+def test_a_link_leads_to_the_file_that_is_written(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "link").symlink_to(Path("folder", "file"))
+    for content in (b"old", b"new"):
+        check_destination(tmp_path / "link")
+        write_file(tmp_path / "link", content)
+        assert (tmp_path / "folder" / "file").read_bytes() == content
+    assert (tmp_path / "link").is_symlink()

@@ -140,6 +140,7 @@ def test_an_allreduce_of_many_ranks_is_shown_in_part() -> None:
     text = show("allreduce", "--algorithm", "hierarchical", "-n", "12", "--machines", "3", "--size", "1MiB")
     assert "12 ranks on 3 machines" in text
     assert "more rounds" in text
+    assert "a rank sends 0.333 times its array; it moves" in text, "what shared memory does need not be sent"
     assert "and 3 more ranks" in text
 
 

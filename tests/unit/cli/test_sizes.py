@@ -21,7 +21,7 @@ def test_sizes_have_units() -> None:
 def test_dots_stand_for_doublings() -> None:
     assert parse_sizes("4KiB,...,16KiB", "--sizes") == [4096, 8192, 16384]
     assert parse_sizes("1,3,...,20,100", "--sizes") == [1, 3, 6, 12, 20, 100]
-    assert parse_sizes("8,...,8", "--sizes") == [8, 8]
+    assert parse_sizes("8,...,8,4,8", "--sizes") == [8, 4]
 
 
 @pytest.mark.parametrize("text", ["", "-1", "x", "1,,2", "nan", "inf"])

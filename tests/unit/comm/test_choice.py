@@ -37,6 +37,13 @@ def test_defaults_suit_the_place_of_the_ranks(table: Path) -> None:
     assert choices([1 << 30], [0, 0, 1]) == ["hierarchical"]
 
 
+def test_one_rank_needs_no_table(table: Path) -> None:
+    table.write_text("{")
+    assert choices([4], [0]) == ["one_shot"]
+    with pytest.raises(InputError, match="not a table of all-reduces"):
+        choices([4], [0, 0])
+
+
 def test_defaults_are_algorithms_that_these_ranks_can_use(table: Path) -> None:
     def run(comm: Communicator) -> None:
         for rule in default_rules(comm):

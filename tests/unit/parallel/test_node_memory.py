@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pytest
 
@@ -11,6 +13,7 @@ from hpdl_mpi.comm import Communicator, Window, run_threads
 from hpdl_mpi.comm.threads import ThreadCommunicator, _ThreadWindow
 from hpdl_mpi.data import Batch
 from hpdl_mpi.parallel import ProcessGrid, Replica, TrainingStep, buckets
+from hpdl_mpi.parallel.pipeline import Pipeline, make_schedule
 
 
 def algorithms(comm: Communicator, **settings: str) -> set[str]:
@@ -47,6 +50,22 @@ def test_where_memory_is_short_they_do_not_unless_they_were_to(monkeypatch):
     assert run_threads(2, lambda comm: algorithms(comm, shared_memory="auto")) == [{"ring"}] * 2
     with pytest.raises(InputError, match=r"/dev/shm: too little memory that ranks can share.*--shm-size"):
         run_threads(2, lambda comm: algorithms(comm, shared_memory="gradients"))
+
+
+def test_a_stage_that_lacks_memory_is_told_of_on_all_ranks_of_a_pipeline(monkeypatch):
+    monkeypatch.setattr(ThreadCommunicator, "shareable_bytes", lambda self: 0 if 3 in self.world_ranks else 1 << 30)
+
+    def work(comm: Communicator) -> tuple[set[str], bool]:
+        grid = ProcessGrid(comm, {"pp": 2, "dp": 2})
+        schedule = make_schedule("1f1b", num_ranks=2, num_microbatches=2)
+        model = nn.Sequential(nn.Linear(4), nn.Linear(3))
+        pipeline = Pipeline(grid.axis("pp"), schedule, cuts=(1,))
+        replica = Replica(model, (4,), optim.SGD(0.1), dtype="float32", seed=0, pipeline=pipeline)
+        step = TrainingStep(replica, nn.CrossEntropy(), grid, shared_memory="auto")
+        step.free()
+        return {*step.algorithms}, step.lacks_memory
+
+    assert run_threads(4, work) == [({"window", "ring"}, True)] * 4
 
 
 def test_buckets_in_windows_are_called_by_their_own_sizes():
@@ -119,11 +138,14 @@ def test_buckets_without_windows_go_by_messages_unless_they_were_to_have_some(mo
 
     monkeypatch.setattr(ThreadCommunicator, "share", count)
 
-    def work(comm: Communicator) -> tuple[set[str], bool]:
+    def work(comm: Communicator, shared_memory: str = "auto") -> tuple[set[str], bool]:
         replica = Replica(nn.Sequential(nn.Linear(3), nn.Linear(5)), (4,), optim.SGD(0.1), dtype="float32", seed=0)
         grid = ProcessGrid(comm, {"pp": 1, "dp": 2})
-        step = TrainingStep(replica, nn.CrossEntropy(), grid, shared_memory="auto", bucket_bytes=1)
+        step = TrainingStep(replica, nn.CrossEntropy(), grid, shared_memory=shared_memory, bucket_bytes=1)
         step(Batch(np.ones((2, 4), np.float32), np.arange(2), np.arange(2), global_size=4, offset=0), epoch=0, lr=0.1)
         return {*step.algorithms}, step.lacks_memory
 
     assert run_threads(2, work) == [({"ring"}, True)] * 2
+    counts[:] = 0, 0
+    with pytest.raises(InputError, match=r"no window\. Have fewer buckets \(parallel.bucket_cap_mb\), "):
+        run_threads(2, partial(work, shared_memory="gradients"))

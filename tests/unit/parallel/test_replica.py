@@ -29,6 +29,12 @@ def test_samples_that_kernels_would_misread_are_refused(replica: Replica, inputs
     assert replica.pool.bytes_live == 0
 
 
+def test_a_replica_that_begins_anew_has_nothing_left_over(replica: Replica) -> None:
+    replica.carried = np.ones_like(replica.grads)
+    replica.reset()
+    assert replica.carried is None
+
+
 def test_a_model_that_does_not_fit_into_memory_is_refused_before_any_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     def allocated(*_: object) -> None:
         raise AssertionError("memory was asked for")
