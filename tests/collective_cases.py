@@ -188,16 +188,9 @@ def all_ranks_agree_whether_to_pass_the_cache(comm: Communicator) -> None:
         shared = SharedMemory(comm, size + comm.rank, np.float32)
         found = comm.allgather_obj(shared.streams)
         assert len(set(found)) == 1
-        assert size > 1 or not shared.streams, "copies of a few bytes are not worth it"
+        assert size > 5_000 or shared.streams, "short windows do not tell"
         assert not shared.raised.any()
         shared.free()
-
-
-def whether_to_pass_the_cache_is_measured(comm: Communicator) -> None:
-    shared = SharedMemory(comm, 5_000, np.float32)
-    assert shared.reads_faster_from_memory(slower=0.0)
-    assert not shared.reads_faster_from_memory(slower=float("inf"))
-    shared.free()
 
 
 def sums_go_back_to_a_window_in_the_pass_that_ends_them(comm: Communicator) -> None:
@@ -243,7 +236,6 @@ COLLECTIVES: list[Callable[[Communicator], None]] = [
     allreduces_of_shared_memory_overlap,
     long_arrays_go_through_the_cache_or_past_it,
     all_ranks_agree_whether_to_pass_the_cache,
-    whether_to_pass_the_cache_is_measured,
     sums_go_back_to_a_window_in_the_pass_that_ends_them,
     unknown_allreduces_are_refused,
     ring_adds_chunk_k_from_rank_k_plus_1_to_rank_k,

@@ -56,10 +56,10 @@ def write_file(path: Path, data: bytes) -> None:
 def check_destination(path: Path) -> None:
     """Raise an `InputError` if no file can be written there: found out before long work, not after.
 
-    A device or a pipe is none: what is renamed to its place would end it.
+    A device or a pipe is none, by whatever name: what is renamed to its place would end it.
     """
-    target = Path(os.path.realpath(path))
-    if (os.path.lexists(target) and not target.is_file()) or not os.access(target.parent, os.W_OK):
+    folder = Path(os.path.realpath(path)).parent
+    if (path.exists() and not path.is_file()) or not os.access(folder, os.W_OK):
         raise InputError("cannot be written", where=path, expected="a file in a folder that exists and can be written")
 
 

@@ -68,7 +68,8 @@ def bench_allreduce(
     sizes : sequence of int
         Bytes of the array.
     algorithms : sequence of str, optional
-        Names of `ALLREDUCES`, or `AUTO`; by default all that these ranks can use.
+        Names of `ALLREDUCES`, or `AUTO`; by default all that these ranks can use, each by one name: where there is one
+        level, `hierarchical` is what is done there.
     vs : str, optional
         `GLOO`.
     num_rounds : int
@@ -96,7 +97,7 @@ def bench_allreduce(
         A contender crashed or hung.
     """
     agree(comm, lambda: _check(comm, sizes, algorithms, vs, num_rounds, tune=tune))
-    names = list(algorithms or [AUTO, *(name for name in ALLREDUCES if _usable(comm, name))])
+    names = list(algorithms or [AUTO, *(name for name in ALLREDUCES if _usable(comm, name) and _is_itself(comm, name))])
     agree_all(comm, lambda: _check_memory(comm, max(sizes), names, vs))
     rows: list[dict[str, Any]] = []
     with ExitStack() as stack:
@@ -183,6 +184,13 @@ def count_arrays(names: Sequence[str], vs: str | None, *, in_windows: bool) -> i
 
 def _usable(comm: Communicator, name: str) -> bool:
     return comm.num_nodes == 1 or not ALLREDUCES[name].one_machine
+
+
+def _is_itself(comm: Communicator, name: str) -> bool:
+    """Return whether it is no other one by another name here: what has two levels is, where there is one."""
+    kind = ALLREDUCES[name]
+    has_two_levels = kind.shares and not kind.one_machine
+    return not has_two_levels or 1 < comm.num_nodes < comm.size
 
 
 @contextmanager

@@ -70,7 +70,7 @@ class Prepared(Message, Transfer):
         weakref.finalize(self, _free, request)
 
     def start(self) -> None:
-        self._over = False
+        self._over, self._failure = False, None
         self._request.Start()
 
 

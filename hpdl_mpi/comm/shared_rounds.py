@@ -31,9 +31,9 @@ _STREAM_BYTES = 1 << 13
 another one's cache, and not yet in memory, takes five times as long there. Where they do it is the quicker way."""
 
 _PROBE_BYTES, _PROBES = 1 << 16, 4
-"""What is read, and how often, to find out which of the two machines this is."""
+"""What is read, and how often, to find out which of the two machines this is. Shorter windows do not tell."""
 
-_SLOWER = 1.5
+_SLOWER = 2.0
 """So many times as long takes what comes out of another core's cache, at least, where cores share none."""
 
 _STREAM_ARRAY_BYTES = 1 << 24
@@ -70,7 +70,8 @@ class SharedMemory:
     raised, awaited : ndarray, shape (size,), int64
         How often this rank has signalled each other one, and been signalled.
     streams : bool
-        Whether long copies to windows should pass the cache, as was measured; the same on all ranks.
+        Whether copies to windows of `_STREAM_BYTES` and more pass the cache; the same on all ranks. Where windows are
+        long enough to tell it is measured.
 
     Raises
     ------
@@ -96,7 +97,7 @@ class SharedMemory:
         self._rows = [comm.nodes[:peer].count(node) for peer, node in enumerate(comm.nodes)]
         self._dtype = dtype
         self.raised, self.awaited = np.zeros((2, comm.size), np.int64)
-        self.streams = self._window_bytes >= _STREAM_BYTES and self.reads_faster_from_memory()
+        self.streams = self._window_bytes < _PROBE_BYTES or self.reads_faster_from_memory()
 
     def place(self, peer: int, element: int, window: int) -> int:
         """Return where in `memory` an element of a window of a rank is."""
@@ -107,23 +108,18 @@ class SharedMemory:
         start = self._rows[dest] * self._part_bytes + self._signals_start
         return (start + self._rows[source] * shared_steps.SIGNAL_BYTES) // self.signals.itemsize
 
-    def reads_faster_from_memory(self, slower: float = _SLOWER) -> bool:
+    def reads_faster_from_memory(self) -> bool:
         """Read the next rank's window when it was just written, through the cache and past it. Collective.
-
-        Parameters
-        ----------
-        slower : float
-            How many times as long one must take at least to be the slower one.
 
         Returns
         -------
         bool
-            Whether any rank reads slower what has gone through the cache.
+            Whether any rank reads much slower what has gone through the cache.
         """
         comm = self.comm
         here = [peer for peer, node in enumerate(comm.nodes) if node == comm.nodes[comm.rank]]
         following = here[(here.index(comm.rank) + 1) % len(here)]
-        array = np.zeros(min(self._window_bytes, _PROBE_BYTES) // self._dtype.itemsize, self._dtype)
+        array = np.zeros(_PROBE_BYTES // self._dtype.itemsize, self._dtype)
 
         def run(code: int, peer: int) -> float:
             table = np.array([[code, 0, array.size, self.place(peer, 0, 0), peer]], np.int64)
@@ -140,7 +136,7 @@ class SharedMemory:
 
         probes = [(read_after(shared_steps.COPY), read_after(shared_steps.STREAM)) for _ in range(_PROBES)]
         cached, streamed = map(min, zip(*probes, strict=True))
-        return any(comm.allgather_obj(cached > slower * streamed))
+        return any(comm.allgather_obj(cached > _SLOWER * streamed))
 
     def free(self) -> None:
         """Give the memory back. Collective."""

@@ -148,7 +148,14 @@ def latest(folder: Path) -> Path | None:
     return found[-1] if found else None
 
 
-def load(path: Path, replica: Replica, *, averaged: bool = False, place: tuple[int, int] | None = None) -> Progress:
+def load(
+    path: Path,
+    replica: Replica,
+    *,
+    averaged: bool = False,
+    place: tuple[int, int] | None = None,
+    ranks_on_node: int = 1,
+) -> Progress:
     """Fill a replica from a checkpoint and return where its run stood. Local: every rank reads for itself.
 
     Parameters
@@ -160,6 +167,8 @@ def load(path: Path, replica: Replica, *, averaged: bool = False, place: tuple[i
     place : (int, int), optional
         Of one that goes on training: this rank's number among the data-parallel ranks, and how many they are now. What
         sums carry over is shared among as many.
+    ranks_on_node : int
+        How many load on this machine: for that of all of them it must have memory left.
 
     Raises
     ------
@@ -195,12 +204,14 @@ def load(path: Path, replica: Replica, *, averaged: bool = False, place: tuple[i
                 remedy="continue with the optimizer and the moving average (training.ema) that the run began with",
             )
     if place is not None:
-        _load_residuals(path, manifest["files"], replica, *place)
+        _load_residuals(path, manifest["files"], replica, *place, ranks_on_node)
     replica.step = manifest["step"]
     return manifest["progress"]
 
 
-def _load_residuals(path: Path, files: Sequence[StoredFile], replica: Replica, index: int, count: int) -> None:
+def _load_residuals(
+    path: Path, files: Sequence[StoredFile], replica: Replica, index: int, count: int, ranks_on_node: int
+) -> None:
     """Add up those of what the saved ranks' sums have left out that fall to this rank: all of it is kept by some."""
     saved = {kind for entry in files for kind, _, _, _ in entry["slices"] if kind.startswith(RESIDUAL)}
     numbers = sorted(int(kind.removeprefix(RESIDUAL)) for kind in saved)
@@ -212,7 +223,7 @@ def _load_residuals(path: Path, files: Sequence[StoredFile], replica: Replica, i
         return
     new_arrays = 1 if feedback else 2
     what = "what sums of the run before have left out"
-    check_memory(new_arrays * replica.params.nbytes, what, remedy="start fewer ranks on a node")
+    check_memory(new_arrays * replica.params.nbytes, what, ranks_on_node, "start fewer ranks on a node")
     if feedback is None:
         replica.carried = replica.layout.allocate(replica.dtype)
     total = feedback.residual if feedback else replica.carried

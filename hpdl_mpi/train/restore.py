@@ -143,7 +143,7 @@ def restore(
     )
     latest = agree(comm, lambda: checkpoint.latest(folder) if folder else None)
     if latest:
-        progress = checkpoint.load(latest, replica, place=(index, count))
+        progress = checkpoint.load(latest, replica, place=(index, count), ranks_on_node=comm.node_size)
     else:
         begin()
         progress = Progress(recipe, train.fingerprint)

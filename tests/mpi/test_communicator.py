@@ -42,6 +42,19 @@ def test_what_is_wrong_with_a_message_is_said_each_time_one_asks(world: Communic
     sending.wait()
 
 
+def test_a_message_that_was_wrong_once_may_be_right_the_next_time(world: Communicator) -> None:
+    receiving = world.recv_init(np.zeros(3), (world.rank - 1) % world.size)
+    for size in (2, 3):
+        sending = world.isend(np.zeros(size), (world.rank + 1) % world.size)
+        receiving.start()
+        if size == 2:
+            with pytest.raises(TrainingError, match="ranks disagree on a message"):
+                receiving.wait()
+        else:
+            receiving.wait()
+        sending.wait()
+
+
 def test_freed_groups_make_room_for_more(world: Communicator) -> None:
     # MPICH holds some 2000 at once.
     for _ in range(2200):

@@ -54,6 +54,11 @@ def test_what_is_no_file_is_no_destination(tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "pipe", tmp_path / "link", Path("/dev/null"), tmp_path / "absent" / "file"):
         with pytest.raises(InputError, match="cannot be written"):
             check_destination(path)
+    reading, writing = os.pipe()
+    with pytest.raises(InputError, match="cannot be written"):
+        check_destination(Path(f"/proc/self/fd/{writing}"))
+    os.close(reading)
+    os.close(writing)
     check_destination(tmp_path / "new")
 
 

@@ -39,7 +39,8 @@ def test_the_result_has_a_row_for_each_size_algorithm_and_memory(result: dict) -
     rows = result["rows"]
     assert all(set(row) >= KEYS for row in rows)
     expected = {("auto", "private"), ("auto", "shared")}
-    expected |= {(name, "shared" if kind.in_window else "private") for name, kind in ALLREDUCES.items()}
+    names = [name for name in ALLREDUCES if not name.startswith("hierarchical")]  # which is `two_shot` on one machine
+    expected |= {(name, "shared" if ALLREDUCES[name].in_window else "private") for name in names}
     assert list(dict.fromkeys(row["nbytes"] for row in rows)) == [1 << 16, 1 << 12, 1 << 24]
     for nbytes in (1 << 12, 1 << 16, 1 << 24):
         assert {(row["algorithm"], row["memory"]) for row in rows if row["nbytes"] == nbytes} == expected

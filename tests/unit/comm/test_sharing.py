@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+import threading
 import time
 
 import numpy as np
 import pytest
 
-from hpdl_mpi.comm import Arena, Communicator, SingleCommunicator, clock, clock_offset, run_threads, threads
+from hpdl_mpi.comm import (
+    Arena,
+    Communicator,
+    SingleCommunicator,
+    clock,
+    clock_offset,
+    run_threads,
+    shared_rounds,
+    threads,
+)
+from hpdl_mpi.comm.shared_rounds import SharedMemory
+from hpdl_mpi.kernels.shared_steps import COPY, READ, STREAM
 
 
 def write_to_all(comm: Communicator) -> list[list[int] | None]:
@@ -66,3 +78,31 @@ def test_the_offset_of_clocks_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     clocks: dict[int, object] = {}
     found = run_threads(3, run)
     np.testing.assert_allclose(found, [0.0, -100.0, -200.0], atol=0.05)
+
+
+@pytest.mark.parametrize(("slow", "expected"), [(COPY, True), (STREAM, False)], ids=["copied", "streamed"])
+@pytest.mark.parametrize("nodes", [[0, 0, 0], [0, 1, 0]], ids=str)
+def test_copies_pass_the_cache_where_others_read_slowly_what_went_through_it(
+    slow: int, expected: bool, nodes: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mine, written = threading.local(), {}
+
+    def run_steps(table: np.ndarray, *arguments: object) -> int:
+        [(code, _, size, place, _)] = table
+        if code != READ:
+            written[place], mine.place = code, place
+        else:
+            assert size * 4 >= 1 << 16
+            assert (place == mine.place) == (nodes.count(nodes[mine.rank]) == 1), "it is the next rank's of the machine"
+            mine.seconds += 10.0 if written[place] == slow else 1.0
+        return 1
+
+    def run(comm: Communicator) -> bool:
+        mine.seconds, mine.rank = 0.0, comm.rank
+        shared = SharedMemory(comm, 1 << 15, np.float32)
+        shared.free()
+        return shared.streams
+
+    monkeypatch.setattr(shared_rounds, "now", lambda: mine.seconds)
+    monkeypatch.setattr(shared_rounds.shared_steps, "run_steps", run_steps)
+    assert run_threads(3, run, nodes=nodes) == [expected] * 3
