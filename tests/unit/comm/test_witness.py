@@ -34,8 +34,10 @@ def test_a_rank_that_the_witness_cannot_hear_does_not_wait_for_it(monkeypatch: p
 def test_a_witness_that_cannot_be_started_is_done_without(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(subprocess, "Popen", refuse)
     absent = Witness(SingleCommunicator(), [0])
+    assert absent._process is None
     absent.say_farewell()
     absent.end()
+    assert absent._socket.fileno() == -1, "its end of the connection is closed all the same"
 
 
 def test_a_witness_leaves_when_all_is_well(capfd: pytest.CaptureFixture[str]) -> None:
