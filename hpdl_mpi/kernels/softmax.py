@@ -91,27 +91,33 @@ def _exponentials(row, top, out):
 
 
 @kernel
-def _row_loss(logits, target, smoothing, scale, dlogits):
-    """Return the loss of a row and how many classes are predicted before its target; write the gradient."""
+def _row_loss(logits, target, other, part, smoothing, scale, dlogits):
+    """Return the loss of a row, and how many classes are predicted before each of its two targets; write the gradient.
+
+    `part` is that of the first target, and what is left that of the other.
+    """
     count = logits.size
-    even = smoothing / count
-    top, value = _largest(logits), logits[target]
-    better = _count_before(logits, target)
+    even, own = smoothing / count, 1.0 - smoothing
+    top, value, other_value = _largest(logits), logits[target], logits[other]
+    better, better_than_other = _count_before(logits, target), _count_before(logits, other)
     distances = 0.0
     if even > 0:  # else an impossible class, of logit -inf, would turn 0 times inf into NaN
         for j in range(count):
             distances += logits[j] - top
     total = _exponentials(logits, top, dlogits)
     log_total = math.log(total)
-    loss = -(1.0 - smoothing) * (value - top - log_total) - even * (distances - count * log_total)
+    loss = -own * part * (value - top - log_total) - even * (distances - count * log_total)
+    if part < 1:
+        loss -= own * (1.0 - part) * (other_value - top - log_total)
     factor, less = logits.dtype.type(scale / total), logits.dtype.type(scale * even)
     for j in range(dlogits.size):
         dlogits[j] = dlogits[j] * factor - less
     if dlogits.size > 0:
-        dlogits[target] -= scale * (1.0 - smoothing)
+        dlogits[target] -= scale * own * part
+        dlogits[other] -= scale * own * (1.0 - part)
     if total != total:  # no class is predicted by a row with NaN
-        better = count
-    return loss, better
+        better, better_than_other = count, count
+    return loss, better, better_than_other
 
 
 @parallel_kernel
@@ -150,7 +156,7 @@ def cross_entropy(logits, targets, ignored, smoothing, scale, dlogits, sums):
             elif target < 0 or target >= k:
                 bad = i if bad < 0 else bad
             else:
-                row_loss, better = _row_loss(logits[i], target, smoothing, scale, gradient)
+                row_loss, better, _ = _row_loss(logits[i], target, target, 1.0, smoothing, scale, gradient)
                 loss += row_loss
                 counted += 1
                 correct += better == 0
@@ -174,8 +180,7 @@ def mixed_cross_entropy(logits, targets, smoothing, scale, dlogits):
     label is.
     """
     n, k = logits.shape
-    wants_gradient = dlogits.size > 0
-    even = smoothing / k
+    wants_gradient = len(dlogits) > 0
     loss = 0.0
     correct = 0.0
     near = 0.0
@@ -186,20 +191,9 @@ def mixed_cross_entropy(logits, targets, smoothing, scale, dlogits):
         label, other, part = targets[i].label, targets[i].other, targets[i].part
         if other < 0 or other >= k:
             return 0.0, 0.0, 0.0, i
-        top, total = _shift_and_sum(logits[i])
-        log_total = math.log(total)
-        better, better_than_other = _count_before(logits[i], label), _count_before(logits[i], other)
-        for j in range(k):
-            wanted = even
-            if j == label:
-                wanted += (1.0 - smoothing) * part
-            if j == other:
-                wanted += (1.0 - smoothing) * (1.0 - part)
-            if wanted > 0:  # else an impossible class, of logit -inf, would turn 0 times inf into NaN
-                loss -= wanted * (logits[i, j] - top - log_total)
-            if wants_gradient:  # last, since it may take the place of the logit
-                dlogits[i, j] = scale * (math.exp(logits[i, j] - top) / total - wanted)
-        if total == total:  # no class is predicted by a row with NaN
-            correct += part * (better == 0) + (1.0 - part) * (better_than_other == 0)
-            near += part * (better < 5) + (1.0 - part) * (better_than_other < 5)
+        gradient = dlogits[i] if wants_gradient else logits[i, :0]
+        found = _row_loss(logits[i], label, other, part, smoothing, scale, gradient)
+        loss += found[0]
+        correct += part * (found[1] == 0) + (1.0 - part) * (found[2] == 0)
+        near += part * (found[1] < 5) + (1.0 - part) * (found[2] < 5)
     return loss, correct, near, -1

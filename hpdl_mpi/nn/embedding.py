@@ -98,10 +98,12 @@ class _Positions(Layer):
 
     def _add(self, x: np.ndarray, rows: np.ndarray, ctx: Context) -> np.ndarray:
         y = ctx.reuse_or_take(x)
-        add_rows(x.reshape(len(x), -1), rows.reshape(-1), y.reshape(len(x), -1))
+        add_rows(x.reshape(len(x), rows.size), rows.reshape(-1), y.reshape(len(x), rows.size))
         return y
 
-    def backward_input(self, dy: np.ndarray, ctx: Context) -> np.ndarray:
+    def backward_input(self, dy: np.ndarray, ctx: Context) -> np.ndarray | None:
+        if not ctx.needs_dx:
+            return None
         ctx.retain(dy)
         return dy
 
@@ -140,13 +142,14 @@ class LearnedPositions(_Positions):
             raise self._too_long(first + steps)
         return self._add(x, self.params["weight"][first : first + steps], ctx)
 
-    def backward_input(self, dy: np.ndarray, ctx: Context) -> np.ndarray:
+    def backward_input(self, dy: np.ndarray, ctx: Context) -> np.ndarray | None:
         ctx.save(dy=dy)
         return super().backward_input(dy, ctx)
 
     def backward_weight(self, ctx: Context) -> None:
         dy = ctx.saved["dy"]
-        add_row_sums(dy.reshape(len(dy), -1), self.grads["weight"][: dy.shape[1]].reshape(-1))
+        rows = self.grads["weight"][: dy.shape[1]]
+        add_row_sums(dy.reshape(len(dy), rows.size), rows.reshape(-1))
         ctx.drop("dy")
 
 
