@@ -14,8 +14,8 @@ from hpdl_mpi.base.errors import InputError, is_integer, is_one_of, require
 from hpdl_mpi.base.shares import share
 from hpdl_mpi.data.augment import Augment
 from hpdl_mpi.data.batch import Batch, BatchMaker, Buffers
-from hpdl_mpi.data.dataset import Dataset
 from hpdl_mpi.data.sampler import SHUFFLES, Shuffle
+from hpdl_mpi.data.samples import Samples
 from hpdl_mpi.data.transform import Transform
 from hpdl_mpi.kernels.random import derive_key
 
@@ -25,7 +25,7 @@ class Loader:
 
     Parameters
     ----------
-    dataset : Dataset
+    dataset : Samples
     global_batch_size : int
         Samples of a batch over all ranks; the last batch of an epoch may be smaller.
     seed : int
@@ -43,7 +43,10 @@ class Loader:
     target_transform : Transform, optional
         Of the targets, which are then floats. Without it integer targets are class numbers.
     dtype : dtype
-        float32 or float64, of inputs and of targets that are not classes.
+        float32 or float64, of inputs that are not tokens and of targets that are not classes.
+    tokens : bool
+        Whether the model reads tokens: inputs are then int64, as they are stored, and integer targets may be one class
+        number for each of them.
     depth : int
         Batches to read ahead.
     reads_inputs, reads_targets : bool
@@ -52,7 +55,7 @@ class Loader:
     Attributes
     ----------
     input_shape, target_shape : tuple of int
-        Of one sample in a batch: transformed inputs; () for classes, (k,) for values.
+        Of one sample in a batch: transformed inputs; () for classes, (T,) for those of tokens, (k,) for values.
     target_dtype : numpy dtype
         int64 for classes, MIXED for those of mixed samples, else `dtype`.
 
@@ -65,7 +68,7 @@ class Loader:
 
     def __init__(
         self,
-        dataset: Dataset,
+        dataset: Samples,
         *,
         global_batch_size: int,
         seed: int = 0,
@@ -77,6 +80,7 @@ class Loader:
         training: bool = True,
         target_transform: Transform | None = None,
         dtype: DTypeLike = np.float32,
+        tokens: bool = False,
         depth: int = 2,
         reads_inputs: bool = True,
         reads_targets: bool = True,
@@ -108,6 +112,7 @@ class Loader:
             training=training,
             target_transform=target_transform,
             dtype=dtype,
+            tokens=tokens,
             reads_inputs=reads_inputs,
             reads_targets=reads_targets,
         )

@@ -11,8 +11,9 @@ import h5py
 import numpy as np
 
 from hpdl_mpi.base.errors import InputError
-from hpdl_mpi.data.dataset import Dataset, Which
+from hpdl_mpi.data.dataset import Dataset
 from hpdl_mpi.data.hdf5 import find_array, is_ours, open_shard, reading, stated_place, text_attribute
+from hpdl_mpi.data.samples import Which
 from hpdl_mpi.data.shards import find_shards, named_place
 from hpdl_mpi.data.statistics import value_range
 

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from hpdl_mpi.base.errors import InputError, is_integer, require
 from hpdl_mpi.comm import ALLREDUCES, AUTO, LIBRARY
 from hpdl_mpi.data.transform import Layout
+from hpdl_mpi.data.windows import TOKENS
 from hpdl_mpi.parallel.feedback import Compression
 from hpdl_mpi.parallel.node_memory import MemorySharing
 from hpdl_mpi.parallel.pipeline import Recomputed
@@ -140,12 +141,23 @@ class Data(_Section):
 
     train: Text
     test: Text | None = None
+    context: Positive | None = None
+    """Tokens of a window: the inputs are then running text, and the targets what follows each token."""
     inputs: Text = "x"
     targets: Text = "y"
     shuffle: Literal["block", "global", "none"] = "block"
     transform: Transform = Transform()
     target_transform: Transform = Transform()
     augment: Augment = Augment()
+
+    @pydantic.model_validator(mode="before")
+    @classmethod
+    def _arrays_of_text(cls, settings: Any) -> Any:
+        """Let the arrays of text have the names by which the converter calls them."""
+        if isinstance(settings, dict) and settings.get("context") is not None:
+            inputs = settings.get("inputs", TOKENS)
+            return {"inputs": inputs, "targets": inputs} | settings
+        return settings
 
 
 class EarlyStopping(_Section):

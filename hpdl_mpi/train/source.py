@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from hpdl_mpi.base.errors import InputError, amended
-from hpdl_mpi.data import Augment, Dataset, Transform, fitted
+from hpdl_mpi.data import Augment, Dataset, Samples, Transform, Windows, fitted
 from hpdl_mpi.nn import Layer, Loss, Shape
 
 PathLike = str | os.PathLike[str]
@@ -34,6 +34,8 @@ class Source:
     transform, target_transform : Transform
     augment : Augment
         Of samples to learn from; others are cropped in the middle at most.
+    context : int, optional
+        Tokens of a window, of which the samples are made where `inputs` is a flat array of them.
     """
 
     path: PathLike
@@ -42,9 +44,12 @@ class Source:
     transform: Transform = AS_STORED
     target_transform: Transform = AS_STORED
     augment: Augment = UNCHANGED
+    context: int | None = None
 
-    def open(self) -> Dataset:
+    def open(self) -> Samples:
         """Return the dataset; reads no samples."""
+        if self.context is not None:
+            return Windows.open(self.path, self.inputs, context=self.context)
         return Dataset.open(self.path, self.inputs, self.targets)
 
     def at(self, path: PathLike) -> Source:
@@ -78,13 +83,14 @@ class Source:
             The transforms, the model or the loss cannot take such samples.
         """
         self._refuse_transformed_classes(loss)
+        self._check_tokens(model)
         with amended("data."):
             shape = self.transform.output_shape(stored_shape)
         shape = self.augment.output_shape(shape)
         with amended("model: "):
             model.build(shape)
         if loss.task == "classification":
-            loss.check(model.output_shape(shape), (), np.dtype(np.int64))
+            loss.check(model.output_shape(shape), () if self.context is None else shape, np.dtype(np.int64))
         return shape
 
     def check(
@@ -101,6 +107,7 @@ class Source:
             are fewer than ranks.
         """
         self._refuse_transformed_classes(loss)
+        self._check_tokens(model)
         with amended(f"{key}: " if key else ""):
             dataset = self.open()
         with dataset:
@@ -132,3 +139,25 @@ class Source:
     def _refuse_transformed_classes(self, loss: Loss) -> None:
         if loss.task == "classification" and self.target_transform != AS_STORED:
             raise InputError("class numbers are not transformed", where="data.target_transform", remedy="leave it out")
+
+    def _check_tokens(self, model: Layer) -> None:
+        """Raise if a model that reads tokens would get something else, or one that reads values would get tokens."""
+        if reads_tokens(model):
+            for key, value, unchanged in (
+                ("transform", self.transform, AS_STORED),
+                ("augment", self.augment, UNCHANGED),
+            ):
+                if value != unchanged:
+                    raise InputError("tokens are taken as they are stored", where=f"data.{key}", remedy="leave it out")
+        elif self.context is not None:
+            raise InputError(
+                "the model reads no tokens",
+                where="data.context",
+                found=f"windows of {self.context} tokens",
+                expected="a model that begins with an embedding of tokens",
+            )
+
+
+def reads_tokens(model: Layer) -> bool:
+    """Tell whether a model takes tokens, int64, and no values."""
+    return bool(getattr(model, "reads_tokens", False))
