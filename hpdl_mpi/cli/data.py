@@ -35,7 +35,7 @@ def convert(
         Path,
         typer.Argument(
             help="A folder or archive of images, a folder per class; of CIFAR's binary files; a folder with IDX files,"
-            " one IDX file of images, .npz or .csv."
+            " one IDX file of images, .npz, .csv; .txt or .tsv, or a folder of such."
         ),
     ],
     folder: Annotated[Path, typer.Argument(help="Where FOLDER/train and FOLDER/test go; absent or empty.")],
@@ -57,10 +57,19 @@ def convert(
     ] = None,
     grayscale: Annotated[bool, typer.Option("--grayscale", help="Images: one channel instead of three.")] = False,
     skip_bad: Annotated[
-        bool, typer.Option("--skip-bad", help="Images: leave out what cannot be used, and list it.")
+        bool, typer.Option("--skip-bad", help="Images and pairs: leave out what cannot be used, and list it.")
     ] = False,
+    tokens: Annotated[Literal["characters", "words", "bpe"] | None, typer.Option(help="Text: what a token is.")] = None,
+    vocab_size: Annotated[int | None, typer.Option(min=1, help="Text: tokens that there are, of bpe or words.")] = None,
+    tokenizer: Annotated[
+        Path | None, typer.Option(help="Text: a tokenizer.json to take, ours or of the library tokenizers.")
+    ] = None,
+    pairs: Annotated[bool, typer.Option("--pairs", help="Text: each line is source, TAB, target.")] = False,
+    target_tokens: Annotated[
+        Literal["characters", "words", "bpe"] | None, typer.Option(help="Pairs: what a token of the target is.")
+    ] = None,
 ) -> None:
-    """Convert images, CIFAR, IDX, NPZ or CSV into sharded HDF5, alone or under mpirun or srun."""
+    """Convert images, CIFAR, IDX, NPZ, CSV or text into sharded HDF5, alone or under mpirun or srun."""
     from hpdl_mpi.data.convert import SKIPPED, Options
     from hpdl_mpi.data.convert import convert as run
     from hpdl_mpi.data.info import summarize
@@ -80,6 +89,11 @@ def convert(
         size=size,
         grayscale=grayscale,
         skip_bad=skip_bad,
+        tokens=tokens,
+        vocab_size=vocab_size,
+        tokenizer=tokenizer,
+        pairs=pairs,
+        target_tokens=target_tokens,
     )
     # Pillow's own words about an image that we refuse, or leave out.
     warnings.filterwarnings("ignore", message="Image size .* exceeds limit")
