@@ -4,6 +4,7 @@ from hpdl_mpi.data.augment import Augment, Jitter
 from hpdl_mpi.data.batch import Batch
 from hpdl_mpi.data.dataset import Dataset
 from hpdl_mpi.data.loader import Loader
+from hpdl_mpi.data.pairs import Pairs
 from hpdl_mpi.data.sampler import epoch_order
 from hpdl_mpi.data.samples import Samples
 from hpdl_mpi.data.statistics import fitted, value_range
@@ -16,6 +17,7 @@ __all__ = [
     "Dataset",
     "Jitter",
     "Loader",
+    "Pairs",
     "Samples",
     "Transform",
     "Windows",

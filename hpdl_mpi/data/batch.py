@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import DTypeLike
@@ -17,6 +18,9 @@ from hpdl_mpi.data.samples import Samples
 from hpdl_mpi.data.transform import Shape, Transform
 from hpdl_mpi.kernels.mixup import MIXED
 
+Inputs = Any
+"""What a model reads: an array, or a tuple of arrays."""
+
 
 @dataclass(frozen=True, slots=True)
 class Batch:
@@ -24,25 +28,28 @@ class Batch:
 
     Attributes
     ----------
-    inputs : float or int64 (n, *input_shape), or None
-        Augmented, transformed, channels last, C-contiguous; or tokens as they are stored, int64. None if the loader
-        leaves them out.
+    inputs : float or int64 (n, *input_shape), a tuple of two int64, or None
+        Augmented, transformed, channels last, C-contiguous; or tokens as they are stored, int64. Of pairs the source,
+        (n, S), and what the decoder reads, (n, T). None if the loader leaves them out.
     targets : int64 (n,) or (n, T), MIXED (n,) or float (n, k), or None
-        Class numbers, two of them where samples are mixed, or one for each token; or values after the target
-        transform. None if the loader leaves them out.
+        Class numbers, two of them where samples are mixed, or one for each token, -1 where it does not count; or
+        values after the target transform. None if the loader leaves them out.
     sample_ids : int64 (n,)
         Of the dataset; n may be 0.
     global_size : int
         Samples of the global batch, all ranks together.
     offset : int
         Samples of the epoch before this global batch; ``offset + global_size`` resumes after it.
+    input_shape : ((int,), (int,)), optional
+        Of a pair in this batch, on all ranks alike; None where every batch has the loader's.
     """
 
-    inputs: np.ndarray | None
+    inputs: Inputs | None
     targets: np.ndarray | None
     sample_ids: np.ndarray
     global_size: int
     offset: int
+    input_shape: tuple[Shape, Shape] | None = None
 
 
 class Buffers:
@@ -121,6 +128,10 @@ class BatchMaker:
         self.classes = target_transform is None and dataset.target_dtype.kind in "iub"
         self.target_shape = self._check_targets()
         self.target_dtype = np.dtype((MIXED if self._mixing else np.int64) if self.classes else dtype)
+
+    def buffers(self) -> Buffers:
+        """Return new arrays for one batch."""
+        return Buffers(self)
 
     def _check_targets(self) -> Shape:
         """Return the shape of one target in a batch."""
