@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
 from hpdl_mpi.base.errors import InputError, amended
-from hpdl_mpi.data import Augment, Dataset, Samples, Transform, Windows, fitted
+from hpdl_mpi.data import Augment, Dataset, Pairs, Samples, Transform, Windows, fitted
+from hpdl_mpi.data.pair_batch import batch_shape
+from hpdl_mpi.data.prepare_tokens import refuse_changes
 from hpdl_mpi.nn import Layer, Loss, Shape
 
 PathLike = str | os.PathLike[str]
@@ -36,6 +39,10 @@ class Source:
         Of samples to learn from; others are cropped in the middle at most.
     context : int, optional
         Tokens of a window, of which the samples are made where `inputs` is a flat array of them.
+    pairs : bool
+        Samples are pairs of sequences of tokens, see `data.Pairs`.
+    bucket : bool
+        Pairs of like lengths come in one batch.
     """
 
     path: PathLike
@@ -45,11 +52,15 @@ class Source:
     target_transform: Transform = AS_STORED
     augment: Augment = UNCHANGED
     context: int | None = None
+    pairs: bool = False
+    bucket: bool = False
 
     def open(self) -> Samples:
         """Return the dataset; reads no samples."""
         if self.context is not None:
             return Windows.open(self.path, self.inputs, context=self.context)
+        if self.pairs:
+            return Pairs.open(self.path, self.inputs, self.targets)
         return Dataset.open(self.path, self.inputs, self.targets)
 
     def at(self, path: PathLike) -> Source:
@@ -66,6 +77,11 @@ class Source:
             )
 
     @property
+    def kind(self) -> dict[str, Any]:
+        """Of what kind the samples are, by its keys in a job."""
+        return {"context": self.context, "pairs": self.pairs, "bucket": self.bucket}
+
+    @property
     def unit(self) -> float | None:
         """What one unit of the model's outputs is in the targets' own; None where several targets differ in it."""
         std, scale = self.target_transform.std, self.target_transform.scale
@@ -80,8 +96,10 @@ class Source:
         Raises
         ------
         InputError
-            The transforms, the model or the loss cannot take such samples.
+            The transforms, the model or the loss cannot take such samples, or they are pairs, which have two shapes.
         """
+        if self.pairs:
+            raise InputError("pairs have no one shape", where="data.pairs", remedy="leave the shape out, and name data")
         self._refuse_transformed_classes(loss)
         self._check_tokens(model)
         with amended("data."):
@@ -93,10 +111,10 @@ class Source:
             loss.check(model.output_shape(shape), () if self.context is None else shape, np.dtype(np.int64))
         return shape
 
-    def check(
-        self, model: Layer, loss: Loss, num_ranks: int, expected: Shape | None = None, *, key: str | None = None
-    ) -> Shape:
+    def check(self, model: Layer, loss: Loss, num_ranks: int, expected: Any = None, *, key: str | None = None) -> Any:
         """Return the shape of a sample as the model sees it; build the model for it unless that shape is `expected`.
+
+        Of pairs it is two shapes, of the longest source and target; those of other pairs may differ from it.
 
         The name `key` of the data stands in front of what is wrong with its files.
 
@@ -112,10 +130,13 @@ class Source:
             dataset = self.open()
         with dataset:
             with amended("data." if expected is None else f"{self.path}: data."):
-                shape = self.transform.output_shape(dataset.input_shape)
+                shape: Any = self.transform.output_shape(dataset.input_shape)
             shape = self.augment.output_shape(shape, self.path)
             target_shape = dataset.target_shape
-            if loss.task == "regression":
+            if isinstance(dataset, Pairs):
+                shape = batch_shape(dataset.source_lengths, dataset.target_lengths)
+                target_shape = shape[1]
+            elif loss.task == "regression":
                 with amended("data.target_"):
                     target_shape = self.target_transform.output_shape(target_shape)
             elif target_shape == (1,):  # the loader makes plain class numbers of these
@@ -123,7 +144,7 @@ class Source:
             if expected is None:
                 with amended("model: "):
                     model.build(shape)
-            elif shape != expected:
+            elif shape != expected and not self.pairs:
                 raise InputError("samples of another shape", where=self.path, found=shape, expected=expected)
             loss.check(model.output_shape(shape), target_shape, dataset.target_dtype)
             if dataset.num_samples < num_ranks:
@@ -143,17 +164,11 @@ class Source:
     def _check_tokens(self, model: Layer) -> None:
         """Raise if a model that reads tokens would get something else, or one that reads values would get tokens."""
         if reads_tokens(model):
-            for key, value, unchanged in (
-                ("transform", self.transform, AS_STORED),
-                ("augment", self.augment, UNCHANGED),
-            ):
-                if value != unchanged:
-                    raise InputError("tokens are taken as they are stored", where=f"data.{key}", remedy="leave it out")
-        elif self.context is not None:
+            refuse_changes(self.transform, self.augment)
+        elif self.context is not None or self.pairs:
             raise InputError(
                 "the model reads no tokens",
-                where="data.context",
-                found=f"windows of {self.context} tokens",
+                where="data.pairs" if self.pairs else "data.context",
                 expected="a model that begins with an embedding of tokens",
             )
 

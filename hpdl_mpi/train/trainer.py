@@ -124,6 +124,9 @@ class Trainer:
         transform: Transform | None = None,
         target_transform: Transform | None = None,
         augment: Augment | None = None,
+        context: int | None = None,
+        pairs: bool = False,
+        bucket: bool | None = None,
         shuffle: Shuffle = "block",
         eval_every: int | None = None,
         early_stopping: EarlyStopping | None = None,
@@ -154,6 +157,12 @@ class Trainer:
             What is done to inputs, and to the targets of a regression.
         augment : Augment, optional
             How images to learn from are varied, and in which size all are seen.
+        context : int, optional
+            Tokens of a window: `inputs` is then a flat array of tokens, and targets are what follows each of them.
+        pairs : bool
+            Inputs and targets are sequences of tokens, see `data.Pairs`.
+        bucket : bool, optional
+            Whether pairs of like lengths come in one batch; by default they do.
         shuffle : {"block", "global", "none"}
         eval_every : int, optional
             Steps between evaluations, instead of one after every epoch.
@@ -210,12 +219,26 @@ class Trainer:
             require(f"fit: {key}", array, isinstance(array, str), "the name of an array in the data")
         require("fit: resume", resume, is_flag(resume), "true or false")
         require("fit: shuffle", shuffle, is_one_of(shuffle, SHUFFLES), " or ".join(SHUFFLES))
+        require("fit: context", context, context is None or is_integer(context, 1), "an integer above 0, or None")
+        require("fit: pairs", pairs, is_flag(pairs) and not (pairs and context), "true or false, and not with context")
+        require("fit: bucket", bucket, bucket is None or (is_flag(bucket) and (pairs or not bucket)), "true for pairs")
         require("fit: name", name, name is None or is_model_name(name), MODEL_NAME)
         require("fit: describe", describe, describe is None or callable(describe), "a function, or None")
         patterns = isinstance(init_skip, list | tuple) and all(isinstance(pattern, str) for pattern in init_skip)
         require("fit: init_skip", init_skip, patterns, "a list of patterns")
+        source = Source(
+            train,
+            inputs,
+            targets,
+            transform or AS_STORED,
+            target_transform or AS_STORED,
+            augment or UNCHANGED,
+            context=_plain(context),
+            pairs=bool(pairs),
+            bucket=bool(pairs if bucket is None else bucket),
+        )
         course = Course(
-            Source(train, inputs, targets, transform or AS_STORED, target_transform or AS_STORED, augment or UNCHANGED),
+            source,
             global_batch_size=_plain(global_batch_size),
             epochs=_plain(epochs),
             steps=_plain(steps),
@@ -270,7 +293,15 @@ class Trainer:
         self._assembly.build(input_shape)
         checkpoints.load(path, self.replica, averaged=self._loaded_average)
         self._assembly.source = Source(
-            "", recipe.inputs, recipe.targets, recipe.transform, recipe.target_transform, recipe.augment
+            "",
+            recipe.inputs,
+            recipe.targets,
+            recipe.transform,
+            recipe.target_transform,
+            recipe.augment,
+            context=recipe.context,
+            pairs=recipe.pairs,
+            bucket=recipe.bucket,
         )
 
     def evaluate(self, data: PathLike, *, batch_size: int = _EVALUATED) -> Metrics:
