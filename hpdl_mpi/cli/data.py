@@ -22,6 +22,7 @@ from hpdl_mpi.cli.alone import require_one_rank
 if TYPE_CHECKING:
     from hpdl_mpi.data.info import FileSummary
     from hpdl_mpi.data.verify import ShardReport
+    from hpdl_mpi.data.verify_text import TextReport
 
 app = typer.Typer(help="Convert, describe and check datasets.", no_args_is_help=True)
 MAX_ECHOED = 10
@@ -167,12 +168,12 @@ def _echo_skipped(path: Path) -> None:
 
 @app.command()
 def info(path: DatasetPath) -> None:
-    """Print shards, shapes, types, counts, chunks and compression; read no samples."""
+    """Print shards, shapes, types, counts, chunks and compression, and how text begins; read no other samples."""
     require_one_rank("hpdl data info")
     from rich.console import Console
     from rich.table import Table
 
-    from hpdl_mpi.data.info import summarize
+    from hpdl_mpi.data.info import summarize, summarize_text
 
     files = summarize(path)
     arrays = Table("array", "sample", "type", "chunks", "filters", "stored", title="Arrays")
@@ -196,20 +197,38 @@ def info(path: DatasetPath) -> None:
         for key, texts in array.texts.items():
             console.print(f"{array.name}: {key}: {in_line(', '.join(texts))}", markup=False, highlight=False)
     console.print(_totals(files))
+    for text in summarize_text(path):
+        size = f"{counted(text.tokens, 'token')}, {text.kind}, a vocabulary of {text.vocabulary_size}"
+        console.print(f"{text.name}: {size}, begins: {in_line(text.begin)}", markup=False, highlight=False)
 
 
 @app.command()
 def verify(
     path: DatasetPath,
-    inputs: Annotated[str, typer.Option(help="The array of inputs.")] = "x",
-    targets: Annotated[str, typer.Option(help="The array of targets.")] = "y",
+    inputs: Annotated[str | None, typer.Option(help="The array of inputs, by default x, or tokens.")] = None,
+    targets: Annotated[str | None, typer.Option(help="The array of targets, by default y.")] = None,
 ) -> None:
-    """Read everything and check it: checksums, gaps, finite numbers, labels, missing shards."""
+    """Read everything and check it: checksums, gaps, finite numbers, labels, tokens, missing shards."""
     require_one_rank("hpdl data verify")
+    from hpdl_mpi.data.text import find_tokenizers
     from hpdl_mpi.data.verify import verify as run
+    from hpdl_mpi.data.verify_text import verify_text
 
-    for report in run(path, inputs, targets):
+    if inputs is None and targets is None and (tokenizers := find_tokenizers(path)):
+        for shard in verify_text(path, tokenizers):
+            typer.echo(_text_line(shard))
+        return
+    for report in run(path, inputs or "x", targets or "y"):
         typer.echo(_line(report))
+
+
+def _text_line(report: TextReport) -> str:
+    parts = [f"{in_line(report.path)}: sound"]
+    if report.num_pairs is not None:
+        parts.append(counted(report.num_pairs, "pair"))
+    for name, usage in report.usage.items():
+        parts.append(f"{counted(usage.tokens, 'token')} in {name}, {usage.ids} of {usage.vocabulary_size} ids")
+    return ", ".join([*parts, *_doubts(report.checksums)])
 
 
 def _line(report: ShardReport) -> str:
@@ -221,7 +240,11 @@ def _line(report: ShardReport) -> str:
         parts.append(f"{counted(len(present), 'class', 'classes')} of {sizes}")
     if report.target_range is not None:
         parts.append("targets from {:g} to {:g}".format(*report.target_range))
-    return ", ".join(parts if report.checksums else [*parts, "no checksums: damage to the numbers would go unseen"])
+    return ", ".join([*parts, *_doubts(report.checksums)])
+
+
+def _doubts(checksums: bool) -> list[str]:
+    return [] if checksums else ["no checksums: damage to the numbers would go unseen"]
 
 
 def _totals(files: list[FileSummary]) -> str:

@@ -14,6 +14,7 @@ from hpdl_mpi.data.text.byte_pairs import BytePairs
 from hpdl_mpi.data.text.characters import Characters
 from hpdl_mpi.data.text.tokenizer import Tokenizer
 from hpdl_mpi.data.text.words import Words
+from hpdl_mpi.data.windows import TOKENS
 
 NAME = "tokenizer.json"
 FORMAT = "hpdl_mpi tokenizers 1"
@@ -57,6 +58,8 @@ def read_tokenizers(path: str | os.PathLike[str]) -> dict[str, Tokenizer]:
 def find_tokenizers(dataset: str | os.PathLike[str]) -> dict[str, Tokenizer]:
     """Return the tokenizers that lie beside the shards of a dataset or in the folder above; empty if there are none.
 
+    A file of the library `tokenizers`, which names no array, is taken for that of running text.
+
     Parameters
     ----------
     dataset : path-like
@@ -70,7 +73,7 @@ def find_tokenizers(dataset: str | os.PathLike[str]) -> dict[str, Tokenizer]:
     folder = find_shards(dataset)[0].absolute().parent
     for place in (folder / NAME, folder.parent / NAME):
         if place.is_file():
-            return read_tokenizers(place)
+            return {name or TOKENS: one for name, one in read_tokenizers(place).items()}
     return {}
 
 

@@ -184,6 +184,9 @@ def test_a_file_of_the_library_is_read_as_it_is(tmp_path) -> None:
     (tokenizer,) = read_tokenizers(tmp_path / "gpt.json").values()
     assert tokenizer.encode("aab<|endoftext|>").tolist() == [0, 2, 3]
     assert tokenizer.vocabulary_size == 4
+    (tmp_path / "gpt.json").rename(tmp_path / "tokenizer.json")
+    (tmp_path / "a.h5").touch()
+    assert list(find_tokenizers(tmp_path)) == ["tokens"]
 
 
 def test_the_file_is_found_beside_shards_and_above_them(tmp_path) -> None:
