@@ -6,10 +6,9 @@ from typing import Any, Literal
 
 import pydantic
 
-from hpdl_mpi.data.pairs import SOURCE, TARGET
 from hpdl_mpi.data.transform import Layout
-from hpdl_mpi.data.windows import TOKENS
 from hpdl_mpi.train.section import Positive, Section, Text
+from hpdl_mpi.train.source import array_names
 
 
 class Transform(Section):
@@ -65,13 +64,13 @@ class Data(Section):
     @pydantic.model_validator(mode="before")
     @classmethod
     def _arrays_of_text(cls, settings: Any) -> Any:
-        """Let the arrays of text have the names by which the converter calls them."""
+        """Let the arrays of text have the names that the converter gives them."""
         if not isinstance(settings, dict):
             return settings
+        inputs, targets = array_names(settings.get("context"), settings.get("pairs"))
         if settings.get("context") is not None:
-            inputs = settings.get("inputs", TOKENS)
-            return {"inputs": inputs, "targets": inputs} | settings
-        return {"inputs": SOURCE, "targets": TARGET} | settings if settings.get("pairs") is True else settings
+            targets = settings.get("inputs", targets)
+        return {"inputs": inputs, "targets": targets} | settings
 
     @pydantic.model_validator(mode="after")
     def _one_kind_of_samples(self) -> Data:

@@ -11,7 +11,9 @@ import numpy as np
 from hpdl_mpi.base.errors import InputError, amended
 from hpdl_mpi.data import Augment, Dataset, Pairs, Samples, Transform, Windows, fitted
 from hpdl_mpi.data.pair_batch import batch_shape
+from hpdl_mpi.data.pairs import SOURCE, TARGET
 from hpdl_mpi.data.prepare_tokens import refuse_changes
+from hpdl_mpi.data.windows import TOKENS
 from hpdl_mpi.nn import Layer, Loss, Shape
 
 PathLike = str | os.PathLike[str]
@@ -171,6 +173,13 @@ class Source:
                 where="data.pairs" if self.pairs else "data.context",
                 expected="a model that begins with an embedding of tokens",
             )
+
+
+def array_names(context: Any, pairs: Any) -> tuple[str, str]:
+    """Return the names that arrays of inputs and targets have by default: those that the converter gives them."""
+    if context is not None:
+        return TOKENS, TOKENS
+    return (SOURCE, TARGET) if pairs is True else ("x", "y")
 
 
 def reads_tokens(model: Layer) -> bool:

@@ -28,7 +28,7 @@ from hpdl_mpi.train.fit import Course, fit
 from hpdl_mpi.train.job import MODEL_NAME, Checkpoint, EarlyStopping, Parallel, is_model_name
 from hpdl_mpi.train.launch import rehearse_evaluation
 from hpdl_mpi.train.metrics import Meter, Metrics
-from hpdl_mpi.train.source import AS_STORED, PATHS, UNCHANGED, PathLike, Source
+from hpdl_mpi.train.source import AS_STORED, PATHS, UNCHANGED, PathLike, Source, array_names
 
 _EVALUATED = 256
 """Samples of a batch that is evaluated or predicted, unless told."""
@@ -119,8 +119,8 @@ class Trainer:
         epochs: int | None = None,
         steps: int | None = None,
         validate: PathLike | None = None,
-        inputs: str = "x",
-        targets: str = "y",
+        inputs: str | None = None,
+        targets: str | None = None,
         transform: Transform | None = None,
         target_transform: Transform | None = None,
         augment: Augment | None = None,
@@ -151,8 +151,9 @@ class Trainer:
             Length of the run: one of both.
         validate : path-like, optional
             Data to evaluate on after every epoch and at the end.
-        inputs, targets : str
-            Names of the arrays.
+        inputs, targets : str, optional
+            Names of the arrays, by default ``x`` and ``y``, ``tokens`` of running text, ``source`` and ``target`` of
+            pairs.
         transform, target_transform : Transform, optional
             What is done to inputs, and to the targets of a regression.
         augment : Augment, optional
@@ -216,7 +217,8 @@ class Trainer:
         for key, path in (("validate", validate), ("run_dir", run_dir), ("trace", trace), ("init", init)):
             require_kind(f"fit: {key}", path, PATHS, optional=True)
         for key, array in (("inputs", inputs), ("targets", targets)):
-            require(f"fit: {key}", array, isinstance(array, str), "the name of an array in the data")
+            named = array is None or isinstance(array, str)
+            require(f"fit: {key}", array, named, "the name of an array in the data")
         require("fit: resume", resume, is_flag(resume), "true or false")
         require("fit: shuffle", shuffle, is_one_of(shuffle, SHUFFLES), " or ".join(SHUFFLES))
         require("fit: context", context, context is None or is_integer(context, 1), "an integer above 0, or None")
@@ -226,10 +228,11 @@ class Trainer:
         require("fit: describe", describe, describe is None or callable(describe), "a function, or None")
         patterns = isinstance(init_skip, list | tuple) and all(isinstance(pattern, str) for pattern in init_skip)
         require("fit: init_skip", init_skip, patterns, "a list of patterns")
+        names = array_names(context, pairs)
         source = Source(
             train,
-            inputs,
-            targets,
+            names[0] if inputs is None else inputs,
+            names[1] if targets is None else targets,
             transform or AS_STORED,
             target_transform or AS_STORED,
             augment or UNCHANGED,

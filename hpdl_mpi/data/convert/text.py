@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
@@ -58,7 +59,8 @@ def read_splits(
 
     tokenizer = wanted.make(texts)
     parts = {"train": (0, end)} | ({"test": (end, length)} if test_fraction else {})
-    counts = {name: _write_tokens(paths, *part, tokenizer, scratch) for name, part in parts.items()}
+    with writing(scratch), open(scratch, "wb") as file:
+        counts = {name: _write_tokens(paths, *part, tokenizer, file) for name, part in parts.items()}
     splits, first = {}, 0
     for name, count in counts.items():
         if count < 2:
@@ -76,13 +78,12 @@ def read_splits(
     return splits, tokenizer
 
 
-def _write_tokens(paths: list[Path], start: int, stop: int, tokenizer: Tokenizer, scratch: Path) -> int:
-    """Append the tokens of characters `start` to `stop` to a file and return their number."""
+def _write_tokens(paths: list[Path], start: int, stop: int, tokenizer: Tokenizer, file: BinaryIO) -> int:
+    """Write the tokens of characters `start` to `stop` and return their number."""
     count = 0
-    with writing(scratch), open(scratch, "ab") as file:
-        for path, line, text in excerpt(paths, start, stop, tokenizer.cut):
-            with amended(f"{path}: "):
-                ids = tokenizer.encode(text, line)
-            file.write(ids.astype(tokenizer.dtype).tobytes())
-            count += ids.size
+    for path, line, text in excerpt(paths, start, stop, tokenizer.cut):
+        with amended(f"{path}: "):
+            ids = tokenizer.encode(text, line)
+        file.write(ids.astype(tokenizer.dtype).tobytes())
+        count += ids.size
     return count

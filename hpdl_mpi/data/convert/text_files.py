@@ -27,8 +27,10 @@ def text_paths(files: Files) -> list[Path]:
     Raises
     ------
     InputError
-        A file is empty.
+        A file is empty, or they are in an archive.
     """
+    if files.packed is not None:
+        raise InputError("text in an archive", where=files.source, remedy="unpack it, and name the folder")
     paths = [files.source / name for name in files.names]
     for path in paths:
         with reading(path):

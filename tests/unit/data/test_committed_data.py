@@ -14,6 +14,7 @@ from hpdl_mpi.data import Dataset, Windows
 from hpdl_mpi.data.hdf5 import text_attribute
 from hpdl_mpi.data.text import find_tokenizers
 from hpdl_mpi.data.verify import verify
+from hpdl_mpi.data.verify_text import verify_text
 
 DATA = Path(__file__).parents[3] / "data"
 
@@ -80,6 +81,9 @@ def test_shakespeare_is_split_as_others_do_and_reads_as_text() -> None:
     assert tokenizer.vocabulary_size == 65
     first = np.empty((1, 256), np.uint8)
     train.read(np.array([0]), first, None)
+    (report,) = verify_text(DATA / "shakespeare/train", {"tokens": tokenizer})
+    assert report.checksums
+    assert report.usage["tokens"].ids == 65
     assert tokenizer.decode(first).startswith("First Citizen:\nBefore we proceed any further, hear me speak.\n")
 
 

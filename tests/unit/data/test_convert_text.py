@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import tarfile
 from pathlib import Path
 
 import h5py
@@ -12,6 +13,7 @@ from hpdl_mpi.base.errors import InputError, StorageError
 from hpdl_mpi.data.convert import Options, convert, text_files
 from hpdl_mpi.data.text import find_tokenizers
 from hpdl_mpi.data.text.characters import Characters
+from hpdl_mpi.data.writer import beside
 
 TEXT = "To be, or not to be:\nthat is the question.\n" * 20
 
@@ -147,6 +149,20 @@ def test_what_cannot_be_converted_is_explained(tmp_path, text: str, options: Opt
     with pytest.raises(InputError, match=message):
         convert(tmp_path / "a.txt", tmp_path / "out", options)
     assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
+
+
+def test_text_in_an_archive_is_refused(source, tmp_path) -> None:
+    with tarfile.open(tmp_path / "a.tar.gz", "w:gz") as archive:
+        archive.add(source, "book/a.txt")
+    with pytest.raises(InputError, match=r"text in an archive\. Unpack it, and name the folder"):
+        convert(tmp_path / "a.tar.gz", tmp_path / "out", Options(tokens="characters"))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.tar.gz", "a.txt"]
+
+
+def test_what_an_earlier_run_has_left_does_not_matter(source, tmp_path) -> None:
+    beside(tmp_path / "out", "unpacked").write_bytes(bytes(7))
+    (train,) = convert(source, tmp_path / "out", Options(tokens="characters"))
+    assert decoded(train) == TEXT
 
 
 def test_options_of_text_are_refused_elsewhere(tmp_path) -> None:

@@ -26,6 +26,7 @@ words = st.lists(st.text(st.characters(exclude_categories=["Cs", "Z", "C"]), min
 line_texts = st.lists(words.map(" ".join), min_size=1).map("\n".join)
 
 
+@settings(deadline=None)
 @given(texts.filter(bool), texts, st.booleans())
 def test_characters_come_back_as_they_were(learnt: str, text: str, with_specials: bool) -> None:
     tokenizer = Characters.learnt([learnt, text], SPECIALS if with_specials else ())
@@ -38,6 +39,7 @@ def test_characters_come_back_as_they_were(learnt: str, text: str, with_specials
     assert tokenizer.vocabulary_size == len(symbols) + (4 if with_specials else 0)
 
 
+@settings(deadline=None)
 @given(line_texts)
 def test_words_come_back_as_they_were(text: str) -> None:
     tokenizer = Words.learnt([text])
@@ -45,6 +47,7 @@ def test_words_come_back_as_they_were(text: str) -> None:
     assert set(tokenizer.symbols) == set(re.findall(r"\n|\S+", text))
 
 
+@settings(deadline=None)
 @given(texts, st.booleans())
 def test_byte_pairs_come_back_as_they_were_on_any_text(text: str, with_specials: bool) -> None:
     tokenizer = BPE.behind(SPECIALS[:3]) if with_specials else BPE
@@ -60,8 +63,8 @@ def test_byte_pairs_merge_what_is_frequent() -> None:
     assert BPE.content() == BytePairs.learnt([SAMPLE], 280).content()
 
 
-@given(texts, st.lists(st.integers(0, 200), max_size=6))
 @settings(deadline=None)
+@given(texts, st.lists(st.integers(0, 200), max_size=6))
 def test_text_in_pieces_has_the_ids_of_the_whole(text: str, places: list[int]) -> None:
     text = SAMPLE + text + SAMPLE
     for tokenizer in (Characters.learnt([text]), Words.learnt([text]), BPE):
