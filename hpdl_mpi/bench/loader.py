@@ -36,7 +36,7 @@ def bench_loader(
     """Time a job's loader on one rank, its training step on a batch that is there already, and both together.
 
     The loader alone prepares one batch after the other in its one thread, none ahead. Blocks of files stay in memory as
-    in training (see `data.dataset.CACHE_BYTES`).
+    in training (see `data.samples.CACHE_BYTES`).
 
     Parameters
     ----------

@@ -22,6 +22,7 @@ from hpdl_mpi.cli.alone import require_one_rank
 if TYPE_CHECKING:
     from hpdl_mpi.data.info import FileSummary
     from hpdl_mpi.data.verify import ShardReport
+    from hpdl_mpi.data.verify_text import TextReport
 
 app = typer.Typer(help="Convert, describe and check datasets.", no_args_is_help=True)
 MAX_ECHOED = 10
@@ -35,7 +36,7 @@ def convert(
         Path,
         typer.Argument(
             help="A folder or archive of images, a folder per class; of CIFAR's binary files; a folder with IDX files,"
-            " one IDX file of images, .npz or .csv."
+            " one IDX file of images, .npz, .csv; .txt or .tsv, or a folder of such."
         ),
     ],
     folder: Annotated[Path, typer.Argument(help="Where FOLDER/train and FOLDER/test go; absent or empty.")],
@@ -57,10 +58,19 @@ def convert(
     ] = None,
     grayscale: Annotated[bool, typer.Option("--grayscale", help="Images: one channel instead of three.")] = False,
     skip_bad: Annotated[
-        bool, typer.Option("--skip-bad", help="Images: leave out what cannot be used, and list it.")
+        bool, typer.Option("--skip-bad", help="Images and pairs: leave out what cannot be used, and list it.")
     ] = False,
+    tokens: Annotated[Literal["characters", "words", "bpe"] | None, typer.Option(help="Text: what a token is.")] = None,
+    vocab_size: Annotated[int | None, typer.Option(min=1, help="Text: tokens that there are, of bpe or words.")] = None,
+    tokenizer: Annotated[
+        Path | None, typer.Option(help="Text: a tokenizer.json to take, ours or of the library tokenizers.")
+    ] = None,
+    pairs: Annotated[bool, typer.Option("--pairs", help="Text: each line is source, TAB, target.")] = False,
+    target_tokens: Annotated[
+        Literal["characters", "words", "bpe"] | None, typer.Option(help="Pairs: what a token of the target is.")
+    ] = None,
 ) -> None:
-    """Convert images, CIFAR, IDX, NPZ or CSV into sharded HDF5, alone or under mpirun or srun."""
+    """Convert images, CIFAR, IDX, NPZ, CSV or text into sharded HDF5, alone or under mpirun or srun."""
     from hpdl_mpi.data.convert import SKIPPED, Options
     from hpdl_mpi.data.convert import convert as run
     from hpdl_mpi.data.info import summarize
@@ -80,6 +90,11 @@ def convert(
         size=size,
         grayscale=grayscale,
         skip_bad=skip_bad,
+        tokens=tokens,
+        vocab_size=vocab_size,
+        tokenizer=tokenizer,
+        pairs=pairs,
+        target_tokens=target_tokens,
     )
     # Pillow's own words about an image that we refuse, or leave out.
     warnings.filterwarnings("ignore", message="Image size .* exceeds limit")
@@ -153,12 +168,12 @@ def _echo_skipped(path: Path) -> None:
 
 @app.command()
 def info(path: DatasetPath) -> None:
-    """Print shards, shapes, types, counts, chunks and compression; read no samples."""
+    """Print shards, shapes, types, counts, chunks and compression, and how text begins; read no other samples."""
     require_one_rank("hpdl data info")
     from rich.console import Console
     from rich.table import Table
 
-    from hpdl_mpi.data.info import summarize
+    from hpdl_mpi.data.info import summarize, summarize_text
 
     files = summarize(path)
     arrays = Table("array", "sample", "type", "chunks", "filters", "stored", title="Arrays")
@@ -182,20 +197,38 @@ def info(path: DatasetPath) -> None:
         for key, texts in array.texts.items():
             console.print(f"{array.name}: {key}: {in_line(', '.join(texts))}", markup=False, highlight=False)
     console.print(_totals(files))
+    for text in summarize_text(path):
+        size = f"{counted(text.tokens, 'token')}, {text.kind}, a vocabulary of {text.vocabulary_size}"
+        console.print(f"{text.name}: {size}, begins: {in_line(text.begin)}", markup=False, highlight=False)
 
 
 @app.command()
 def verify(
     path: DatasetPath,
-    inputs: Annotated[str, typer.Option(help="The array of inputs.")] = "x",
-    targets: Annotated[str, typer.Option(help="The array of targets.")] = "y",
+    inputs: Annotated[str | None, typer.Option(help="The array of inputs, by default x, or tokens.")] = None,
+    targets: Annotated[str | None, typer.Option(help="The array of targets, by default y.")] = None,
 ) -> None:
-    """Read everything and check it: checksums, gaps, finite numbers, labels, missing shards."""
+    """Read everything and check it: checksums, gaps, finite numbers, labels, tokens, missing shards."""
     require_one_rank("hpdl data verify")
+    from hpdl_mpi.data.text import find_tokenizers
     from hpdl_mpi.data.verify import verify as run
+    from hpdl_mpi.data.verify_text import verify_text
 
-    for report in run(path, inputs, targets):
+    if inputs is None and targets is None and (tokenizers := find_tokenizers(path)):
+        for shard in verify_text(path, tokenizers):
+            typer.echo(_text_line(shard))
+        return
+    for report in run(path, inputs or "x", targets or "y"):
         typer.echo(_line(report))
+
+
+def _text_line(report: TextReport) -> str:
+    parts = [f"{in_line(report.path)}: sound"]
+    if report.num_pairs is not None:
+        parts.append(counted(report.num_pairs, "pair"))
+    for name, usage in report.usage.items():
+        parts.append(f"{counted(usage.tokens, 'token')} in {name}, {usage.ids} of {usage.vocabulary_size} ids")
+    return ", ".join([*parts, *_doubts(report.checksums)])
 
 
 def _line(report: ShardReport) -> str:
@@ -207,7 +240,11 @@ def _line(report: ShardReport) -> str:
         parts.append(f"{counted(len(present), 'class', 'classes')} of {sizes}")
     if report.target_range is not None:
         parts.append("targets from {:g} to {:g}".format(*report.target_range))
-    return ", ".join(parts if report.checksums else [*parts, "no checksums: damage to the numbers would go unseen"])
+    return ", ".join([*parts, *_doubts(report.checksums)])
+
+
+def _doubts(checksums: bool) -> list[str]:
+    return [] if checksums else ["no checksums: damage to the numbers would go unseen"]
 
 
 def _totals(files: list[FileSummary]) -> str:

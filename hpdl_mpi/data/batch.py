@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import DTypeLike
@@ -10,11 +11,15 @@ from numpy.typing import DTypeLike
 from hpdl_mpi.base.errors import BadSample, InputError, amended
 from hpdl_mpi.base.memory import aligned
 from hpdl_mpi.data.augment import Augment
-from hpdl_mpi.data.dataset import Dataset
 from hpdl_mpi.data.mixing import EXTRA, Mixing
 from hpdl_mpi.data.prepare import Preparation
+from hpdl_mpi.data.prepare_tokens import TOKEN, TokenPreparation
+from hpdl_mpi.data.samples import Samples
 from hpdl_mpi.data.transform import Shape, Transform
 from hpdl_mpi.kernels.mixup import MIXED
+
+Inputs = Any
+"""What a model reads: an array, or a tuple of arrays."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,24 +28,28 @@ class Batch:
 
     Attributes
     ----------
-    inputs : float (n, *input_shape), or None
-        Augmented, transformed, channels last, C-contiguous; None if the loader leaves them out.
-    targets : int64 (n,), MIXED (n,) or float (n, k), or None
-        Class numbers, two of them where samples are mixed, or values after the target transform; None if the loader
-        leaves them out.
+    inputs : float or int64 (n, *input_shape), a tuple of two int64, or None
+        Augmented, transformed, channels last, C-contiguous; or tokens as they are stored, int64. Of pairs the source,
+        (n, S), and what the decoder reads, (n, T). None if the loader leaves them out.
+    targets : int64 (n,) or (n, T), MIXED (n,) or float (n, k), or None
+        Class numbers, two of them where samples are mixed, or one for each token, -1 where it does not count; or
+        values after the target transform. None if the loader leaves them out.
     sample_ids : int64 (n,)
         Of the dataset; n may be 0.
     global_size : int
         Samples of the global batch, all ranks together.
     offset : int
         Samples of the epoch before this global batch; ``offset + global_size`` resumes after it.
+    input_shape : ((int,), (int,)), optional
+        Of a pair in this batch, on all ranks alike; None where every batch has the loader's.
     """
 
-    inputs: np.ndarray | None
+    inputs: Inputs | None
     targets: np.ndarray | None
     sample_ids: np.ndarray
     global_size: int
     offset: int
+    input_shape: tuple[Shape, Shape] | None = None
 
 
 class Buffers:
@@ -50,7 +59,7 @@ class Buffers:
         data, rows = maker.dataset, maker.max_rows
         self.inputs = self.targets = self.mixed = self.raw_inputs = self.raw_targets = None
         if maker.reads_inputs:
-            self.inputs = aligned((rows, *maker.input_shape), maker.dtype)
+            self.inputs = aligned((rows, *maker.input_shape), maker.input_dtype)
             self.raw_inputs = aligned((rows, *data.input_shape), data.input_dtype)
         if maker.reads_targets:
             self.targets = aligned((rows, *maker.target_shape), np.int64 if maker.classes else maker.dtype)
@@ -69,10 +78,10 @@ class BatchMaker:
 
     Parameters
     ----------
-    dataset : Dataset
+    dataset : Samples
     max_share : int
         Samples of a batch at most.
-    transform, augment, training, target_transform, dtype, reads_inputs, reads_targets
+    transform, augment, training, target_transform, dtype, tokens, reads_inputs, reads_targets
         As `Loader` takes them.
 
     Attributes
@@ -81,6 +90,7 @@ class BatchMaker:
         Samples of a batch at most, and with those that they are mixed with.
     classes : bool
         Whether targets are class numbers.
+    input_dtype : numpy dtype
     input_shape, target_shape, target_dtype
         As `Loader` has them.
 
@@ -92,7 +102,7 @@ class BatchMaker:
 
     def __init__(
         self,
-        dataset: Dataset,
+        dataset: Samples,
         max_share: int,
         *,
         transform: Transform | None,
@@ -100,27 +110,34 @@ class BatchMaker:
         training: bool,
         target_transform: Transform | None,
         dtype: DTypeLike,
+        tokens: bool,
         reads_inputs: bool,
         reads_targets: bool,
     ) -> None:
-        self.dataset, self.dtype = dataset, np.dtype(dtype)
+        self.dataset, self.dtype, self.tokens = dataset, np.dtype(dtype), tokens
+        self.input_dtype = TOKEN if tokens else self.dtype
         self.reads_inputs, self.reads_targets = reads_inputs, reads_targets
         augment = augment or Augment()
         self._mixing = Mixing(augment.mixup, max_share) if augment.mixup and training else None
         self.max_share, self.max_rows = max_share, max_share + (EXTRA if self._mixing else 0)
         with amended(f"{dataset.path}: "):
-            self._preparation = Preparation(
-                transform or Transform(), augment, dataset.input_shape, dataset.input_dtype, self.max_rows
-            )
+            stored = transform or Transform(), augment, dataset.input_shape, dataset.input_dtype
+            self._preparation = TokenPreparation(*stored) if tokens else Preparation(*stored, self.max_rows)
         self.input_shape = self._preparation.output_shape
         self._target_transform = target_transform or Transform()
         self.classes = target_transform is None and dataset.target_dtype.kind in "iub"
         self.target_shape = self._check_targets()
         self.target_dtype = np.dtype((MIXED if self._mixing else np.int64) if self.classes else dtype)
 
+    def buffers(self) -> Buffers:
+        """Return new arrays for one batch."""
+        return Buffers(self)
+
     def _check_targets(self) -> Shape:
         """Return the shape of one target in a batch."""
         stored = self.dataset.target_shape
+        if self.classes and self.tokens and stored != (1,):
+            return stored
         if self.classes and stored not in ((), (1,)):
             raise InputError(
                 "integer targets must be one class number per sample",
@@ -168,7 +185,7 @@ class BatchMaker:
         if not self.classes:
             self._target_transform.apply(raw, targets)
             return
-        labels = raw.reshape(len(ids))
+        labels = raw.reshape(targets.shape)
         np.copyto(targets, labels, casting="unsafe")
         if labels.dtype == np.uint64 and len(ids) and targets.min() < 0:
             _refuse_huge_label(ids, labels)
@@ -179,13 +196,13 @@ def _first(array: np.ndarray | None, count: int) -> np.ndarray | None:
 
 
 def _refuse_huge_label(ids: np.ndarray, labels: np.ndarray) -> None:
-    """Raise for the largest label, uint64 (n,), which is no int64: it would pass for a negative one."""
+    """Raise for the largest label, uint64 (n, ...), which is no int64: it would pass for a negative one."""
     largest = int(labels.argmax())
     raise BadSample(
         "a label is no class number",
-        sample=int(ids[largest]),
+        sample=int(ids[largest * len(ids) // labels.size]),
         where="data.targets",
-        found=int(labels[largest]),
+        found=int(labels.flat[largest]),
         expected="at most 2^63 - 1",
         remedy="mend the labels",
     )

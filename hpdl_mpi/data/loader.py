@@ -6,6 +6,7 @@ import atexit
 import queue
 import threading
 from collections.abc import Generator
+from typing import Any
 
 import numpy as np
 from numpy.typing import DTypeLike
@@ -13,9 +14,12 @@ from numpy.typing import DTypeLike
 from hpdl_mpi.base.errors import InputError, is_integer, is_one_of, require
 from hpdl_mpi.base.shares import share
 from hpdl_mpi.data.augment import Augment
-from hpdl_mpi.data.batch import Batch, BatchMaker, Buffers
-from hpdl_mpi.data.dataset import Dataset
-from hpdl_mpi.data.sampler import SHUFFLES, Shuffle
+from hpdl_mpi.data.batch import Batch, BatchMaker
+from hpdl_mpi.data.pair_batch import PairMaker
+from hpdl_mpi.data.pairs import Pairs
+from hpdl_mpi.data.prepare_tokens import refuse_changes
+from hpdl_mpi.data.sampler import SHUFFLES, Shuffle, bucketed
+from hpdl_mpi.data.samples import Samples
 from hpdl_mpi.data.transform import Transform
 from hpdl_mpi.kernels.random import derive_key
 
@@ -25,7 +29,7 @@ class Loader:
 
     Parameters
     ----------
-    dataset : Dataset
+    dataset : Samples
     global_batch_size : int
         Samples of a batch over all ranks; the last batch of an epoch may be smaller.
     seed : int
@@ -43,7 +47,12 @@ class Loader:
     target_transform : Transform, optional
         Of the targets, which are then floats. Without it integer targets are class numbers.
     dtype : dtype
-        float32 or float64, of inputs and of targets that are not classes.
+        float32 or float64, of inputs that are not tokens and of targets that are not classes.
+    tokens : bool
+        Whether the model reads tokens: inputs are then int64, as they are stored, and integer targets may be one class
+        number for each of them. Pairs always are.
+    bucket : bool
+        Whether samples of like lengths come together, see `sampler.bucketed`: for pairs alone.
     depth : int
         Batches to read ahead.
     reads_inputs, reads_targets : bool
@@ -51,8 +60,9 @@ class Loader:
 
     Attributes
     ----------
-    input_shape, target_shape : tuple of int
-        Of one sample in a batch: transformed inputs; () for classes, (k,) for values.
+    input_shape, target_shape : tuple of int, or of pairs two such
+        Of one sample in a batch: transformed inputs; () for classes, (T,) for those of tokens, (k,) for values. Pairs
+        are at most as long; a batch has its own `Batch.input_shape`.
     target_dtype : numpy dtype
         int64 for classes, MIXED for those of mixed samples, else `dtype`.
 
@@ -65,7 +75,7 @@ class Loader:
 
     def __init__(
         self,
-        dataset: Dataset,
+        dataset: Samples,
         *,
         global_batch_size: int,
         seed: int = 0,
@@ -77,6 +87,8 @@ class Loader:
         training: bool = True,
         target_transform: Transform | None = None,
         dtype: DTypeLike = np.float32,
+        tokens: bool = False,
+        bucket: bool = False,
         depth: int = 2,
         reads_inputs: bool = True,
         reads_targets: bool = True,
@@ -100,20 +112,33 @@ class Loader:
         mixes = training and augment is not None and augment.mixup is not None
         enough = not mixes or global_batch_size > 1
         require("training.global_batch_size", global_batch_size, enough, "2 or more samples to mix")
-        self._maker = BatchMaker(
-            dataset,
-            -(-min(global_batch_size, dataset.num_samples) // dp_size),
-            transform=transform,
-            augment=augment,
-            training=training,
-            target_transform=target_transform,
-            dtype=dtype,
-            reads_inputs=reads_inputs,
-            reads_targets=reads_targets,
-        )
-        self.input_shape, self.target_shape = self._maker.input_shape, self._maker.target_shape
+        max_share = -(-min(global_batch_size, dataset.num_samples) // dp_size)
+        self._maker: BatchMaker | PairMaker
+        if isinstance(dataset, Pairs):
+            refuse_changes(transform or Transform(), augment or Augment())
+            classes = target_transform is None
+            require("data.target_transform", target_transform, classes, "none: targets of pairs are tokens")
+            self._lengths = dataset.source_lengths, dataset.target_lengths
+            self._maker = PairMaker(dataset, max_share, reads_inputs=reads_inputs, reads_targets=reads_targets)
+        else:
+            require("data.bucket", bucket, not bucket, "false: these samples have one length")
+            self._maker = BatchMaker(
+                dataset,
+                max_share,
+                transform=transform,
+                augment=augment,
+                training=training,
+                target_transform=target_transform,
+                dtype=dtype,
+                tokens=tokens,
+                reads_inputs=reads_inputs,
+                reads_targets=reads_targets,
+            )
+        self.bucket = bucket
+        self.input_shape: Any = self._maker.input_shape
+        self.target_shape = self._maker.target_shape
         self.target_dtype = self._maker.target_dtype
-        self._buffers = [Buffers(self._maker) for _ in range(depth + 1)]
+        self._buffers = [self._maker.buffers() for _ in range(depth + 1)]
         self._in_use = threading.Lock()
 
     @property
@@ -145,7 +170,7 @@ class Loader:
             raise RuntimeError("another iterator of this loader is alive, and they would share buffers: close it first")
         end = self.dataset.num_samples if limit is None else min(self.dataset.num_samples, offset + limit)
         starts = range(offset, end, self.global_batch_size)
-        free: queue.SimpleQueue[Buffers | None] = queue.SimpleQueue()
+        free: queue.SimpleQueue[Any] = queue.SimpleQueue()
         ready: queue.SimpleQueue[Batch | BaseException] = queue.SimpleQueue()
         for buffers in self._buffers:
             free.put(buffers)
@@ -173,18 +198,25 @@ class Loader:
             atexit.unregister(stop)
             self._in_use.release()
 
+    def _order(self, epoch: int) -> np.ndarray:
+        """Return the ids of all samples in the order of an epoch."""
+        order = self.dataset.order(self.seed, epoch, self.shuffle)
+        if not self.bucket:
+            return order
+        return bucketed(order, self._lengths, self.global_batch_size, seed=self.seed, epoch=epoch, shuffle=self.shuffle)
+
     def _read_ahead(
         self,
         epoch: int,
         starts: range,
         end: int,
-        free: queue.SimpleQueue[Buffers | None],
+        free: queue.SimpleQueue[Any],
         ready: queue.SimpleQueue[Batch | BaseException],
         stopped: threading.Event,
     ) -> None:
         """Fill free buffers with the batches that begin at `starts`; hand over whatever goes wrong."""
         try:
-            order = self.dataset.order(self.seed, epoch, self.shuffle)
+            order = self._order(epoch)
             key = derive_key("augment", int(self.seed), int(epoch)) if self.training else None
             for start in starts:
                 buffers = free.get()

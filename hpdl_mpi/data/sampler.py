@@ -7,6 +7,7 @@ pace, and yet each batch mixes samples from all over the dataset.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal, get_args
 
 import numpy as np
@@ -61,6 +62,53 @@ def epoch_order(
     ids = np.arange(num_samples) + np.repeat(block_starts[blocks] - (np.cumsum(lengths) - lengths), lengths)
     turn = np.repeat(np.arange(len(blocks)), lengths)
     return ids[np.argsort(turn + window * (_keys(ids, sample_key) * 2.0**-64), kind="stable")]
+
+
+BUCKETED_BATCHES = 50
+"""Batches among whose samples those of like lengths are put together."""
+
+
+def bucketed(
+    order: np.ndarray,
+    lengths: Sequence[np.ndarray],
+    batch_size: int,
+    *,
+    seed: int,
+    epoch: int,
+    shuffle: Shuffle = "block",
+    window: int = BUCKETED_BATCHES,
+) -> np.ndarray:
+    """Return an order of samples in which those of a batch have like lengths, so that little of it is padding.
+
+    Every `window` batches of the given order are sorted by length, and then the batches among themselves put back into
+    a random order. The samples of the last, smaller batch stay where they are.
+
+    Parameters
+    ----------
+    order : int64 (n,)
+        Ids as `epoch_order` gives them.
+    lengths : sequence of int64 (n,)
+        Of each sample by its id; the first counts most.
+    batch_size : int
+        Of all ranks together.
+    seed, epoch : int
+    shuffle : {"block", "global", "none"}
+        With ``"none"`` batches stay sorted.
+    window : int
+        Batches.
+
+    Returns
+    -------
+    int64 (n,)
+        A permutation of `order`; the caller owns it.
+    """
+    whole = order.size // batch_size * batch_size
+    ids, batches = order[:whole], np.arange(whole // batch_size)
+    keys = [values[ids] for values in reversed(lengths)]
+    ids = ids[np.lexsort((*keys, np.arange(whole) // (batch_size * window)))].reshape(-1, batch_size)
+    if shuffle != "none":
+        ids = ids[np.lexsort((_keys(batches, derive_key("batches", int(seed), int(epoch))), batches // window))]
+    return np.concatenate([ids.reshape(-1), order[whole:]])
 
 
 def shuffled(ids: np.ndarray, key: np.uint64) -> np.ndarray:

@@ -8,11 +8,11 @@ from dataclasses import replace
 import numpy as np
 
 from hpdl_mpi.base.errors import InputError
-from hpdl_mpi.data.dataset import Dataset, Which
+from hpdl_mpi.data.samples import Samples, Which
 from hpdl_mpi.data.transform import Transform, num_features
 
 
-def fitted(transform: Transform, dataset: Dataset, which: Which = "inputs") -> Transform:
+def fitted(transform: Transform, dataset: Samples, which: Which = "inputs") -> Transform:
     """Return `transform` with `mean` and `std` in place of `standardize`; without it, the transform itself.
 
     They are the mean and the population standard deviation of ``x * scale`` per feature (per channel of an image),
@@ -55,7 +55,7 @@ def fitted(transform: Transform, dataset: Dataset, which: Which = "inputs") -> T
     return replace(plain, mean=tuple(mean.tolist()), std=tuple(std.tolist()))
 
 
-def _feature_blocks(transform: Transform, dataset: Dataset, which: Which, features: int) -> Iterator[np.ndarray]:
+def _feature_blocks(transform: Transform, dataset: Samples, which: Which, features: int) -> Iterator[np.ndarray]:
     """Yield all values as float64 (num_values, features), transformed; the array is the caller's until the next."""
     for raw in dataset.blocks(which):
         values = np.empty((len(raw), *transform.output_shape(raw.shape[1:])))
@@ -63,7 +63,7 @@ def _feature_blocks(transform: Transform, dataset: Dataset, which: Which, featur
         yield values.reshape(-1, features)
 
 
-def value_range(dataset: Dataset, which: Which = "targets") -> tuple[float, float]:
+def value_range(dataset: Samples, which: Which = "targets") -> tuple[float, float]:
     """Return the smallest and largest value, NaN if there is one; such as the lowest and highest class. Reads all."""
     ranges = [(values.min(), values.max()) for values in dataset.blocks(which)]
     low, high = np.array(ranges).T

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,8 +11,9 @@ import h5py
 import numpy as np
 
 from hpdl_mpi.base.errors import InputError
-from hpdl_mpi.data.dataset import Dataset, Which
+from hpdl_mpi.data.dataset import Dataset
 from hpdl_mpi.data.hdf5 import find_array, is_ours, open_shard, reading, stated_place, text_attribute
+from hpdl_mpi.data.samples import Which
 from hpdl_mpi.data.shards import find_shards, named_place
 from hpdl_mpi.data.statistics import value_range
 
@@ -57,10 +58,7 @@ def verify(path: str | os.PathLike[str], inputs: str = "x", targets: str = "y") 
     Dataset.open(path, inputs, targets).close()
     for shard_path in find_shards(path):
         with open_shard(shard_path) as file:
-            _check_name(file, shard_path)
-            for name in (inputs, targets):
-                _check_places(find_array(file, shard_path, name), shard_path)
-            checksums = all(find_array(file, shard_path, name).fletcher32 for name in (inputs, targets))
+            checksums = check_layout(file, shard_path, (inputs, targets))
             names = (
                 text_attribute(find_array(file, shard_path, targets), "classes") if is_ours(file, shard_path) else []
             )
@@ -75,6 +73,21 @@ def verify(path: str | os.PathLike[str], inputs: str = "x", targets: str = "y") 
                 target_range=None if is_classes else value_range(shard),
                 checksums=checksums,
             )
+
+
+def check_layout(file: h5py.File, path: Path, names: Sequence[str]) -> bool:
+    """Tell whether some arrays carry checksums, all of them; reads no samples.
+
+    Raises
+    ------
+    InputError
+        The shard has another's name, or chunks of an array overlap or lie outside the file.
+    """
+    _check_name(file, path)
+    arrays = [find_array(file, path, name) for name in names]
+    for array in arrays:
+        _check_places(array, path)
+    return all(array.fletcher32 for array in arrays)
 
 
 def _check_name(file: h5py.File, path: Path) -> None:

@@ -83,10 +83,13 @@ class Split:
         Each (n, ...), with the same n.
     attributes : dict of str to dict
         HDF5 attributes per array, such as the names of features and classes.
+    max_chunk : int
+        Samples of a chunk at most.
     """
 
     arrays: Mapping[str, np.ndarray | Rows]
     attributes: dict[str, dict[str, list[str] | str]] = field(default_factory=dict)
+    max_chunk: int = MAX_CHUNK_SAMPLES
 
     @property
     def num_samples(self) -> int:
@@ -95,7 +98,7 @@ class Split:
 
     def take(self, ids: np.ndarray) -> Split:
         """Return the samples `ids`, int64 (n,), in that order."""
-        return Split({name: array.take(ids, axis=0) for name, array in self.arrays.items()}, self.attributes)
+        return replace(self, arrays={name: array.take(ids, axis=0) for name, array in self.arrays.items()})
 
 
 def check_target(folder: Path) -> None:
@@ -224,7 +227,7 @@ def _write_shard(
     with h5py.File(path, "w", driver="core", backing_store=False, libver=LIBVER) as file:
         file.attrs.update({"format": fixed_text(FORMAT), INDEX_ATTRIBUTE: index, COUNT_ATTRIBUTE: count})
         for array_name, array in split.arrays.items():
-            chunk = min(last - first, chunk_samples(array))
+            chunk = min(last - first, chunk_samples(array, split.max_chunk))
             dataset = file.create_dataset(
                 array_name,
                 shape=(last - first, *array.shape[1:]),
@@ -248,7 +251,7 @@ def _write_shard(
     write_whole(path, image)
 
 
-def chunk_samples(array: np.ndarray | Rows) -> int:
+def chunk_samples(array: np.ndarray | Rows, most: int = MAX_CHUNK_SAMPLES) -> int:
     """Return how many samples of an array to put in a chunk: a power of two, about `TARGET_BLOCK_BYTES` together."""
     row_bytes = max(1, array.nbytes // len(array))
-    return 1 << min(MAX_CHUNK_SAMPLES, max(1, TARGET_BLOCK_BYTES // row_bytes)).bit_length() - 1
+    return 1 << min(most, max(1, TARGET_BLOCK_BYTES // row_bytes)).bit_length() - 1

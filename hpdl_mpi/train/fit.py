@@ -289,6 +289,7 @@ def _recipe(assembly: Assembly, course: Course) -> Recipe:
         target_transform=source.target_transform,
         ema=assembly.ema,
         augment=source.augment,
+        **source.kind,
     )
 
 

@@ -7,28 +7,20 @@ the types of its signature. So a constructor is the one place that says what can
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
-import numpy as np
 import pydantic
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import ConfigDict, Field
 
 from hpdl_mpi.base.errors import InputError, is_integer, require
 from hpdl_mpi.comm import ALLREDUCES, AUTO, LIBRARY
-from hpdl_mpi.data.transform import Layout
 from hpdl_mpi.parallel.feedback import Compression
 from hpdl_mpi.parallel.node_memory import MemorySharing
 from hpdl_mpi.parallel.pipeline import Recomputed
 from hpdl_mpi.parallel.shards import Sharding
-from hpdl_mpi.train.problems import problems
+from hpdl_mpi.train.job_data import Data
+from hpdl_mpi.train.section import Positive, Section, Text
 
-if TYPE_CHECKING:
-    from pydantic._internal._model_construction import ModelMetaclass as _Meta
-else:
-    _Meta = type(BaseModel)
-
-Positive = Annotated[int, Field(ge=1)]
-Text = Annotated[str, Field(min_length=1)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.-]*$")]
 Factory = Annotated[str, Field(pattern=r"^[\w.]+:\w+$")]
 Signal = Literal["SIGUSR1", "SIGUSR2", "SIGHUP", "SIGALRM"]
@@ -39,17 +31,6 @@ _ALGORITHMS = (AUTO, LIBRARY, *(name for name, kind in ALLREDUCES.items() if not
 
 def _as_tuple(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
-
-
-class _Checked(_Meta):
-    """Lets a section that is made in Python, rather than read from a file, be refused in words."""
-
-    def __call__(cls, *args: Any, **settings: Any) -> Any:
-        plain = {key: value.item() if isinstance(value, np.generic) else value for key, value in settings.items()}
-        try:
-            return super().__call__(*args, **plain)
-        except pydantic.ValidationError as error:
-            raise InputError("; ".join(problems(error, plain, cls.__name__))) from None
 
 
 _MODEL_NAME: pydantic.TypeAdapter[str] = pydantic.TypeAdapter(Name | Factory)
@@ -66,11 +47,7 @@ def is_model_name(value: object) -> bool:
     return True
 
 
-class _Section(BaseModel, metaclass=_Checked):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
-
-
-class Named(_Section):
+class Named(Section):
     """A name and the keywords of what it names."""
 
     model_config = ConfigDict(extra="allow", frozen=True, strict=True, allow_inf_nan=False)
@@ -82,7 +59,7 @@ class Named(_Section):
         return dict(self.__pydantic_extra__ or {})
 
 
-class Model(_Section):
+class Model(Section):
     """A reference model by name, or any function that returns a Layer as ``module:function``."""
 
     model_config = ConfigDict(extra="allow", frozen=True, strict=True, allow_inf_nan=False)
@@ -103,52 +80,7 @@ class Model(_Section):
         return self
 
 
-class Transform(_Section):
-    """How stored numbers become the network's: ``(x * scale - mean) / std``; see `data.Transform`."""
-
-    scale: float = 1.0
-    mean: float | list[float] | None = None
-    std: float | list[float] | None = None
-    standardize: bool = False
-    layout: Layout = "hwc"
-
-
-class Jitter(_Section):
-    """How far colours may change; see `data.Jitter`."""
-
-    brightness: float = 0.0
-    contrast: float = 0.0
-    saturation: float = 0.0
-    hue: float = 0.0
-
-
-class Augment(_Section):
-    """How training images are varied, and the size in which all are seen; see `data.Augment`, which checks sizes."""
-
-    flip: bool = False
-    crop: Any = None
-    pad: int = 0
-    resized_crop: Any = None
-    central_fraction: float = 0.875
-    jitter: Jitter = Jitter()
-    cutout: int | None = None
-    mixup: float | None = None
-
-
-class Data(_Section):
-    """Where the samples are and in which order they come."""
-
-    train: Text
-    test: Text | None = None
-    inputs: Text = "x"
-    targets: Text = "y"
-    shuffle: Literal["block", "global", "none"] = "block"
-    transform: Transform = Transform()
-    target_transform: Transform = Transform()
-    augment: Augment = Augment()
-
-
-class EarlyStopping(_Section):
+class EarlyStopping(Section):
     """When a run ends because evaluations no longer get better; the best checkpoint is kept."""
 
     metric: Literal["loss", "accuracy", "top5", "rmse"] = "loss"
@@ -158,7 +90,7 @@ class EarlyStopping(_Section):
     """By how much the metric must change to be better."""
 
 
-class Training(_Section):
+class Training(Section):
     """How long, in which batches, towards what."""
 
     epochs: Positive | None = None
@@ -197,7 +129,7 @@ class Held(NamedTuple):
     state: float
 
 
-class Parallel(_Section):
+class Parallel(Section):
     """The grid of ranks, and the threads of each.
 
     Attributes
@@ -357,7 +289,7 @@ class Parallel(_Section):
         return self.model_copy(update={"num_microbatches": int(accumulate)}) if accumulate > 1 else self
 
 
-class Checkpoint(_Section):
+class Checkpoint(Section):
     """When the state is written, and how much of the past is kept."""
 
     every: Positive | None = None
@@ -367,7 +299,7 @@ class Checkpoint(_Section):
     """Ends the run with a checkpoint, as Ctrl-C and SIGTERM do."""
 
 
-class Init(_Section):
+class Init(Section):
     """Weights that the run begins with."""
 
     file: Text
@@ -383,7 +315,7 @@ class Init(_Section):
         return settings
 
 
-class Job(_Section):
+class Job(Section):
     """All that a run depends on; see the tables of its sections."""
 
     name: Name

@@ -13,9 +13,9 @@ from pydantic import Field
 from typing_extensions import TypedDict  # pydantic takes no other before Python 3.12
 
 from hpdl_mpi.base.errors import InputError
-from hpdl_mpi.train.job import Positive
 from hpdl_mpi.train.problems import problems
 from hpdl_mpi.train.progress import Progress
+from hpdl_mpi.train.section import Positive
 
 FORMAT = 2
 DAMAGED = "a damaged checkpoint"

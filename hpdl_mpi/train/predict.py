@@ -16,7 +16,7 @@ from hpdl_mpi.base.files import check_destination, write_file
 from hpdl_mpi.data.arrays import read_samples
 from hpdl_mpi.data.hdf5 import find_array, is_ours, open_shard, text_attribute
 from hpdl_mpi.data.shards import SUFFIXES, find_shards
-from hpdl_mpi.train.job import Data
+from hpdl_mpi.train.job_data import Data
 from hpdl_mpi.train.source import PathLike
 from hpdl_mpi.train.trainer import Trainer
 

@@ -29,6 +29,8 @@ class Recipe:
     ema : float or None
         Decay of the moving average of the weights.
     augment : Augment
+    context, pairs, bucket
+        As in a job.
     """
 
     seed: int
@@ -42,6 +44,9 @@ class Recipe:
     target_transform: Transform
     ema: float | None = None
     augment: Augment = Augment()  # noqa: RUF009 - it is frozen
+    context: int | None = None
+    pairs: bool = False
+    bucket: bool = False
 
     def refuse_changes(self, began: Recipe) -> None:
         """Raise an InputError, alike on all ranks, if the run began with another recipe than this."""

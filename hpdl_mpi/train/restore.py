@@ -10,7 +10,7 @@ import pydantic
 
 from hpdl_mpi.base.errors import InputError
 from hpdl_mpi.comm import Communicator, agree
-from hpdl_mpi.data import Dataset
+from hpdl_mpi.data import Samples
 from hpdl_mpi.parallel import Replica
 from hpdl_mpi.train import checkpoint
 from hpdl_mpi.train.manifest import DAMAGED, remedy
@@ -94,7 +94,7 @@ def plain_values(part: object) -> dict[str, Any]:
 def restore(
     comm: Communicator,
     replica: Replica,
-    train: Dataset,
+    train: Samples,
     recipe: Recipe,
     folder: Path | None,
     begin: Callable[[], None],
@@ -110,7 +110,7 @@ def restore(
         All ranks.
     replica : Replica
         At its start.
-    train : Dataset
+    train : Samples
         The training data.
     recipe : Recipe
         Of the run as it shall be.

@@ -73,6 +73,9 @@ def run_job(
         transform=transform,
         target_transform=target_transform,
         augment=make_augment(job),
+        context=job.data.context,
+        pairs=job.data.pairs,
+        bucket=job.data.bucket,
         shuffle=job.data.shuffle,
         eval_every=job.training.eval_every,
         early_stopping=job.training.early_stopping,
@@ -172,7 +175,17 @@ def _resolved(job: Job, source: Source, trainer: Trainer) -> dict[str, Any]:
 
 def make_source(job: Job) -> Source:
     """Return where a job's training samples come from, and how they are prepared."""
-    return Source(job.data.train, job.data.inputs, job.data.targets, *make_transforms(job), make_augment(job))
+    data = job.data
+    return Source(
+        data.train,
+        data.inputs,
+        data.targets,
+        *make_transforms(job),
+        make_augment(job),
+        context=data.context,
+        pairs=data.pairs,
+        bucket=data.pairs if data.bucket is None else data.bucket,
+    )
 
 
 def _best(folder: RunFolder) -> Path:

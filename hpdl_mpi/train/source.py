@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
 from hpdl_mpi.base.errors import InputError, amended
-from hpdl_mpi.data import Augment, Dataset, Transform, fitted
+from hpdl_mpi.data import Augment, Dataset, Pairs, Samples, Transform, Windows, fitted
+from hpdl_mpi.data.pair_batch import batch_shape
+from hpdl_mpi.data.pairs import SOURCE, TARGET
+from hpdl_mpi.data.prepare_tokens import refuse_changes
+from hpdl_mpi.data.windows import TOKENS
 from hpdl_mpi.nn import Layer, Loss, Shape
 
 PathLike = str | os.PathLike[str]
@@ -34,6 +39,12 @@ class Source:
     transform, target_transform : Transform
     augment : Augment
         Of samples to learn from; others are cropped in the middle at most.
+    context : int, optional
+        Tokens of a window, of which the samples are made where `inputs` is a flat array of them.
+    pairs : bool
+        Samples are pairs of sequences of tokens, see `data.Pairs`.
+    bucket : bool
+        Pairs of like lengths come in one batch.
     """
 
     path: PathLike
@@ -42,9 +53,16 @@ class Source:
     transform: Transform = AS_STORED
     target_transform: Transform = AS_STORED
     augment: Augment = UNCHANGED
+    context: int | None = None
+    pairs: bool = False
+    bucket: bool = False
 
-    def open(self) -> Dataset:
+    def open(self) -> Samples:
         """Return the dataset; reads no samples."""
+        if self.context is not None:
+            return Windows.open(self.path, self.inputs, context=self.context)
+        if self.pairs:
+            return Pairs.open(self.path, self.inputs, self.targets)
         return Dataset.open(self.path, self.inputs, self.targets)
 
     def at(self, path: PathLike) -> Source:
@@ -61,6 +79,11 @@ class Source:
             )
 
     @property
+    def kind(self) -> dict[str, Any]:
+        """Of what kind the samples are, by its keys in a job."""
+        return {"context": self.context, "pairs": self.pairs, "bucket": self.bucket}
+
+    @property
     def unit(self) -> float | None:
         """What one unit of the model's outputs is in the targets' own; None where several targets differ in it."""
         std, scale = self.target_transform.std, self.target_transform.scale
@@ -75,22 +98,25 @@ class Source:
         Raises
         ------
         InputError
-            The transforms, the model or the loss cannot take such samples.
+            The transforms, the model or the loss cannot take such samples, or they are pairs, which have two shapes.
         """
+        if self.pairs:
+            raise InputError("pairs have no one shape", where="data.pairs", remedy="leave the shape out, and name data")
         self._refuse_transformed_classes(loss)
+        self._check_tokens(model)
         with amended("data."):
             shape = self.transform.output_shape(stored_shape)
         shape = self.augment.output_shape(shape)
         with amended("model: "):
             model.build(shape)
         if loss.task == "classification":
-            loss.check(model.output_shape(shape), (), np.dtype(np.int64))
+            loss.check(model.output_shape(shape), () if self.context is None else shape, np.dtype(np.int64))
         return shape
 
-    def check(
-        self, model: Layer, loss: Loss, num_ranks: int, expected: Shape | None = None, *, key: str | None = None
-    ) -> Shape:
+    def check(self, model: Layer, loss: Loss, num_ranks: int, expected: Any = None, *, key: str | None = None) -> Any:
         """Return the shape of a sample as the model sees it; build the model for it unless that shape is `expected`.
+
+        Of pairs it is two shapes, of the longest source and target; those of other pairs may differ from it.
 
         The name `key` of the data stands in front of what is wrong with its files.
 
@@ -101,14 +127,18 @@ class Source:
             are fewer than ranks.
         """
         self._refuse_transformed_classes(loss)
+        self._check_tokens(model)
         with amended(f"{key}: " if key else ""):
             dataset = self.open()
         with dataset:
             with amended("data." if expected is None else f"{self.path}: data."):
-                shape = self.transform.output_shape(dataset.input_shape)
+                shape: Any = self.transform.output_shape(dataset.input_shape)
             shape = self.augment.output_shape(shape, self.path)
             target_shape = dataset.target_shape
-            if loss.task == "regression":
+            if isinstance(dataset, Pairs):
+                shape = batch_shape(dataset.source_lengths, dataset.target_lengths)
+                target_shape = shape[1]
+            elif loss.task == "regression":
                 with amended("data.target_"):
                     target_shape = self.target_transform.output_shape(target_shape)
             elif target_shape == (1,):  # the loader makes plain class numbers of these
@@ -116,7 +146,7 @@ class Source:
             if expected is None:
                 with amended("model: "):
                     model.build(shape)
-            elif shape != expected:
+            elif shape != expected and not self.pairs:
                 raise InputError("samples of another shape", where=self.path, found=shape, expected=expected)
             loss.check(model.output_shape(shape), target_shape, dataset.target_dtype)
             if dataset.num_samples < num_ranks:
@@ -132,3 +162,26 @@ class Source:
     def _refuse_transformed_classes(self, loss: Loss) -> None:
         if loss.task == "classification" and self.target_transform != AS_STORED:
             raise InputError("class numbers are not transformed", where="data.target_transform", remedy="leave it out")
+
+    def _check_tokens(self, model: Layer) -> None:
+        """Raise if a model that reads tokens would get something else, or one that reads values would get tokens."""
+        if reads_tokens(model):
+            refuse_changes(self.transform, self.augment)
+        elif self.context is not None or self.pairs:
+            raise InputError(
+                "the model reads no tokens",
+                where="data.pairs" if self.pairs else "data.context",
+                expected="a model that begins with an embedding of tokens",
+            )
+
+
+def array_names(context: Any, pairs: Any) -> tuple[str, str]:
+    """Return the names that arrays of inputs and targets have by default: those that the converter gives them."""
+    if context is not None:
+        return TOKENS, TOKENS
+    return (SOURCE, TARGET) if pairs is True else ("x", "y")
+
+
+def reads_tokens(model: Layer) -> bool:
+    """Tell whether a model takes tokens, int64, and no values."""
+    return bool(getattr(model, "reads_tokens", False))

@@ -28,7 +28,7 @@ from hpdl_mpi.train.fit import Course, fit
 from hpdl_mpi.train.job import MODEL_NAME, Checkpoint, EarlyStopping, Parallel, is_model_name
 from hpdl_mpi.train.launch import rehearse_evaluation
 from hpdl_mpi.train.metrics import Meter, Metrics
-from hpdl_mpi.train.source import AS_STORED, PATHS, UNCHANGED, PathLike, Source
+from hpdl_mpi.train.source import AS_STORED, PATHS, UNCHANGED, PathLike, Source, array_names
 
 _EVALUATED = 256
 """Samples of a batch that is evaluated or predicted, unless told."""
@@ -119,11 +119,14 @@ class Trainer:
         epochs: int | None = None,
         steps: int | None = None,
         validate: PathLike | None = None,
-        inputs: str = "x",
-        targets: str = "y",
+        inputs: str | None = None,
+        targets: str | None = None,
         transform: Transform | None = None,
         target_transform: Transform | None = None,
         augment: Augment | None = None,
+        context: int | None = None,
+        pairs: bool = False,
+        bucket: bool | None = None,
         shuffle: Shuffle = "block",
         eval_every: int | None = None,
         early_stopping: EarlyStopping | None = None,
@@ -148,12 +151,19 @@ class Trainer:
             Length of the run: one of both.
         validate : path-like, optional
             Data to evaluate on after every epoch and at the end.
-        inputs, targets : str
-            Names of the arrays.
+        inputs, targets : str, optional
+            Names of the arrays, by default ``x`` and ``y``, ``tokens`` of running text, ``source`` and ``target`` of
+            pairs.
         transform, target_transform : Transform, optional
             What is done to inputs, and to the targets of a regression.
         augment : Augment, optional
             How images to learn from are varied, and in which size all are seen.
+        context : int, optional
+            Tokens of a window: `inputs` is then a flat array of tokens, and targets are what follows each of them.
+        pairs : bool
+            Inputs and targets are sequences of tokens, see `data.Pairs`.
+        bucket : bool, optional
+            Whether pairs of like lengths come in one batch; by default they do.
         shuffle : {"block", "global", "none"}
         eval_every : int, optional
             Steps between evaluations, instead of one after every epoch.
@@ -207,15 +217,31 @@ class Trainer:
         for key, path in (("validate", validate), ("run_dir", run_dir), ("trace", trace), ("init", init)):
             require_kind(f"fit: {key}", path, PATHS, optional=True)
         for key, array in (("inputs", inputs), ("targets", targets)):
-            require(f"fit: {key}", array, isinstance(array, str), "the name of an array in the data")
+            named = array is None or isinstance(array, str)
+            require(f"fit: {key}", array, named, "the name of an array in the data")
         require("fit: resume", resume, is_flag(resume), "true or false")
         require("fit: shuffle", shuffle, is_one_of(shuffle, SHUFFLES), " or ".join(SHUFFLES))
+        require("fit: context", context, context is None or is_integer(context, 1), "an integer above 0, or None")
+        require("fit: pairs", pairs, is_flag(pairs) and not (pairs and context), "true or false, and not with context")
+        require("fit: bucket", bucket, bucket is None or (is_flag(bucket) and (pairs or not bucket)), "true for pairs")
         require("fit: name", name, name is None or is_model_name(name), MODEL_NAME)
         require("fit: describe", describe, describe is None or callable(describe), "a function, or None")
         patterns = isinstance(init_skip, list | tuple) and all(isinstance(pattern, str) for pattern in init_skip)
         require("fit: init_skip", init_skip, patterns, "a list of patterns")
+        names = array_names(context, pairs)
+        source = Source(
+            train,
+            names[0] if inputs is None else inputs,
+            names[1] if targets is None else targets,
+            transform or AS_STORED,
+            target_transform or AS_STORED,
+            augment or UNCHANGED,
+            context=_plain(context),
+            pairs=bool(pairs),
+            bucket=bool(pairs if bucket is None else bucket),
+        )
         course = Course(
-            Source(train, inputs, targets, transform or AS_STORED, target_transform or AS_STORED, augment or UNCHANGED),
+            source,
             global_batch_size=_plain(global_batch_size),
             epochs=_plain(epochs),
             steps=_plain(steps),
@@ -270,7 +296,15 @@ class Trainer:
         self._assembly.build(input_shape)
         checkpoints.load(path, self.replica, averaged=self._loaded_average)
         self._assembly.source = Source(
-            "", recipe.inputs, recipe.targets, recipe.transform, recipe.target_transform, recipe.augment
+            "",
+            recipe.inputs,
+            recipe.targets,
+            recipe.transform,
+            recipe.target_transform,
+            recipe.augment,
+            context=recipe.context,
+            pairs=recipe.pairs,
+            bucket=recipe.bucket,
         )
 
     def evaluate(self, data: PathLike, *, batch_size: int = _EVALUATED) -> Metrics:

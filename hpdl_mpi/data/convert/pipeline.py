@@ -7,7 +7,7 @@ import csv
 import io
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -15,13 +15,19 @@ import numpy as np
 
 from hpdl_mpi.base.agree import Alone, Group, agree, alike
 from hpdl_mpi.base.errors import InputError
-from hpdl_mpi.data.convert import cifar, csv_table, idx, images, npz
+from hpdl_mpi.data.convert import cifar, csv_table, idx, images, npz, pairs, text
 from hpdl_mpi.data.convert.archive import is_archive, open_archive
 from hpdl_mpi.data.convert.class_folders import Skipped, has_images
-from hpdl_mpi.data.convert.csv_table import Missing
 from hpdl_mpi.data.convert.decode import Form
 from hpdl_mpi.data.convert.files import Files, list_folder
+from hpdl_mpi.data.convert.options import Options
 from hpdl_mpi.data.convert.select import balanced, split_test
+from hpdl_mpi.data.convert.text_files import recognises
+from hpdl_mpi.data.pairs import SOURCE, TARGET
+from hpdl_mpi.data.text import tokenizers_json
+from hpdl_mpi.data.text.file import NAME as TOKENIZERS
+from hpdl_mpi.data.text.learn import Kind, Wanted
+from hpdl_mpi.data.windows import TOKENS
 from hpdl_mpi.data.writer import Split, beside, check_target, write_dataset
 
 SKIPPED = "skipped.csv"
@@ -29,45 +35,12 @@ SKIPPED = "skipped.csv"
 
 
 @dataclass(frozen=True)
-class Options:
-    """How to convert.
+class Content:
+    """What a source holds: splits, what was left out of them, and further files for the dataset, by name."""
 
-    Attributes
-    ----------
-    shards, test_shards : int, optional
-        Files of the split "train" and of each other one; by default one per 256 MiB.
-    per_class, test_per_class : int, optional
-        Keep this many samples of each class, the classes taking turns.
-    test_fraction : float
-        Part of the samples to set aside for test, where the source has no test split of its own.
-    seed : int
-        Of the test split, of the choice of samples, and of the order of images.
-    compression : int
-        Level of gzip, 0 to 9.
-    targets : str
-        The array of class numbers that `per_class` looks at.
-    target, classes, missing
-        For CSV: see `csv_table.read_splits`.
-    size, grayscale
-        For images: see `decode.Form`.
-    skip_bad : bool
-        For images: leave out those that cannot be used, and list them in `SKIPPED`.
-    """
-
-    shards: int | None = None
-    test_shards: int | None = None
-    per_class: int | None = None
-    test_per_class: int | None = None
-    test_fraction: float = 0.0
-    seed: int = 0
-    compression: int = 6
-    targets: str = "y"
-    target: str | None = None
-    classes: bool = False
-    missing: Missing = "error"
-    size: int | None = None
-    grayscale: bool = False
-    skip_bad: bool = False
+    splits: dict[str, Split]
+    skipped: Skipped = field(default_factory=list)
+    notes: dict[str, bytes] = field(default_factory=dict)
 
 
 def _read_csv(source: Path, options: Options) -> dict[str, Split]:
@@ -83,26 +56,61 @@ def _read_csv(source: Path, options: Options) -> dict[str, Split]:
     )
 
 
-WHOLE: dict[str, Callable[[Path, Options], dict[str, Split]]] = {
-    "IDX": lambda source, options: idx.read_splits(source),
-    "NPZ": lambda source, options: npz.read_splits(source),
-    "CSV": _read_csv,
+def _read_text(files: Files, options: Options, scratch: Path) -> Content:
+    wanted = _wanted(TOKENS, options.tokens, options, ("unk",) if options.tokens == "words" else ())
+    splits, tokenizer = text.read_splits(files, wanted, options.test_fraction, scratch)
+    return Content(splits, notes={TOKENIZERS: tokenizers_json({TOKENS: tokenizer})})
+
+
+def _read_pairs(files: Files, options: Options) -> Content:
+    kinds = options.tokens, options.target_tokens or options.tokens
+    source, target = (
+        # Of two kinds the size of the vocabulary is that of the one that has a choice.
+        _wanted(name, kind, options, pairs.specials(kind), sized=kind != "characters" or kinds[0] == kinds[1])
+        for name, kind in zip((SOURCE, TARGET), kinds, strict=True)
+    )
+    splits, tokenizers, skipped = pairs.read_splits(
+        files,
+        source,
+        target,
+        test_fraction=options.test_fraction,
+        seed=options.seed,
+        skip_bad=options.skip_bad,
+    )
+    return Content(splits, skipped, {TOKENIZERS: tokenizers_json(tokenizers)})
+
+
+def _wanted(name: str, kind: Kind | None, options: Options, specials: tuple[str, ...], *, sized: bool = True) -> Wanted:
+    file = None if options.tokenizer is None else Path(options.tokenizer)
+    return Wanted(name, kind, options.vocab_size if sized else None, file, specials)
+
+
+WHOLE: dict[str, Callable[[Path, Files, Options, Path], Content]] = {
+    "IDX": lambda source, files, options, scratch: Content(idx.read_splits(source)),
+    "NPZ": lambda source, files, options, scratch: Content(npz.read_splits(source)),
+    "CSV": lambda source, files, options, scratch: Content(_read_csv(source, options)),
+    "text": lambda source, files, options, scratch: _read_text(files, options, scratch),
+    "pairs": lambda source, files, options, scratch: _read_pairs(files, options),
 }
-"""Readers of formats that are read into the memory of one rank. A new one is one more entry and a line in `detect`."""
+"""Readers of formats that one rank reads. A new one is one more entry and a line in `detect`."""
 
-OWN_OPTIONS = {"CSV": ("target", "classes", "missing"), "images": ("size", "grayscale", "skip_bad")}
-"""Options that only one format has."""
+SPLITTING = ("CSV", "text", "pairs")
+"""Formats whose readers divide the samples themselves."""
 
 
-def detect(source: Path, files: Files | None) -> str:
+def detect(source: Path, files: Files, options: Options) -> str:
     """Return the format of a source; `files` are those of a folder or an archive, or the file itself."""
-    if files is not None and cifar.recognises(files.names):
+    if cifar.recognises(files.names):
         return "CIFAR"
+    if options.pairs or recognises(files.names, ".tsv"):
+        return "pairs"
+    if recognises(files.names, ".txt"):
+        return "text"
     if source.is_file() and not is_archive(source):
         if has_images([source.name]):
             raise InputError("one image alone", where=source, expected="a folder, with a folder of images per class")
         return {".npz": "NPZ", ".csv": "CSV"}.get(source.suffix.lower(), "IDX")
-    names, folders = (files.names, files.folders) if files else ([], [])
+    names, folders = files.names, files.folders
     if source.is_dir() and (idx.recognises(names) or (names and not (folders or has_images(names)))):
         return "IDX"
     return "images"
@@ -117,14 +125,14 @@ def convert(
 ) -> list[Path]:
     """Convert a source into ``folder/train`` and, where there are such splits, ``folder/test`` and ``folder/val``.
 
-    Collective. Images and CIFAR are read shard by shard, by all ranks; IDX, NPZ and CSV whole, by one. The result is
-    the same bytes on any number of ranks.
+    Collective. Images and CIFAR are read shard by shard, by all ranks; IDX, NPZ, CSV and text by one. The result is
+    the same bytes on any number of ranks. Beside the splits of text lies the file of its tokenizers.
 
     Parameters
     ----------
     source : path-like
         A folder of class folders of images or an archive of one, the binary version of CIFAR as a folder, a file or an
-        archive, a folder of IDX files or one of images, an NPZ or a CSV file.
+        archive, a folder of IDX files or one of images, an NPZ or a CSV file, a .txt or .tsv file or a folder of such.
     folder : path-like
         Absent, or empty; all ranks see it.
     options : Options, optional
@@ -150,15 +158,15 @@ def convert(
     unpacked = beside(folder.resolve(), "unpacked")
     try:
         kind, files = agree(ranks, partial(_find, source, folder, unpacked, options, ranks.size))
-        splits, skipped = _read(kind, source, files, options, ranks)
+        content = _read(kind, source, files, options, ranks, unpacked)
         with alike():
-            splits = _chosen(kind, splits, source, options)
+            splits = _chosen(kind, content.splits, source, options)
         write_dataset(
             folder,
             splits,
             num_shards={name: options.shards if name == "train" else options.test_shards for name in splits},
             compression=options.compression,
-            notes={SKIPPED: _table(skipped)} if skipped else {},
+            notes=content.notes | ({SKIPPED: _table(content.skipped)} if content.skipped else {}),
             ranks=ranks,
             check=check,
         )
@@ -169,8 +177,8 @@ def convert(
     return [folder / name for name in splits]
 
 
-def _find(source: Path, folder: Path, unpacked: Path, options: Options, num_ranks: int) -> tuple[str, Files | None]:
-    """Return the format of a source and, of formats that consist of files, those files."""
+def _find(source: Path, folder: Path, unpacked: Path, options: Options, num_ranks: int) -> tuple[str, Files]:
+    """Return the format of a source and its files."""
     check_target(folder)
     if not source.exists():
         raise InputError("no such file or folder", where=source)
@@ -184,33 +192,28 @@ def _find(source: Path, folder: Path, unpacked: Path, options: Options, num_rank
         files = open_archive(source, unpacked)
     else:
         files = Files(source.parent, [source.name], [])
-    kind = detect(source, files)
-    for owner, names in OWN_OPTIONS.items():
-        if owner != kind and any(getattr(options, name) != getattr(Options(), name) for name in names):
-            *first, last = (f"--{name.replace('_', '-')}" for name in names)
-            raise InputError(f"{', '.join(first)} and {last} are for {owner}, not {kind}", where=source)
+    kind = detect(source, files, options)
+    options.require_suited(kind, source)
     if kind in WHOLE and num_ranks > 1:
         raise InputError(
             f"{kind} is read by one rank", where=source, found=f"{num_ranks} ranks", remedy="start without a launcher"
         )
-    return kind, None if kind in WHOLE else files
+    return kind, files
 
 
-def _read(
-    kind: str, source: Path, files: Files | None, options: Options, ranks: Group
-) -> tuple[dict[str, Split], Skipped]:
-    """Return the splits of a source, and what was left out. Collective."""
-    if files is None:
-        return WHOLE[kind](source, options), []
+def _read(kind: str, source: Path, files: Files, options: Options, ranks: Group, scratch: Path) -> Content:
+    """Return what a source holds. Collective."""
+    if kind in WHOLE:
+        return WHOLE[kind](source, files, options, scratch)
     if kind == "CIFAR":
-        return agree(ranks, partial(cifar.read_splits, files)), []
+        return Content(agree(ranks, partial(cifar.read_splits, files)))
     form = Form(options.size, options.grayscale)
-    return images.read_splits(files, form, skip_bad=options.skip_bad, seed=options.seed, ranks=ranks)
+    return Content(*images.read_splits(files, form, skip_bad=options.skip_bad, seed=options.seed, ranks=ranks))
 
 
 def _chosen(kind: str, splits: dict[str, Split], source: Path, options: Options) -> dict[str, Split]:
     """Return what is to be written of the splits of a source."""
-    if kind != "CSV":
+    if kind not in SPLITTING:
         splits = _with_test_split(splits, source, options)
     others = [name for name in splits if name != "train"]
     if not others and options.test_shards is not None:

@@ -58,6 +58,33 @@ def test_convert_info_and_verify_tell_one_story(hpdl, source, tmp_path) -> None:
     assert printed[0].startswith(f"{out}/train/train-00000-of-00002.h5: sound, 15 samples, 4 classes")
 
 
+def test_text_is_converted_described_and_verified(hpdl, tmp_path) -> None:
+    (tmp_path / "a.txt").write_text("To be, or not to be.\n" * 10)
+    out = tmp_path / "out"
+    printed = hpdl("convert", tmp_path / "a.txt", out, "--tokens", "bpe", "--vocab-size", 260, "--test-fraction", 0.1)
+    assert f"{out}/train: 1 file, N = " in printed
+    printed = hpdl("info", out / "test")
+    assert "bpe, a vocabulary of 260, begins: To be, or not to be." in printed
+    printed = hpdl("verify", out / "train")
+    assert "tokens in tokens, " in printed
+    assert "of 260 ids" in printed
+    assert "samples" in hpdl("verify", out / "train", "--inputs", "tokens", "--targets", "tokens")
+
+
+def test_pairs_are_converted_described_and_verified(hpdl, tmp_path) -> None:
+    (tmp_path / "a.tsv").write_text("cat\tK AE T\n\nat\tAE T\n")
+    out = tmp_path / "out"
+    options = ("--pairs", "--tokens", "characters", "--target-tokens", "words", "--skip-bad")
+    printed = hpdl("convert", tmp_path / "a.tsv", out, *options)
+    assert "train: 1 file, N = 2, source (N, 4) uint8, source_length (N,) int32, target (N, 5) uint8" in printed
+    assert f"left out: 1, all of them in {out}/skipped.csv\n  {tmp_path}/a.tsv: line 2: an empty line" in printed
+    assert "target: 9 tokens, words, a vocabulary of 7, begins: K AE T" in hpdl("info", out / "train")
+    printed = hpdl("verify", out / "train")
+    assert "sound, 2 pairs, 7 tokens in source, 4 of 7 ids, 9 tokens in target, 5 of 7 ids" in printed
+    first = hpdl("convert", tmp_path / "a.tsv", tmp_path / "b", "--tokenizer", out / "tokenizer.json", "--skip-bad")
+    assert "N = 2" in first
+
+
 def test_csv_options_reach_the_converter(hpdl, tmp_path) -> None:
     (tmp_path / "t.csv").write_text("a,b,y\n1,red,2\n,blue,4\n3,red,6\n")
     hpdl("convert", tmp_path / "t.csv", tmp_path / "out", "--target", "y", "--missing", "mean")

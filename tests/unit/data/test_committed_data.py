@@ -10,9 +10,11 @@ import h5py
 import numpy as np
 import pytest
 
-from hpdl_mpi.data import Dataset
+from hpdl_mpi.data import Dataset, Windows
 from hpdl_mpi.data.hdf5 import text_attribute
+from hpdl_mpi.data.text import find_tokenizers
 from hpdl_mpi.data.verify import verify
+from hpdl_mpi.data.verify_text import verify_text
 
 DATA = Path(__file__).parents[3] / "data"
 
@@ -38,7 +40,9 @@ def test_images_are_balanced_sound_and_in_the_stated_shape(
     assert dataset.input_dtype == dataset.target_dtype == np.uint8
 
 
-@pytest.mark.parametrize(("name", "limit"), [("mnist", 3_000_000), ("cifar10", 4_000_000), ("housing", 500_000)])
+@pytest.mark.parametrize(
+    ("name", "limit"), [("mnist", 3_000_000), ("cifar10", 4_000_000), ("housing", 500_000), ("shakespeare", 500_000)]
+)
 def test_data_stay_small(name: str, limit: int) -> None:
     assert sum(path.stat().st_size for path in (DATA / name).rglob("*.h5")) < limit
 
@@ -66,6 +70,21 @@ def test_housing_is_finite_named_and_split_without_loss() -> None:
     assert len(names) == 13
     assert names[7:9] == ["median_income", "ocean_proximity=<1H OCEAN"]
     assert np.all(x[:, 8:].sum(axis=1) == 1)
+
+
+def test_shakespeare_is_split_as_others_do_and_reads_as_text() -> None:
+    train, test = (Windows.open(DATA / "shakespeare" / split, context=256) for split in ("train", "test"))
+    assert (train.num_tokens, test.num_tokens) == (1_003_854, 111_540)
+    assert (train.num_samples, test.num_samples) == (3921, 435)
+    assert train.input_dtype == np.uint8
+    tokenizer = find_tokenizers(DATA / "shakespeare/train")["tokens"]
+    assert tokenizer.vocabulary_size == 65
+    first = np.empty((1, 256), np.uint8)
+    train.read(np.array([0]), first, None)
+    (report,) = verify_text(DATA / "shakespeare/train", {"tokens": tokenizer})
+    assert report.checksums
+    assert report.usage["tokens"].ids == 65
+    assert tokenizer.decode(first).startswith("First Citizen:\nBefore we proceed any further, hear me speak.\n")
 
 
 def test_checksums_of_the_readme_are_those_of_the_files() -> None:

@@ -174,7 +174,7 @@ def test_sources_that_are_not_complete_are_explained(mnist_like, tmp_path) -> No
     out = tmp_path / "out"
     with pytest.raises(InputError, match="no such file or folder"):
         convert(tmp_path / "nowhere", out)
-    with pytest.raises(InputError, match="--target, --classes and --missing are for CSV, not IDX"):
+    with pytest.raises(InputError, match="--target is for CSV, not IDX"):
         convert(source, out, Options(target="y"))
     with pytest.raises(InputError, match=r"has a test split of its own\. Leave out --test-fraction"):
         convert(source, out, Options(test_fraction=0.5))

@@ -176,11 +176,11 @@ def test_images_of_different_sizes_are_refused_with_the_remedy(tmp_path) -> None
 
 
 def test_options_of_other_formats_are_refused(source, tmp_path) -> None:
-    with pytest.raises(InputError, match="--target, --classes and --missing are for CSV, not images"):
+    with pytest.raises(InputError, match="--target is for CSV, not images"):
         convert(source, tmp_path / "out", Options(target="y"))
     np.savez(tmp_path / "a.npz", x=np.zeros((3, 2)), y=np.zeros(3))
     for options in (Options(size=8), Options(grayscale=True), Options(skip_bad=True)):
-        with pytest.raises(InputError, match="--size, --grayscale and --skip-bad are for images, not NPZ"):
+        with pytest.raises(InputError, match=r"for images.*, not NPZ"):
             convert(tmp_path / "a.npz", tmp_path / "out", options)
 
 

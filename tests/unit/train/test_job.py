@@ -12,6 +12,7 @@ from hpdl_mpi.nn import Layer
 from hpdl_mpi.parallel.feedback import Compression
 from hpdl_mpi.train import EarlyStopping, load_job
 from hpdl_mpi.train.choices import make_loss, make_model, read_job
+from hpdl_mpi.train.run import make_source
 
 JOBS = sorted(Path("jobs").glob("*.toml"))
 LENET = Path("jobs/lenet_mnist.toml")
@@ -38,6 +39,22 @@ def test_training_aids_are_keys_of_a_job():
     assert job.training.early_stopping == EarlyStopping(metric="accuracy", patience=3)
     assert make_loss(job).label_smoothing == 0.1
     assert (job.init.file, job.init.skip) == ("w", ())
+
+
+@pytest.mark.parametrize(
+    ("settings", "inputs", "targets", "bucket"),
+    [
+        ("", "x", "y", False),
+        (", context=8", "tokens", "tokens", False),
+        (", context=8, inputs='ids'", "ids", "ids", False),
+        (", pairs=true", "source", "target", True),
+        (", pairs=true, targets='other', bucket=false", "source", "other", False),
+    ],
+)
+def test_arrays_of_text_have_names_by_default(settings, inputs, targets, bucket):
+    source = make_source(load_job(LENET, [f"data={{train='a'{settings}}}"]))
+    assert (source.inputs, source.targets, source.bucket) == (inputs, targets, bucket)
+    assert (source.context, source.pairs) == (8 if "context" in settings else None, "pairs" in settings)
 
 
 def test_none_removes_a_key():
@@ -112,6 +129,11 @@ BAD_KEYS = [
     ("data.test=", "data.test: string should have at least 1 character"),
     ("data.inputs=", "data.inputs: string should have at least 1 character"),
     ("data.targets=", "data.targets: string should have at least 1 character"),
+    ("data.context=0", "data.context: input should be greater than or equal to 1"),
+    ("data.pairs=1", "data.pairs: input should be a valid boolean"),
+    ("data.bucket=true", "data: bucket = true is of pairs: give pairs = true, or leave it out"),
+    ("data={train='a', context=8, pairs=true}", "data: context is of running text, pairs = true of pairs"),
+    ("data={train='a', context=8, targets='y'}", "data: the targets of windows are what follows in 'tokens'"),
     ("data.train=3", "data.train: input should be a valid string"),
     ("data.transform.scale=0", "data.transform.scale: out of range. Found 0.0"),
     ("data.transform.mean=nan", "data.transform.mean: input should be a finite number or a valid list; found nan."),

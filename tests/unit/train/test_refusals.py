@@ -54,7 +54,7 @@ def test_arguments_of_another_kind_are_refused(images, key, value, expected):
 
 
 @pytest.mark.parametrize("key", ["inputs", "targets"])
-@pytest.mark.parametrize("value", [3, np.zeros(3), None])
+@pytest.mark.parametrize("value", [3, np.zeros(3), b"x"])
 def test_what_is_no_name_of_an_array_is_refused(images, key, value):
     with pytest.raises(
         InputError, match=rf"^fit: {key}: out of range\. Found .*; expected the name of an array in the"
@@ -80,6 +80,11 @@ def test_what_is_neither_true_nor_false_is_refused(images, tmp_path):
         ("name", 1.5, "a name of letters"),
         ("name", "a/../b\n", "a name of letters"),
         ("describe", object(), "a function, or None"),
+        ("context", 0, "an integer above 0, or None"),
+        ("context", 2.5, "an integer above 0, or None"),
+        ("pairs", "yes", "true or false, and not with context"),
+        ("bucket", True, "true for pairs"),
+        ("bucket", 1, "true for pairs"),
     ],
 )
 def test_what_a_run_cannot_be_told_is_refused(images, key, value, expected):

@@ -1,0 +1,247 @@
+from __future__ import annotations
+
+import json
+import re
+import sys
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hpdl_mpi.base.errors import InputError
+from hpdl_mpi.data.text import Tokenizer, find_tokenizers, read_tokenizers, tokenizers_json
+from hpdl_mpi.data.text import tokenizer as tokenizer_module
+from hpdl_mpi.data.text.byte_pairs import BytePairs
+from hpdl_mpi.data.text.characters import Characters
+from hpdl_mpi.data.text.file import MAX_BYTES
+from hpdl_mpi.data.text.words import Words
+
+SPECIALS = ("pad", "bos", "eos", "unk")
+SAMPLE = "the cat sat on the mat\nand the cat\tslept. \u00e9\u4e2d\U0001f600\n" * 3
+BPE = BytePairs.learnt([SAMPLE], 280)
+
+texts = st.text(st.characters(exclude_categories=["Cs"]))
+words = st.lists(st.text(st.characters(exclude_categories=["Cs", "Z", "C"]), min_size=1), min_size=1)
+line_texts = st.lists(words.map(" ".join), min_size=1).map("\n".join)
+
+
+@settings(deadline=None)
+@given(texts.filter(bool), texts, st.booleans())
+def test_characters_come_back_as_they_were(learnt: str, text: str, with_specials: bool) -> None:
+    tokenizer = Characters.learnt([learnt, text], SPECIALS if with_specials else ())
+    ids = tokenizer.encode(text)
+    assert ids.dtype == np.int64
+    assert len(ids) == len(text)
+    assert tokenizer.decode(ids) == text
+    symbols = sorted(set(learnt + text))
+    assert [symbols[i - len(tokenizer.specials)] for i in ids] == list(text)
+    assert tokenizer.vocabulary_size == len(symbols) + (4 if with_specials else 0)
+
+
+@settings(deadline=None)
+@given(line_texts)
+def test_words_come_back_as_they_were(text: str) -> None:
+    tokenizer = Words.learnt([text])
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+    assert set(tokenizer.symbols) == set(re.findall(r"\n|\S+", text))
+
+
+@settings(deadline=None)
+@given(texts, st.booleans())
+def test_byte_pairs_come_back_as_they_were_on_any_text(text: str, with_specials: bool) -> None:
+    tokenizer = BPE.behind(SPECIALS[:3]) if with_specials else BPE
+    ids = tokenizer.encode(text)
+    assert tokenizer.decode(ids) == text
+    assert tokenizer.vocabulary_size == BPE.vocabulary_size + len(tokenizer.specials)
+    assert np.array_equal(ids, BPE.encode(text) + len(tokenizer.specials))
+
+
+def test_byte_pairs_merge_what_is_frequent() -> None:
+    assert len(BPE.encode("the cat")) < 7
+    assert BPE.vocabulary_size == 280
+    assert BPE.content() == BytePairs.learnt([SAMPLE], 280).content()
+
+
+@settings(deadline=None)
+@given(texts, st.lists(st.integers(0, 200), max_size=6))
+def test_text_in_pieces_has_the_ids_of_the_whole(text: str, places: list[int]) -> None:
+    text = SAMPLE + text + SAMPLE
+    for tokenizer in (Characters.learnt([text]), Words.learnt([text]), BPE):
+        ids, held = [], ""
+        for start, stop in zip([0, *sorted(places)], [*sorted(places), len(text)], strict=True):
+            held += text[start:stop]
+            size = tokenizer.cut(held)
+            ids += tokenizer.encode(held[:size]).tolist()
+            held = held[size:]
+        assert ids + tokenizer.encode(held).tolist() == tokenizer.encode(text).tolist()
+
+
+def test_a_text_without_a_place_to_cut_is_not_cut() -> None:
+    assert Words.cut("abc") == BPE.cut("abc") == BPE.cut("abc  d") == 0
+    assert Words.cut("ab cd") == 3
+    assert BPE.cut("ab cd ef") == 5
+    assert BPE.cut("ab cd" + "\n" * 2**17) == 0  # looked for in the last characters alone
+    assert BPE.cut("ab\n" * 2**16 + "cd ef") == 3 * 2**16 + 2
+
+
+def test_specials_come_first_and_are_left_out_of_text() -> None:
+    tokenizer = Characters("abc", SPECIALS)
+    assert (tokenizer.pad, tokenizer.bos, tokenizer.eos, tokenizer.unk) == (0, 1, 2, 3)
+    assert tokenizer.encode("cab").tolist() == [6, 4, 5]
+    assert tokenizer.encode("aXb").tolist() == [4, 3, 5]
+    assert tokenizer.decode([1, 4, 3, 5, 2, 0, 0]) == "a\N{REPLACEMENT CHARACTER}b"
+    plain = Characters("abc")
+    assert (plain.pad, plain.bos, plain.eos, plain.unk) == (None,) * 4
+    words = Words(["a", "b"], ("unk",))
+    assert words.decode(words.encode("b c a")) == "b \N{REPLACEMENT CHARACTER} a"
+    bpe = BPE.behind(SPECIALS)
+    assert bpe.decode([1, *bpe.encode("cat"), 3, *bpe.encode(" mat"), 2]) == "cat\N{REPLACEMENT CHARACTER} mat"
+
+
+def test_the_most_frequent_words_stay() -> None:
+    tokenizer = Words.learnt(["b b c c", " a d"], ("unk",), 4)
+    assert tokenizer.symbols == ("a", "b", "c")
+    assert tokenizer.encode("a d").tolist() == [1, 0]
+
+
+@pytest.mark.parametrize(
+    ("tokenizer", "text", "message"),
+    [
+        (Characters("\nab"), "ab\na\nbXa", r"line 12: a character is not in the vocabulary\. Found 'X'"),
+        (Characters("ab"), "a\ud800", r"line 10: a character is not in the vocabulary\. Found '.*d800'"),
+        (Words(["a", "\n"]), "a a\nword a", r"line 11: a word is not in the vocabulary\. Found 'word'"),
+    ],
+)
+def test_what_is_not_in_the_vocabulary_is_named_with_its_line(tokenizer: Tokenizer, text: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        tokenizer.encode(text, line=10)
+
+
+@pytest.mark.parametrize("ids", [[0, 3], [-1], [2**40]])
+def test_ids_outside_the_vocabulary_are_refused(ids: list[int]) -> None:
+    with pytest.raises(InputError, match=r"an id is outside the vocabulary\. .*expected 0 to 2"):
+        Characters("abc").decode(ids)
+
+
+@pytest.mark.parametrize(("count", "dtype"), [(256, np.uint8), (257, np.uint16), (65536, np.uint16), (65537, np.int32)])
+def test_ids_have_the_smallest_type(count: int, dtype: type) -> None:
+    assert Words([f"w{i}" for i in range(count)]).dtype == dtype
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Characters(""), "symbols: no vocabulary"),
+        (lambda: Characters("ba"), "not sorted, or twice there"),
+        (lambda: Characters("aa"), "not sorted, or twice there"),
+        (lambda: Characters("a\ud800"), "symbols: no text"),
+        (lambda: Characters("a", ("bos", "pad")), "unknown specials.*pad first"),
+        (lambda: Characters("a", ("sep",)), "unknown specials"),
+        (lambda: Characters("a", ("pad", "pad")), "unknown specials"),
+        (lambda: Words(["a", "a"]), "words are there twice"),
+        (lambda: Words(["a b"]), "no word. Found 'a b'"),
+        (lambda: Words([""]), "no word"),
+        (lambda: BytePairs({"model": {"type": "BPE"}}), "the library tokenizers cannot read it"),
+        (lambda: BytePairs.learnt([SAMPLE], 255), "--vocab-size: too small for all bytes. Found 255; expected 256"),
+        (lambda: BytePairs.learnt([SAMPLE], 2**30), "--vocab-size: out of range"),
+    ],
+)
+def test_impossible_tokenizers_are_refused(make, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        make()
+
+
+def test_too_large_a_vocabulary_is_refused(monkeypatch) -> None:
+    monkeypatch.setattr(tokenizer_module, "MAX_IDS", 3)
+    with pytest.raises(InputError, match=r"no vocabulary\. Found 4 of them; expected 1 to 3"):
+        Characters("abcd")
+
+
+def test_without_the_library_one_is_told_what_to_install(monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "tokenizers", None)
+    with pytest.raises(InputError, match=r"needs the library tokenizers\. .* pip install \"hpdl_mpi\[text\]\""):
+        BytePairs.learnt([SAMPLE], 300)
+
+
+def test_a_file_holds_all_kinds(tmp_path) -> None:
+    several = {"a": Characters("ab\u4e2d", SPECIALS), "b": Words(["x", "y"], ("unk",)), "c": BPE.behind(SPECIALS[:3])}
+    (tmp_path / "tokenizer.json").write_bytes(tokenizers_json(several))
+    read = read_tokenizers(tmp_path / "tokenizer.json")
+    assert list(read) == ["a", "b", "c"]
+    for name, tokenizer in several.items():
+        assert type(read[name]) is type(tokenizer)
+        assert read[name].content() == tokenizer.content()
+        assert read[name].specials == tokenizer.specials
+        assert read[name].encode("xab").tolist() == tokenizer.encode("xab").tolist()
+
+
+def test_a_file_of_the_library_is_read_as_it_is(tmp_path) -> None:
+    import tokenizers
+
+    inner = tokenizers.Tokenizer(tokenizers.models.BPE({"a": 0, "b": 1, "ab": 2, "<|endoftext|>": 3}, [("a", "b")]))
+    inner.add_special_tokens(["<|endoftext|>"])
+    inner.enable_truncation(1)
+    inner.enable_padding(length=9)
+    inner.save(str(tmp_path / "gpt.json"))
+    (tokenizer,) = read_tokenizers(tmp_path / "gpt.json").values()
+    assert tokenizer.encode("aab<|endoftext|>").tolist() == [0, 2, 3]
+    assert tokenizer.vocabulary_size == 4
+    (tmp_path / "gpt.json").rename(tmp_path / "tokenizer.json")
+    (tmp_path / "a.h5").touch()
+    assert list(find_tokenizers(tmp_path)) == ["tokens"]
+
+
+def test_the_file_is_found_beside_shards_and_above_them(tmp_path) -> None:
+    (tmp_path / "d/train").mkdir(parents=True)
+    (tmp_path / "d/train/a.h5").touch()
+    assert find_tokenizers(tmp_path / "d/train") == {}
+    (tmp_path / "d/tokenizer.json").write_bytes(tokenizers_json({"tokens": Characters("ab")}))
+    for path in ("d/train", "d/train/*.h5", "d/train/a.h5"):
+        assert find_tokenizers(tmp_path / path)["tokens"].vocabulary_size == 2
+    (tmp_path / "d/train/tokenizer.json").write_bytes(tokenizers_json({"tokens": Characters("abc")}))
+    assert find_tokenizers(tmp_path / "d/train")["tokens"].vocabulary_size == 3
+
+
+ENTRY = {"kind": "characters", "specials": [], "symbols": "ab"}
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", "cannot be read as JSON"),
+        ("{", "cannot be read as JSON"),
+        ("\xff", "cannot be read as JSON"),
+        ("[" * 100_000, "cannot be read as JSON"),
+        ("[]", "no file of tokenizers. Found list"),
+        ("{}", "no file of tokenizers. Found no format"),
+        ({"format": "hpdl_mpi tokenizers 9"}, "no file of tokenizers. Found hpdl_mpi tokenizers 9"),
+        ({"tokenizers": {}}, "holds no tokenizers"),
+        ({"tokenizers": [ENTRY]}, "holds no tokenizers"),
+        ({"tokenizers": {"a": 3}}, "'a': no tokenizer. Found int"),
+        ({"tokenizers": {"a": ENTRY | {"specials": None}}}, "'a': specials: no list of texts"),
+        ({"tokenizers": {"a": ENTRY | {"specials": [1]}}}, "'a': specials: no list of texts"),
+        ({"tokenizers": {"a": ENTRY | {"specials": ["x"]}}}, "'a': specials: unknown specials"),
+        ({"tokenizers": {"a": ENTRY | {"kind": "letters"}}}, "'a': no tokenizer of a known kind. Found 'letters'"),
+        ({"tokenizers": {"a": ENTRY | {"symbols": ["a"]}}}, "'a': no tokenizer of a known kind"),
+        ({"tokenizers": {"a": ENTRY | {"symbols": "ba"}}}, "'a': symbols: characters are not sorted"),
+        ({"tokenizers": {"a": ENTRY | {"kind": "words", "symbols": ["a", 2]}}}, "'a': no tokenizer of a known kind"),
+        ({"tokenizers": {"a": ENTRY | {"kind": "bpe", "model": {}}}}, "'a': model: the library tokenizers cannot"),
+    ],
+)
+def test_damaged_files_are_refused(tmp_path, content, message: str) -> None:
+    path = tmp_path / "tokenizer.json"
+    if isinstance(content, dict):
+        content = json.dumps({"format": "hpdl_mpi tokenizers 1"} | content)
+    path.write_bytes(content.encode("latin-1"))
+    with pytest.raises(InputError, match=rf"tokenizer\.json: {re.escape(message)}"):
+        read_tokenizers(path)
+
+
+def test_a_file_that_is_too_large_or_absent_is_refused_unread(tmp_path) -> None:
+    with pytest.raises(InputError, match=r"nowhere\.json: cannot be read"):
+        read_tokenizers(tmp_path / "nowhere.json")
+    with open(tmp_path / "huge.json", "wb") as file:
+        file.truncate(MAX_BYTES + 1)
+    with pytest.raises(InputError, match=r"huge\.json: too large for a tokenizer"):
+        read_tokenizers(tmp_path / "huge.json")
