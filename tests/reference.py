@@ -334,6 +334,8 @@ def warmed_up(step: int, num_steps: int, warmup_steps: int, name: str, **setting
     """Return the factor of the schedule `name` with a linear warm-up in front."""
     if step < warmup_steps:
         return (step + 1) / warmup_steps
+    if name == "inverse_sqrt":
+        return math.sqrt(max(1, warmup_steps) / (step + 1))
     step, num_steps = step - warmup_steps, num_steps - warmup_steps
     if name == "step":
         return settings["gamma"] ** math.floor(step / settings["every"])

@@ -4,11 +4,16 @@ from hpdl_mpi.optim.adam import Adam, AdamW
 from hpdl_mpi.optim.lamb import LAMB
 from hpdl_mpi.optim.lars import LARS
 from hpdl_mpi.optim.optimizer import Chunks, Optimizer, clip_factor
-from hpdl_mpi.optim.schedules import Constant, Cosine, Schedule, Step
+from hpdl_mpi.optim.schedules import Constant, Cosine, InverseSquareRoot, Schedule, Step
 from hpdl_mpi.optim.sgd import SGD
 
 OPTIMIZERS: dict[str, type[Optimizer]] = {"sgd": SGD, "adam": Adam, "adamw": AdamW, "lars": LARS, "lamb": LAMB}
-SCHEDULES: dict[str, type[Schedule]] = {"constant": Constant, "step": Step, "cosine": Cosine}
+SCHEDULES: dict[str, type[Schedule]] = {
+    "constant": Constant,
+    "step": Step,
+    "cosine": Cosine,
+    "inverse_sqrt": InverseSquareRoot,
+}
 
 __all__ = [
     "LAMB",
@@ -21,6 +26,7 @@ __all__ = [
     "Chunks",
     "Constant",
     "Cosine",
+    "InverseSquareRoot",
     "Optimizer",
     "Schedule",
     "Step",

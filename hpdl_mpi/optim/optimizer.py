@@ -11,7 +11,7 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import DTypeLike
 
-from hpdl_mpi.base.errors import is_number, require
+from hpdl_mpi.base.errors import is_flag, is_number, require
 from hpdl_mpi.kernels.update import Terms, sum_squares
 from hpdl_mpi.nn.layout import Layout
 
@@ -33,8 +33,8 @@ class Chunks:
     Attributes
     ----------
     bounds : int64 array, shape (c, 2)
-    decays : float64 array, shape (c,)
-        1 where decay applies, else 0.
+    decays, matrix_decays : float64 array, shape (c,)
+        1 where decay applies, else 0; and where it applies to matrices alone (parameters of several dims).
     ones : float64 array, shape (c,)
     """
 
@@ -44,6 +44,7 @@ class Chunks:
         stop = layout.size if stop is None else stop
         bounds: list[tuple[int, int]] = []
         decays: list[float] = []
+        matrices: list[bool] = []
         firsts: list[int] = []
         for segment in layout.segments:
             if names is not None and segment.name not in names:
@@ -54,8 +55,10 @@ class Chunks:
             for begin in range(first, last, _CHUNK):
                 bounds.append((begin - start, min(begin + _CHUNK, last) - start))
                 decays.append(float(segment.parameter.decay))
+                matrices.append(len(segment.shape) > 1)
         self.bounds = np.array(bounds, np.int64).reshape(-1, 2)
         self.decays = np.array(decays, np.float64)
+        self.matrix_decays = self.decays * np.array(matrices, bool)
         self.ones = np.ones(len(bounds))
         self._sums = np.zeros(len(bounds))
         self._firsts = np.array(firsts, np.int64)
@@ -63,6 +66,10 @@ class Chunks:
         self._totals = np.zeros((2, len(firsts)))
         self._products, self._zero = np.zeros(len(firsts)), np.zeros(len(firsts), bool)
         self._ratios, self._bare = np.ones(len(bounds)), self.decays == 0
+
+    def decays_of(self, *, matrices_only: bool) -> np.ndarray:
+        """Return `matrix_decays`, or `decays`."""
+        return self.matrix_decays if matrices_only else self.decays
 
     def sum_squares(self, x: np.ndarray) -> float:
         """Return the sum of squares of a flat slice, summed in float64 and in a fixed order."""
@@ -152,6 +159,12 @@ def checked_rate(name: str, value: float, below: float = math.inf) -> float:
     expected = "at least 0" if math.isinf(below) else f"at least 0 and below {below:g}"
     require(f"optimizer.{name}", value, is_number(value) and 0 <= value < below, expected)
     return float(value)
+
+
+def checked_flag(name: str, value: bool) -> bool:
+    """Return a setting of an optimizer; raise an InputError unless it is true or false."""
+    require(f"optimizer.{name}", value, is_flag(value), "true or false")
+    return bool(value)
 
 
 def clip_factor(norm: float, limit: float | None) -> float:

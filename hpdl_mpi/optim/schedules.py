@@ -74,3 +74,14 @@ class Cosine(Schedule):
     def _after_warmup(self, step: int, num_steps: int) -> float:
         progress = min(1.0, step / num_steps)
         return self.final + (1.0 - self.final) * 0.5 * (1.0 + math.cos(math.pi * progress))
+
+
+class InverseSquareRoot(Schedule):
+    """Falls with the square root of the step, as it begins to when the warm-up ends (Vaswani et al., 2017; "Noam").
+
+    With ``optimizer.lr = (width * warmup_steps) ** -0.5`` it is the rate of "Attention is all you need".
+    """
+
+    def _after_warmup(self, step: int, num_steps: int) -> float:
+        begun = max(1, self.warmup_steps)
+        return math.sqrt(begun / (self.warmup_steps + step + 1))

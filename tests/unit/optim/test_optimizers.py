@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from hpdl_mpi.base.errors import InputError
-from hpdl_mpi.nn import Context, Layer, Layout, Shape
+from hpdl_mpi.nn import Context, Layer, Layout, Linear, Shape
 from hpdl_mpi.nn.init import Constant
 from hpdl_mpi.optim import LAMB, LARS, OPTIMIZERS, SGD, Adam, AdamW, Chunks, Optimizer, clip_factor
 from tests import reference as ref
@@ -168,6 +168,21 @@ def test_decay_is_that_of_the_parameter(layout: Layout) -> None:
     (bare,) = [segment for segment in layout.segments if segment.name == "bare"]
     for (start, _), decay in zip(chunks.bounds, chunks.decays, strict=True):
         assert decay == (0.0 if bare.start <= start < bare.stop else 1.0)
+
+
+@pytest.mark.parametrize("make", [SGD, Adam, AdamW])
+def test_decay_of_matrices_leaves_biases_alone(make: type[SGD] | type[Adam]) -> None:
+    model = Linear(3)
+    model.build((2,))
+    layout = Layout(model)
+    optimizer = make(0.1, weight_decay=0.5, matrices_only=True)
+    params, grads = layout.allocate(np.float64), layout.allocate(np.float64)
+    slots = [layout.allocate(np.float64) for _ in optimizer.slots]
+    params.fill(1.0)
+    optimizer.update(params, grads, slots, Chunks(layout), step=0, lr=0.1)
+    views = layout.views(params)
+    assert (views["bias"] == 1).all()
+    assert (views["weight"] < 1).all()
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 
 from hpdl_mpi.base.errors import InputError
-from hpdl_mpi.optim import SCHEDULES, Constant, Cosine, Schedule, Step
+from hpdl_mpi.optim import SCHEDULES, Constant, Cosine, InverseSquareRoot, Schedule, Step
 from tests import reference as ref
 
 NUM_STEPS = 23
@@ -16,7 +16,8 @@ NUM_STEPS = 23
 
 @pytest.mark.parametrize("warmup_steps", [0, 1, 5])
 @pytest.mark.parametrize(
-    ("name", "settings"), [("constant", {}), ("step", {"every": 4, "gamma": 0.5}), ("cosine", {"final": 0.1})]
+    ("name", "settings"),
+    [("constant", {}), ("step", {"every": 4, "gamma": 0.5}), ("cosine", {"final": 0.1}), ("inverse_sqrt", {})],
 )
 def test_factors_are_those_of_the_naive_twin(name: str, settings: dict, warmup_steps: int) -> None:
     schedule = SCHEDULES[name](warmup_steps=warmup_steps, **settings)
@@ -39,6 +40,13 @@ def test_cosine_falls_from_one_to_its_end_and_stays_there() -> None:
 
 def test_step_falls_after_every_so_many_steps() -> None:
     assert [Step(every=2, gamma=0.5).factor(step, 6) for step in range(6)] == [1.0, 1.0, 0.5, 0.5, 0.25, 0.25]
+
+
+def test_inverse_square_root_is_the_rate_of_the_paper() -> None:
+    width, warmup, schedule = 512, 4000, InverseSquareRoot(warmup_steps=4000)
+    for step in (1, 10, 3999, 4000, 4001, 100_000):
+        expected = width**-0.5 * min(step**-0.5, step * warmup**-1.5)
+        assert (width * warmup) ** -0.5 * schedule.factor(step - 1, 100_000) == pytest.approx(expected, rel=1e-14)
 
 
 def test_warmup_may_be_all_there_is() -> None:
