@@ -6,8 +6,7 @@ logarithm of that sum (Dao, "FlashAttention-2", 2023). Products are those of `ke
 once for each head. A task is a sample and a head of keys and values, with all heads of queries that share it (Ainslie
 et al., "GQA", 2023); tasks know nothing of one another, so bits do not depend on the number of threads.
 
-All arrays are flat, with a place: (start, sample, row, head), the index of the first element and the distances from
-sample to sample, from step to step and from head to head. So q, k and v can be parts of one array.
+All arrays are flat, and a `layout` says where heads lie in them: so q, k and v can be parts of one array.
 """
 
 from __future__ import annotations
@@ -50,6 +49,16 @@ def scratch_size(keys: int, dim: int) -> int:
     """
     padded_keys, padded_dim = -(-keys // _KEYS) * _KEYS, -(-dim // 16) * 16
     return 3 * padded_keys * padded_dim + 2 * _QUERIES * (padded_dim + _PITCH) + 3 * _QUERIES
+
+
+Place = tuple[int, int, int, int]
+"""Where heads lie in a flat array: at which element the first begins, and the distances from sample to sample, from
+step to step, and from head to head."""
+
+
+def layout_of(sizes: tuple[int, int, int, int, int, int], q: Place, k: Place, v: Place, out: Place) -> np.ndarray:
+    """Return what `attend` has to know of its arrays, of (n, queries, keys, heads, groups, dim) and four places."""
+    return np.array([sizes[:4], (*sizes[4:], 0, 0), q, k, v, out], np.int64)
 
 
 @inline
@@ -236,12 +245,16 @@ def _attend_block(q, q_at, block, seen, dim, scale, panels, visible, drop, out, 
         sums[r] = _UNSEEN if total == 0 else scale * tops[r] + math.log(total)
 
 
+@inline
+def _sizes_of(layout):
+    """Return n, queries, keys, heads, groups and dim."""
+    return layout[0, 0], layout[0, 1], layout[0, 2], layout[0, 3], layout[1, 0], layout[1, 1]
+
+
 @kernel
-def _attend_part(
-    part, q, q_place, k, k_place, v, v_place, sizes, offset, visible, drop, sample_ids, out, out_place, sums, scratch
-):
+def _attend_part(part, q, k, v, out, layout, offset, visible, rate, key, sample_ids, sums, scratch):
     """Do one of `len(scratch)` parts of `attend`."""
-    n, queries, keys, heads, groups, dim = sizes
+    n, queries, keys, heads, groups, dim = _sizes_of(layout)
     scale = out.dtype.type(1 / math.sqrt(dim))
     tasks, parts, size = n * groups, len(scratch), heads // groups
     padded = _padded_size(keys, dim)
@@ -249,13 +262,13 @@ def _attend_part(
     for task in range(part * tasks // parts, (part + 1) * tasks // parts):
         i, group = task // groups, task % groups
         seen = _num_seen(visible[i], keys)
-        start, pitch = _at(k_place, i, group)
+        start, pitch = _at(layout[3], i, group)
         pack_panels(k[start:], pitch, True, (np.int64(0), dim), (np.int64(0), seen), keys_across)
-        start, pitch = _at(v_place, i, group)
+        start, pitch = _at(layout[4], i, group)
         _pack_blocks(v[start:], pitch, seen, dim, values)
         for head in range(group * size, (group + 1) * size):
-            q_start, q_row = _at(q_place, i, head)
-            out_start, out_row = _at(out_place, i, head)
+            q_start, q_row = _at(layout[2], i, head)
+            out_start, out_row = _at(layout[5], i, head)
             for query in range(0, queries, _QUERIES):
                 rows = min(np.int64(_QUERIES), queries - query)
                 _attend_block(
@@ -267,7 +280,7 @@ def _attend_part(
                     scale,
                     (keys_across, values),
                     visible[i],
-                    (drop[0], drop[1], sample_ids[i], head),
+                    (rate, key, sample_ids[i], head),
                     out,
                     (out_start + query * out_row, out_row),
                     sums[i, head, query : query + rows],
@@ -276,48 +289,32 @@ def _attend_part(
 
 
 @parallel_kernel
-def attend(q, q_place, k, k_place, v, v_place, sizes, offset, visible, drop, sample_ids, out, out_place, sums, scratch):
+def attend(q, k, v, out, layout, offset, visible, rate, key, sample_ids, sums, scratch):
     """out = softmax(q k^T / sqrt(dim)) v, of each sample and head.
 
     Parameters
     ----------
-    q, q_place, k, k_place, v, v_place : flat array, place
-        Of (n, queries, heads, dim), and (n, keys, groups, dim) twice: head h has keys and values of group
-        h groups // heads.
-    sizes : (n, queries, keys, heads, groups, dim)
+    q, k, v, out : flat array
+        Of (n, queries, heads, dim), (n, keys, groups, dim) twice, and (n, queries, heads, dim), which is written. Keys
+        and values of head h are those of group h groups // heads.
+    layout : int64 array, shape (6, 4)
+        Of `layout_of`.
     offset : int
         Query t sees keys up to t + offset: all of them if that is the number of keys.
     visible : array, shape (n, keys) or (n, 0)
         A key is hidden where it is not above 0. The output of a query that sees nothing is 0.
-    drop : (float, uint64)
-        The rate at which weights are dropped, the others growing to make up for it, and the random key.
+    rate : float
+        At which weights are dropped, the others growing to make up for it.
+    key : uint64
+        The random key.
     sample_ids : int64 array, shape (n,)
-    out, out_place : flat array, place
-        Of (n, queries, heads, dim). Written.
     sums : array, shape (n, heads, queries)
         Written: the logarithm of each query's sum of exponentials, for `attend_backward`.
     scratch : array, shape (parts, scratch_size(keys, dim))
         The work is cut into so many parts.
     """
     for part in prange(len(scratch)):
-        _attend_part(
-            part,
-            q,
-            q_place,
-            k,
-            k_place,
-            v,
-            v_place,
-            sizes,
-            offset,
-            visible,
-            drop,
-            sample_ids,
-            out,
-            out_place,
-            sums,
-            scratch,
-        )
+        _attend_part(part, q, k, v, out, layout, offset, visible, rate, key, sample_ids, sums, scratch)
 
 
 @kernel
@@ -367,7 +364,7 @@ def _backward_block(arrays, places, block, seen, dim, scale, panels, visible, dr
     arrays : (q, out, dout, dq, dk, dv)
         Flat.
     places : ((start, row), ...)
-        As many; of the block, and of all keys.
+        Of the block in q and in out, and of all keys and values; gradients lie alike.
     block, seen, dim, scale, visible, drop
         As `_attend_block` takes them.
     panels : (array, array, array)
@@ -377,7 +374,7 @@ def _backward_block(arrays, places, block, seen, dim, scale, panels, visible, dr
     """
     (query, rows), (keys, offset), (keys_across, values_across, keys_down) = block, seen, panels
     q, out, dout, dq, dk, dv = arrays
-    q_at, out_at, dout_at, dq_at, dk_at, dv_at = places
+    q_at, out_at, k_at, v_at = places
     padded = -(-dim // 16) * 16
     plane, deep = _QUERIES * _PITCH, _QUERIES * padded
     weights, gradients, along = scratch[:plane], scratch[plane : 2 * plane], scratch[2 * plane : 2 * plane + _QUERIES]
@@ -385,17 +382,17 @@ def _backward_block(arrays, places, block, seen, dim, scale, panels, visible, dr
     dout_panel = scratch[2 * plane + _QUERIES + deep : 2 * plane + _QUERIES + 2 * deep]
     all_rows, all_columns = (np.int64(0), rows), (np.int64(0), dim)
     pack_panels(q[q_at[0] :], q_at[1], False, all_rows, all_columns, q_panel)
-    pack_panels(dout[dout_at[0] :], dout_at[1], False, all_rows, all_columns, dout_panel)
+    pack_panels(dout[out_at[0] :], out_at[1], False, all_rows, all_columns, dout_panel)
     for r in range(rows):
         result = out[out_at[0] + r * out_at[1] : out_at[0] + r * out_at[1] + dim]
-        gradient = dout[dout_at[0] + r * dout_at[1] : dout_at[0] + r * dout_at[1] + dim]
+        gradient = dout[out_at[0] + r * out_at[1] : out_at[0] + r * out_at[1] + dim]
         inner = q.dtype.type(0)
         for c in range(dim):
             inner += result[c] * gradient[c]
         along[r] = inner
     most = _row_limit(query + rows - 1, keys, offset)
     if most == 0:
-        _zero_rows(dq, dq_at[0], dq_at[1], rows, dim)
+        _zero_rows(dq, q_at[0], q_at[1], rows, dim)
     down = np.int64(0), np.int64(_PITCH), np.int64(1), np.int64(ROWS * _PITCH)
     across = np.int64(0), np.int64(1), np.int64(_PITCH), np.int64(ROWS)
     flat = np.int64(0), np.int64(_PITCH)
@@ -405,29 +402,27 @@ def _backward_block(arrays, places, block, seen, dim, scale, panels, visible, dr
         left = q_at[0], q_at[1], np.int64(1), ROWS * q_at[1]
         multiply_panels(dim, q, left, keys_across[first * dim :], weights, flat, (rows, columns), False)
         _remake_weights(weights, (rows, columns, first), query, seen, scale, visible, sums)
-        target = dv_at[0] + first * dv_at[1], dv_at[1]
+        target = v_at[0] + first * v_at[1], v_at[1]
         if drop[0] > 0:
             _drop_block(weights, gradients, (rows, columns, first), query, drop)
             multiply_panels(rows, gradients, across, dout_panel, dv, target, (columns, dim), True)
         else:
             multiply_panels(rows, weights, across, dout_panel, dv, target, (columns, dim), True)
-        left = dout_at[0], dout_at[1], np.int64(1), ROWS * dout_at[1]
+        left = out_at[0], out_at[1], np.int64(1), ROWS * out_at[1]
         multiply_panels(dim, dout, left, values_across[first * dim :], gradients, flat, (rows, columns), False)
         if drop[0] > 0:
             _drop_block(gradients, gradients, (rows, columns, first), query, drop)
         _through_softmax(weights, gradients, (rows, columns), scale, along)
         below = keys_down[first * padded :]
-        multiply_deeper_panels(columns, present, gradients, down, below, dq, dq_at, (rows, dim), first > 0)
-        target = dk_at[0] + first * dk_at[1], dk_at[1]
+        multiply_deeper_panels(columns, present, gradients, down, below, dq, q_at, (rows, dim), first > 0)
+        target = k_at[0] + first * k_at[1], k_at[1]
         multiply_panels(rows, gradients, across, q_panel, dk, target, (columns, dim), True)
 
 
 @kernel
-def _backward_part(part, arrays, places, sizes, offset, visible, drop, sample_ids, sums, scratch):
+def _backward_part(part, q, k, v, out, dout, dq, dk, dv, layout, offset, visible, rate, key, sample_ids, sums, scratch):
     """Do one of `len(scratch)` parts of `attend_backward`."""
-    n, queries, keys, heads, groups, dim = sizes
-    q, k, v, out, dout, dq, dk, dv = arrays
-    q_place, k_place, v_place, out_place, dout_place, dq_place, dk_place, dv_place = places
+    n, queries, keys, heads, groups, dim = _sizes_of(layout)
     scale = out.dtype.type(1 / math.sqrt(dim))
     tasks, parts, size = n * groups, len(scratch), heads // groups
     padded = _padded_size(keys, dim)
@@ -436,57 +431,48 @@ def _backward_part(part, arrays, places, sizes, offset, visible, drop, sample_id
     for task in range(part * tasks // parts, (part + 1) * tasks // parts):
         i, group = task // groups, task % groups
         seen = _num_seen(visible[i], keys)
-        start, pitch = _at(k_place, i, group)
-        pack_panels(k[start:], pitch, True, (np.int64(0), dim), (np.int64(0), seen), keys_across)
-        _pack_blocks(k[start:], pitch, seen, dim, keys_down)
-        start, pitch = _at(v_place, i, group)
-        pack_panels(v[start:], pitch, True, (np.int64(0), dim), (np.int64(0), seen), values_across)
-        dk_at, dv_at = _at(dk_place, i, group), _at(dv_place, i, group)
-        _zero_rows(dk, dk_at[0], dk_at[1], keys, dim)
-        _zero_rows(dv, dv_at[0], dv_at[1], keys, dim)
+        k_at, v_at = _at(layout[3], i, group), _at(layout[4], i, group)
+        pack_panels(k[k_at[0] :], k_at[1], True, (np.int64(0), dim), (np.int64(0), seen), keys_across)
+        _pack_blocks(k[k_at[0] :], k_at[1], seen, dim, keys_down)
+        pack_panels(v[v_at[0] :], v_at[1], True, (np.int64(0), dim), (np.int64(0), seen), values_across)
+        _zero_rows(dk, k_at[0], k_at[1], keys, dim)
+        _zero_rows(dv, v_at[0], v_at[1], keys, dim)
         for head in range(group * size, (group + 1) * size):
-            q_start, q_row = _at(q_place, i, head)
-            out_start, out_row = _at(out_place, i, head)
-            dout_start, dout_row = _at(dout_place, i, head)
-            dq_start, dq_row = _at(dq_place, i, head)
+            q_start, q_row = _at(layout[2], i, head)
+            out_start, out_row = _at(layout[5], i, head)
             for query in range(0, queries, _QUERIES):
                 rows = min(np.int64(_QUERIES), queries - query)
                 _backward_block(
                     (q, out, dout, dq, dk, dv),
-                    (
-                        (q_start + query * q_row, q_row),
-                        (out_start + query * out_row, out_row),
-                        (dout_start + query * dout_row, dout_row),
-                        (dq_start + query * dq_row, dq_row),
-                        dk_at,
-                        dv_at,
-                    ),
+                    ((q_start + query * q_row, q_row), (out_start + query * out_row, out_row), k_at, v_at),
                     (query, rows),
                     (seen, offset),
                     dim,
                     scale,
                     (keys_across, values_across, keys_down),
                     visible[i],
-                    (drop[0], drop[1], sample_ids[i], head),
+                    (rate, key, sample_ids[i], head),
                     sums[i, head, query : query + rows],
                     rest,
                 )
 
 
 @parallel_kernel
-def attend_backward(arrays, places, sizes, offset, visible, drop, sample_ids, sums, scratch):
+def attend_backward(q, k, v, out, dout, dq, dk, dv, layout, offset, visible, rate, key, sample_ids, sums, scratch):
     """Write the gradients of what `attend` took, from that of its output.
 
     Parameters
     ----------
-    arrays : (q, k, v, out, dout, dq, dk, dv)
-        Flat; the last three are written.
-    places : tuple of as many places
-    sizes, offset, visible, drop, sample_ids
+    q, k, v, out : flat array
+    dout, dq, dk, dv : flat array
+        They lie like `out`, `q`, `k` and `v`; the last three are written.
+    layout, offset, visible, rate, key, sample_ids
         As `attend` takes them.
     sums : array, shape (n, heads, queries)
         Of `attend`.
     scratch : array, shape (parts, scratch_size(keys, dim))
     """
     for part in prange(len(scratch)):
-        _backward_part(part, arrays, places, sizes, offset, visible, drop, sample_ids, sums, scratch)
+        _backward_part(
+            part, q, k, v, out, dout, dq, dk, dv, layout, offset, visible, rate, key, sample_ids, sums, scratch
+        )

@@ -7,6 +7,7 @@ import math
 from numba import prange
 
 from hpdl_mpi.kernels.elementary import exp
+from hpdl_mpi.kernels.elementwise import lies_at
 from hpdl_mpi.kernels.jit import inline, kernel, parallel_kernel
 
 
@@ -76,18 +77,29 @@ def _count_before(row, target):
 
 
 @kernel
-def _exponentials(row, top, out):
-    """out = exp(row - top), or nothing if it is empty; return the sum."""
+def _sum_exponentials(row, top):
+    """Return the sum of exp(row - top)."""
     total = row.dtype.type(0)
-    if out.size == 0:
-        for j in range(row.size):
-            total += exp(row[j] - top)
-    else:
-        for j in range(row.size):
-            value = exp(row[j] - top)
-            out[j] = value
-            total += value
+    for j in range(row.size):
+        total += exp(row[j] - top)
     return total
+
+
+@kernel
+def _exponentials(row, top):
+    """Put exp(row - top) in place of a row; return the sum."""
+    total = row.dtype.type(0)
+    for j in range(row.size):
+        value = exp(row[j] - top)
+        row[j] = value
+        total += value
+    return total
+
+
+@kernel
+def _copy(row, out):
+    for j in range(row.size):
+        out[j] = row[j]
 
 
 @kernel
@@ -104,7 +116,12 @@ def _row_loss(logits, target, other, part, smoothing, scale, dlogits):
     if even > 0:  # else an impossible class, of logit -inf, would turn 0 times inf into NaN
         for j in range(count):
             distances += logits[j] - top
-    total = _exponentials(logits, top, dlogits)
+    if dlogits.size == 0:
+        total = _sum_exponentials(logits, top)
+    else:
+        if not lies_at(logits, dlogits):
+            _copy(logits, dlogits)
+        total = _exponentials(dlogits, top)
     log_total = math.log(total)
     loss = -own * part * (value - top - log_total) - even * (distances - count * log_total)
     if part < 1:

@@ -18,12 +18,12 @@ from hpdl_mpi.nn.context import Context
 from hpdl_mpi.nn.layer import Layer, Shape, require_count, require_flag
 from hpdl_mpi.nn.members import joined_members, member_shapes, members
 
-Place = tuple[int, int, int, int]
-"""Of the heads in an array: the first element, and from sample to sample, from step to step, from head to head."""
-
 
 class _Attention(Layer):
     """Computes heads; subclasses say where queries, keys and values lie."""
+
+    _sources: tuple[int, int, int]
+    """The numbers of the inputs that queries, keys and values are parts of."""
 
     def __init__(self, num_heads: int, num_kv_heads: int | None, *, causal: bool, dropout: float) -> None:
         self.num_heads = require_count(self, num_heads, "heads")
@@ -38,82 +38,84 @@ class _Attention(Layer):
         if not (is_number(dropout) and 0 <= dropout < 1):
             raise self.refuse("dropout out of range", found=repr(dropout), expected="at least 0 and below 1")
         self.dropout = dropout
+        self._laid_out: tuple[tuple[Shape, ...], np.ndarray] = (), np.zeros((0, 0), np.int64)
 
     @abc.abstractmethod
     def _dim(self, input_shape: Shape) -> int:
         """Return the dim of a head."""
 
     @abc.abstractmethod
-    def _places(self, inputs: tuple[np.ndarray, ...]) -> tuple[tuple[int, Place], ...]:
-        """Return of which input queries, keys and values are parts, and where they lie in it."""
+    def _places(self, shapes: tuple[Shape, ...], dim: int) -> tuple[kernel.Place, ...]:
+        """Return where queries, keys and values lie in inputs of these shapes."""
 
-    def _sizes(self, inputs: tuple[np.ndarray, ...]) -> tuple[int, int, int, int, int, int]:
-        """Return the sizes that the kernel takes."""
-        dim = self._dim(joined_members(tuple(array.shape[1:] for array in inputs)))
-        queries, keys = inputs[0].shape[1], inputs[-1].shape[1]
-        return len(inputs[0]), queries, keys, self.num_heads, self.num_kv_heads, dim
+    def _layout(self, inputs: tuple[np.ndarray, ...]) -> np.ndarray:
+        """Return the layout that the kernel takes, made once for each shape of the inputs."""
+        shapes = tuple(array.shape for array in inputs)
+        if shapes != self._laid_out[0]:
+            dim = self._dim(joined_members(tuple(shape[1:] for shape in shapes)))
+            sizes = shapes[0][0], shapes[0][1], shapes[-1][1], self.num_heads, self.num_kv_heads, dim
+            result = (*shapes[0][:2], self.num_heads * dim)
+            self._laid_out = shapes, kernel.layout_of(sizes, *self._places(shapes, dim), _place(result, 0, dim))
+        return self._laid_out[1]
+
+    def _offset(self, keys: int) -> int:
+        """Return how far a query sees beyond the key of its own number."""
+        return 0 if self.causal else keys
 
     def _forward(self, inputs: tuple[np.ndarray, ...], mask: np.ndarray | None, ctx: Context) -> np.ndarray:
-        n, queries, keys, heads, _, dim = sizes = self._sizes(inputs)
-        dtype = inputs[0].dtype
-        if mask is None:
-            mask = np.zeros((n, 0), dtype)
-        (q, q_place), (k, k_place), (v, v_place) = self._places(inputs)
+        layout, dtype = self._layout(inputs), inputs[0].dtype
+        n, queries, keys, heads, _, dim = (*layout[0].tolist(), *layout[1, :2].tolist())
+        visible = np.zeros((n, 0), dtype) if mask is None else mask
         y = ctx.take((n, queries, heads * dim), dtype)
         sums = ctx.take((n, heads, queries), dtype)
         scratch = ctx.take((thread_count(), kernel.scratch_size(keys, dim)), dtype)
-        flat = [array.reshape(-1) for array in inputs]
         kernel.attend(
-            flat[q],
-            q_place,
-            flat[k],
-            k_place,
-            flat[v],
-            v_place,
-            sizes,
-            0 if self.causal else keys,
-            mask,
-            self._drop(ctx),
-            ctx.batch.sample_ids,
+            *(inputs[number].reshape(-1) for number in self._sources),
             y.reshape(-1),
-            _place(y, 0, dim),
+            layout,
+            self._offset(keys),
+            visible,
+            *self._drop(ctx),
+            ctx.batch.sample_ids,
             sums,
             scratch,
         )
         ctx.release(scratch)
-        ctx.save(inputs=inputs, mask=mask, y=y, sums=sums)
+        ctx.save(inputs=inputs, visible=visible, y=y, sums=sums)
         ctx.release(sums)
         return y
 
     def _drop(self, ctx: Context) -> tuple[float, np.uint64]:
         return (self.dropout if ctx.training else 0.0), ctx.key
 
-    def _backward(self, dy: np.ndarray, ctx: Context) -> tuple[np.ndarray, ...]:
-        inputs, mask, y, sums = (ctx.saved[name] for name in ("inputs", "mask", "y", "sums"))
-        _, _, keys, _, _, dim = sizes = self._sizes(inputs)
+    def backward_input(self, dy: np.ndarray, ctx: Context) -> Any:
+        inputs, visible, y, sums = (ctx.saved[name] for name in ("inputs", "visible", "y", "sums"))
+        layout = self._layout(inputs)
+        keys, dim = int(layout[0, 2]), int(layout[1, 1])
         gradients = tuple(ctx.take(array.shape, array.dtype) for array in inputs)
-        flat, into = ([array.reshape(-1) for array in arrays] for arrays in (inputs, gradients))
-        (q, q_place), (k, k_place), (v, v_place) = self._places(inputs)
         scratch = ctx.take((thread_count(), kernel.scratch_size(keys, dim)), y.dtype)
         kernel.attend_backward(
-            (flat[q], flat[k], flat[v], y.reshape(-1), dy.reshape(-1), into[q], into[k], into[v]),
-            (q_place, k_place, v_place, _place(y, 0, dim), _place(dy, 0, dim), q_place, k_place, v_place),
-            sizes,
-            0 if self.causal else keys,
-            mask,
-            self._drop(ctx),
+            *(inputs[number].reshape(-1) for number in self._sources),
+            y.reshape(-1),
+            dy.reshape(-1),
+            *(gradients[number].reshape(-1) for number in self._sources),
+            layout,
+            self._offset(keys),
+            visible,
+            *self._drop(ctx),
             ctx.batch.sample_ids,
             sums,
             scratch,
         )
         ctx.release(scratch)
-        ctx.drop("inputs", "mask", "y", "sums")
-        return gradients
+        masked = visible.shape[1] > 0
+        ctx.drop("inputs", "visible", "y", "sums")
+        return joined_members((*gradients, None) if masked else gradients)
 
 
-def _place(array: np.ndarray, first: int, dim: int) -> Place:
+def _place(shape: Shape, first: int, dim: int) -> kernel.Place:
     """Return the place of heads side by side in the last dim of an array (n, steps, width), from `first` on."""
-    _, steps, width = array.shape
+    _, steps, width = shape
     return first, steps * width, width, dim
 
 
@@ -136,6 +138,7 @@ class SelfAttention(_Attention):
     """
 
     reads = 2
+    _sources = 0, 0, 0
 
     def __init__(
         self, num_heads: int, num_kv_heads: int | None = None, *, causal: bool = False, dropout: float = 0.0
@@ -166,19 +169,13 @@ class SelfAttention(_Attention):
         steps, width = self.output_shape(input_shape)
         return 4 * steps * steps * width // (2 if self.causal else 1)
 
-    def _places(self, inputs: tuple[np.ndarray, ...]) -> tuple[tuple[int, Place], ...]:
-        dim = self._dim(inputs[0].shape)
+    def _places(self, shapes: tuple[Shape, ...], dim: int) -> tuple[kernel.Place, ...]:
         firsts = (0, self.num_heads * dim, (self.num_heads + self.num_kv_heads) * dim)
-        return tuple((0, _place(inputs[0], first, dim)) for first in firsts)
+        return tuple(_place(shapes[0], first, dim) for first in firsts)
 
     def forward(self, x: Any, ctx: Context) -> np.ndarray:
         qkv, *mask = members(x)
         return self._forward((qkv,), mask[0] if mask else None, ctx)
-
-    def backward_input(self, dy: np.ndarray, ctx: Context) -> Any:
-        masked = ctx.saved["mask"].size > 0
-        (dx,) = self._backward(dy, ctx)
-        return (dx, None) if masked else dx
 
 
 class CrossAttention(_Attention):
@@ -190,6 +187,7 @@ class CrossAttention(_Attention):
     """
 
     reads, writes = 3, 2
+    _sources = 0, 1, 1
 
     def __init__(self, num_heads: int, num_kv_heads: int | None = None, *, dropout: float = 0.0) -> None:
         super().__init__(num_heads, num_kv_heads, causal=False, dropout=dropout)
@@ -215,17 +213,10 @@ class CrossAttention(_Attention):
         (steps, width), (memory, _), *_ = member_shapes(input_shape)
         return 4 * steps * memory * width
 
-    def _places(self, inputs: tuple[np.ndarray, ...]) -> tuple[tuple[int, Place], ...]:
-        queries, memory = inputs
-        dim = queries.shape[2] // self.num_heads
-        keys, values = (_place(memory, first, dim) for first in (0, self.num_kv_heads * dim))
-        return (0, _place(queries, 0, dim)), (1, keys), (1, values)
+    def _places(self, shapes: tuple[Shape, ...], dim: int) -> tuple[kernel.Place, ...]:
+        queries, memory = shapes
+        return _place(queries, 0, dim), _place(memory, 0, dim), _place(memory, self.num_kv_heads * dim, dim)
 
     def forward(self, x: Any, ctx: Context) -> np.ndarray:
         queries, memory, *mask = x
         return self._forward((queries, memory), mask[0] if mask else None, ctx)
-
-    def backward_input(self, dy: np.ndarray, ctx: Context) -> Any:
-        masked = ctx.saved["mask"].size > 0
-        gradients = self._backward(dy, ctx)
-        return (*gradients, None) if masked else gradients
