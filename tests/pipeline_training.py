@@ -20,7 +20,7 @@ from hpdl_mpi.parallel.pipeline import Pipeline, Recomputed, Schedule
 FEATURES, WIDTH, CLASSES = 5, 6, 3
 SEED, EPOCH = 7, 3
 NUM_LAYERS = 8
-TIED = "2.layer.body.0.weight"
+TIED = "2.body.0.weight"
 
 
 class Remember(nn.Layer):
@@ -42,37 +42,10 @@ class Remember(nn.Layer):
         return dx
 
 
-class OnFirst(nn.Layer):
-    """Lets a layer work on the first of several arrays; the others pass."""
-
-    def __init__(self, layer):
-        self.layer = layer
-
-    @property
-    def children(self):
-        return {"layer": self.layer}
-
-    def build(self, input_shape):
-        self.layer.path = f"{self.path}.layer"
-        self.layer.build(input_shape[0])
-
-    def output_shape(self, input_shape):
-        return (self.layer.output_shape(input_shape[0]), *input_shape[1:])
-
-    def forward(self, x, ctx):
-        ctx.retain(x[1:])
-        return self.layer.forward(x[0], ctx.child("layer")), *x[1:]
-
-    def backward_input(self, dy, ctx):
-        ctx.retain(dy[1:])
-        return self.layer.backward_input(dy[0], ctx.child("layer")), *dy[1:]
-
-    def backward_weight(self, ctx):
-        self.layer.backward_weight(ctx.child("layer"))
-
-
 class Recall(nn.Layer):
     """(a, b, mask) becomes a + mask b: a skip connection that may have come across cuts."""
+
+    reads = writes = 3
 
     def output_shape(self, input_shape):
         return input_shape[0]
@@ -97,8 +70,8 @@ def make_model() -> nn.Sequential:
     return nn.Sequential(
         nn.Linear(WIDTH),
         Remember(),
-        OnFirst(nn.Residual(nn.Sequential(nn.Linear(WIDTH), nn.Tanh()))),
-        OnFirst(nn.Dropout(0.3)),
+        nn.Residual(nn.Sequential(nn.Linear(WIDTH), nn.Tanh())),
+        nn.Dropout(0.3),
         Recall(),
         nn.Tanh(),
         nn.Linear(WIDTH),

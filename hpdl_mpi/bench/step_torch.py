@@ -55,7 +55,7 @@ def load(
         optimizer = torch.optim.SGD(network.parameters(), LEARNING_RATE, momentum=MOMENTUM, fused=True)
 
         def evaluate(inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-            return cross_entropy(network(inputs), targets)
+            return cross_entropy(network(inputs).flatten(0, -2), targets.flatten())
 
         loss_of = torch.compile(evaluate) if compiled else evaluate
 

@@ -56,10 +56,13 @@ def _made_in(module: str, name: str) -> Callable[[], nn.Module]:
 _RESIDUAL = ("resnet18", "resnet18_cifar", "resnet20", "resnet34", "resnet50", "resnet56")
 _OTHERS = ("alexnet", "mobilenet_v2", "vgg11_bn", "vgg16_bn", "vgg16_cifar")
 
+_GPT = ("gpt2_124m", "gpt_nano", "gpt_small")
+
 TORCH_MODELS = {
     "lenet": lenet,
     "mlp": mlp,
     "mlp_deep": mlp_deep,
+    **{name: _made_in("torch_gpt", name) for name in _GPT},
     **{name: _made_in("torch_resnet", name) for name in _RESIDUAL},
     **{name: _made_in("torch_vision", name) for name in _OTHERS},
 }

@@ -14,12 +14,15 @@ class Workload:
     Attributes
     ----------
     input_shape : tuple of int
-        Of one sample; images are (height, width, channels).
+        Of one sample; images are (height, width, channels), texts (steps,).
     num_classes : int
+    vocabulary : int, optional
+        Of texts: inputs are tokens below this, and so is the class of each.
     """
 
     input_shape: tuple[int, ...]
     num_classes: int
+    vocabulary: int | None = None
 
     @property
     def images(self) -> bool:
@@ -27,8 +30,14 @@ class Workload:
         return len(self.input_shape) == 3
 
     def batch(self, size: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return inputs, float32 (size, *input_shape) in [0, 1), and class numbers, int64 (size,); always the same."""
+        """Return inputs and class numbers, int64; always the same.
+
+        Inputs are float32 (size, *input_shape) in [0, 1) with a class each, or tokens, int64, with a class for each.
+        """
         generator = np.random.default_rng(0)
+        if self.vocabulary:
+            inputs, classes = generator.integers(self.vocabulary, size=(2, size, *self.input_shape))
+            return inputs, classes
         inputs = generator.random((size, *self.input_shape), dtype=np.float32)
         return inputs, generator.integers(self.num_classes, size=size)
 
@@ -36,7 +45,15 @@ class Workload:
 _CIFAR = Workload((32, 32, 3), 10)
 _IMAGENET = Workload((224, 224, 3), 1000)
 
+
+def _text(vocabulary: int, steps: int) -> Workload:
+    return Workload((steps,), vocabulary, vocabulary)
+
+
 WORKLOADS = {
+    "gpt2_124m": _text(50257, 256),
+    "gpt_nano": _text(65, 64),
+    "gpt_small": _text(256, 256),
     "lenet": Workload((28, 28, 1), 10),
     "mlp": Workload((784,), 10),
     "mlp_deep": Workload((1024,), 1024),

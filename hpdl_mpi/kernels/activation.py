@@ -170,3 +170,26 @@ def gelu_tanh_backward(dy, x, dx):
         gate, slope = _logistic(x[i] * (linear + cubic * square), one)
         slope = slope if slope == 0 else slope * (linear + three * cubic * square)
         dx[i] = dy[i] * _slope(x[i], gate, slope)
+
+
+@parallel_kernel
+def silu_gate(x, y):
+    """y = silu(a) b, where a is the first half of each row of x and b the second; x (rows, 2 c), y (rows, c)."""
+    one, width = x.dtype.type(1.0), y.shape[1]
+    for p in prange(x.shape[0]):
+        a, b, target = x[p, :width], x[p, width:], y[p]
+        for c in range(width):
+            gate, _ = _logistic(a[c], one)
+            target[c] = _pass(a[c], gate) * b[c]
+
+
+@parallel_kernel
+def silu_gate_backward(dy, x, dx):
+    """dx = dy times the slopes of `silu_gate` at x."""
+    one, width = x.dtype.type(1.0), dy.shape[1]
+    for p in prange(x.shape[0]):
+        a, b, gradient, da, db = x[p, :width], x[p, width:], dy[p], dx[p, :width], dx[p, width:]
+        for c in range(width):
+            gate, slope = _logistic(a[c], one)
+            da[c] = gradient[c] * b[c] * _slope(a[c], gate, slope)
+            db[c] = gradient[c] * _pass(a[c], gate)

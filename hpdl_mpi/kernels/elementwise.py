@@ -8,12 +8,35 @@ from numba import prange
 from hpdl_mpi.kernels.jit import inline, parallel_kernel, thread_count
 
 
+@inline
+def lies_at(a, b):
+    """Return whether two arrays begin at one address.
+
+    A loop from an array to itself is to be written as one: for two that overlap, the compiler's loop has no vectors.
+    """
+    return a.ctypes.data == b.ctypes.data
+
+
 @parallel_kernel
 def fill_rows(row, out):
     """out[i, :] = row for all i; out (n, k), row (k,)."""
     for i in prange(out.shape[0]):
         for j in range(out.shape[1]):
             out[i, j] = row[j]
+
+
+@parallel_kernel
+def add_rows(x, row, out):
+    """out[i] = x[i] + row for all i; x, out (n, k), row (k,); `out` may be x."""
+    here = lies_at(x, out)
+    for i in prange(out.shape[0]):
+        source, target = x[i], out[i]
+        if here:
+            for j in range(row.size):
+                target[j] += row[j]
+        else:
+            for j in range(row.size):
+                target[j] = source[j] + row[j]
 
 
 @parallel_kernel
@@ -32,15 +55,6 @@ def _add_row_sums(x, out, parts):
 def add_row_sums(x, out) -> None:
     """out += x.sum(axis=0); x (n, k), out (k,). Rows are added in their order, whatever the threads."""
     _add_row_sums(x, out, thread_count())
-
-
-@inline
-def lies_at(a, b):
-    """Return whether two arrays begin at one address.
-
-    A loop from an array to itself is to be written as one: for two that overlap, the compiler's loop has no vectors.
-    """
-    return a.ctypes.data == b.ctypes.data
 
 
 @inline

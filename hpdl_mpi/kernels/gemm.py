@@ -58,12 +58,18 @@ def multiply_panels(depth, a, a_place, panels, c, c_place, size, add):
     The panels follow one another, each as wide as `panel_vectors` says of the columns from its first on; that of
     column j begins at j depth. For the other parameters, see `multiply_panel`.
     """
+    multiply_deeper_panels(depth, depth, a, a_place, panels, c, c_place, size, add)
+
+
+@kernel
+def multiply_deeper_panels(depth, packed, a, a_place, panels, c, c_place, size, add):
+    """Multiply as `multiply_panels`, with the first `depth` of the `packed` terms that panels have."""
     lanes = VECTOR_BYTES // c.itemsize
     rows, columns = size
     j = 0
     while j < columns:
         vectors = panel_vectors(columns - j, lanes)
-        panel, place = panels[j * depth :], (c_place[0] + j, c_place[1])
+        panel, place = panels[j * packed :], (c_place[0] + j, c_place[1])
         present = rows, min(vectors * lanes, columns - j)
         if vectors == VECTORS:
             _multiply_wide(depth, a, a_place, panel, c, place, present, add)
@@ -135,8 +141,11 @@ def _gather(a, place, size, tiles):
 
 
 @kernel
-def _pack(b, b_row, trans_b, terms, columns, panels):
-    """Write a range of columns of op(b), for a range of its terms, as `multiply_panels` takes them."""
+def pack_panels(b, b_row, trans_b, terms, columns, panels):
+    """Write a range of columns of op(b), for a range of its terms, as `multiply_panels` takes them.
+
+    Where it transposes, it fills the last panel's depth up to whole vectors, whatever stands there.
+    """
     depth = terms[1] - terms[0]
     lanes = VECTOR_BYTES // b.itemsize
     full = VECTORS * lanes
@@ -179,7 +188,7 @@ def _gemm(a, a_row, b, b_row, c, c_row, k, flags, rows, columns, workspace):
         for group in range(groups):
             j = columns[0] + group * strips // groups * full
             width = min(columns[1], columns[0] + (group + 1) * strips // groups * full) - j
-            _pack(b, b_row, trans_b, (t, t + depth), (j, j + width), panels)
+            pack_panels(b, b_row, trans_b, (t, t + depth), (j, j + width), panels)
             for block in range(blocks):
                 i = rows[0] + block * tiles // blocks * ROWS
                 height = min(rows[1], rows[0] + (block + 1) * tiles // blocks * ROWS) - i

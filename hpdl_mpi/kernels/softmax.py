@@ -6,6 +6,7 @@ import math
 
 from numba import prange
 
+from hpdl_mpi.kernels.elementary import exp
 from hpdl_mpi.kernels.jit import inline, kernel, parallel_kernel
 
 
@@ -19,12 +20,6 @@ def _shift_and_sum(row):
     for j in range(row.size):
         total += math.exp(row[j] - top)
     return top, total
-
-
-@inline
-def _precedes(row, j, k):
-    """Return whether class j is predicted before class k: the first of equal ones is, as in argmax."""
-    return row[j] > row[k] or (j < k and row[j] == row[k])
 
 
 @parallel_kernel
@@ -47,68 +42,145 @@ def softmax_backward(dy, y, dx):
             dx[i, j] = y[i, j] * (dy[i, j] - inner)
 
 
+LOSS_ROWS = 32
+"""Rows whose sums are added up alone, before they are added to the others': so no sum depends on the threads."""
+
+LOSS_SUMS = 5
+"""What a block of rows gives: the loss, the rows that count, those classified rightly or nearly so, and a bad one."""
+
+
+@inline
+def _largest(row):
+    """Return the largest element of a row; four at a time, since each has to wait for the one before."""
+    least = row.dtype.type(-math.inf)
+    tops = (least, least, least, least)
+    whole = row.size - row.size % 4
+    for j in range(0, whole, 4):
+        tops = (max(row[j], tops[0]), max(row[j + 1], tops[1]), max(row[j + 2], tops[2]), max(row[j + 3], tops[3]))
+    top = max(max(tops[0], tops[1]), max(tops[2], tops[3]))
+    for j in range(whole, row.size):
+        top = max(row[j], top)
+    return top
+
+
+@inline
+def _count_before(row, target):
+    """Return how many classes are predicted before the target: the first of equal ones is, as in argmax."""
+    before, after, value = row[:target], row[target + 1 :], row[target]
+    count = 0
+    for j in range(before.size):
+        count += before[j] >= value
+    for j in range(after.size):
+        count += after[j] > value
+    return count
+
+
 @kernel
-def cross_entropy(logits, targets, smoothing, scale, dlogits):
-    """Sum of the cross-entropies of rows, their gradient, and how many rows are classified rightly, or nearly so.
+def _exponentials(row, top, out):
+    """out = exp(row - top), or nothing if it is empty; return the sum."""
+    total = row.dtype.type(0)
+    if out.size == 0:
+        for j in range(row.size):
+            total += exp(row[j] - top)
+    else:
+        for j in range(row.size):
+            value = exp(row[j] - top)
+            out[j] = value
+            total += value
+    return total
+
+
+@kernel
+def _row_loss(logits, target, other, part, smoothing, scale, dlogits):
+    """Return the loss of a row, and how many classes are predicted before each of its two targets; write the gradient.
+
+    `part` is that of the first target, and what is left that of the other.
+    """
+    count = logits.size
+    even, own = smoothing / count, 1.0 - smoothing
+    top, value, other_value = _largest(logits), logits[target], logits[other]
+    better, better_than_other = _count_before(logits, target), _count_before(logits, other)
+    distances = 0.0
+    if even > 0:  # else an impossible class, of logit -inf, would turn 0 times inf into NaN
+        for j in range(count):
+            distances += logits[j] - top
+    total = _exponentials(logits, top, dlogits)
+    log_total = math.log(total)
+    loss = -own * part * (value - top - log_total) - even * (distances - count * log_total)
+    if part < 1:
+        loss -= own * (1.0 - part) * (other_value - top - log_total)
+    factor, less = logits.dtype.type(scale / total), logits.dtype.type(scale * even)
+    for j in range(dlogits.size):
+        dlogits[j] = dlogits[j] * factor - less
+    if dlogits.size > 0:
+        dlogits[target] -= scale * own * part
+        dlogits[other] -= scale * own * (1.0 - part)
+    if total != total:  # no class is predicted by a row with NaN
+        better, better_than_other = count, count
+    return loss, better, better_than_other
+
+
+@parallel_kernel
+def cross_entropy(logits, targets, ignored, smoothing, scale, dlogits, sums):
+    """Sum the cross-entropies of rows, write their gradient, and count the rows that are classified rightly.
 
     The target distribution is (1 - smoothing) on the target class plus smoothing spread evenly over all k classes
-    (Szegedy et al., "Rethinking the Inception architecture", 2016).
+    (Szegedy et al., "Rethinking the Inception architecture", 2016). A row is read while it is in the cache, whatever
+    the number of classes: for its maximum, its exponentials, and the gradient, which may take its place.
 
     Parameters
     ----------
     logits : array, shape (n, k)
     targets : int64 array, shape (n,)
+    ignored : int64
+        A target that does not count; its row's gradient is 0.
     smoothing, scale : float
         `scale` multiplies the gradient only.
-    dlogits : array, shape (n, k) or (0, 0)
-        Written: scale times the gradient of the sum; left alone when empty.
-
-    Returns
-    -------
-    loss, correct, near, bad : float, int, int, int
-        `near` counts rows whose target is among the five largest. `bad` is the first row whose target lies outside
-        0..k-1, else -1; then the others mean nothing.
+    dlogits : array, shape (n, k) or (0, k)
+        Written: scale times the gradient of the sum; left alone when empty. It may be `logits`.
+    sums : float64 array, shape (-(-n // LOSS_ROWS), LOSS_SUMS)
+        Written, of each block of rows: the loss, how many rows count, of how many the target is the largest, or among
+        the five largest, and the first whose target is neither 0..k-1 nor ignored, else -1; then the others mean
+        nothing.
     """
     n, k = logits.shape
-    wants_gradient = dlogits.size > 0
-    even = smoothing / k
-    loss = 0.0
-    correct = 0
-    near = 0
-    for i in range(n):
-        target = targets[i]
-        if target < 0 or target >= k:
-            return 0.0, 0, 0, i
-        top, total = _shift_and_sum(logits[i])
-        log_total = math.log(total)
-        log_sum = 0.0
-        better = 0
-        for j in range(k):
-            if even > 0:  # else an impossible class, of logit -inf, would turn 0 times inf into NaN
-                log_sum += logits[i, j] - top - log_total
-            better += _precedes(logits[i], j, target)
-        loss -= (1.0 - smoothing) * (logits[i, target] - top - log_total) + even * log_sum
-        if total == total:  # no class is predicted by a row with NaN
-            correct += better == 0
-            near += better < 5
-        if wants_gradient:
-            for j in range(k):
-                wanted = even + (1.0 - smoothing if j == target else 0.0)
-                dlogits[i, j] = scale * (math.exp(logits[i, j] - top) / total - wanted)
-    return loss, correct, near, -1
+    wants_gradient = len(dlogits) > 0
+    for block in prange(len(sums)):
+        loss, counted, correct, near, bad = 0.0, 0, 0, 0, -1
+        for i in range(block * LOSS_ROWS, min(n, (block + 1) * LOSS_ROWS)):
+            target = targets[i]
+            gradient = dlogits[i] if wants_gradient else logits[i, :0]
+            if target == ignored:
+                for j in range(gradient.size):
+                    gradient[j] = 0
+            elif target < 0 or target >= k:
+                bad = i if bad < 0 else bad
+            else:
+                row_loss, better, _ = _row_loss(logits[i], target, target, 1.0, smoothing, scale, gradient)
+                loss += row_loss
+                counted += 1
+                correct += better == 0
+                near += better < 5
+        sums[block, 0], sums[block, 1], sums[block, 2], sums[block, 3], sums[block, 4] = (
+            loss,
+            counted,
+            correct,
+            near,
+            bad,
+        )
 
 
 @kernel
 def mixed_cross_entropy(logits, targets, smoothing, scale, dlogits):
     """As `cross_entropy`, with targets of two classes each: MIXED (n,), see `kernels.mixup`.
 
-    A row counts as right for the part of its class that is predicted, and as near for the parts that are near; a target
-    of one class gives what `cross_entropy` does. `bad` is the first row whose own label is outside the classes, else
-    the first whose other label is.
+    Returns the loss, how many rows are right and nearly so, and the first bad one. A row counts as right for the part
+    of its class that is predicted, and as near for the parts that are near; a target of one class gives what
+    `cross_entropy` does. `bad` is the first row whose own label is outside the classes, else the first whose other
+    label is.
     """
     n, k = logits.shape
-    wants_gradient = dlogits.size > 0
-    even = smoothing / k
+    wants_gradient = len(dlogits) > 0
     loss = 0.0
     correct = 0.0
     near = 0.0
@@ -119,23 +191,9 @@ def mixed_cross_entropy(logits, targets, smoothing, scale, dlogits):
         label, other, part = targets[i].label, targets[i].other, targets[i].part
         if other < 0 or other >= k:
             return 0.0, 0.0, 0.0, i
-        top, total = _shift_and_sum(logits[i])
-        log_total = math.log(total)
-        better = 0
-        better_than_other = 0
-        for j in range(k):
-            wanted = even
-            if j == label:
-                wanted += (1.0 - smoothing) * part
-            if j == other:
-                wanted += (1.0 - smoothing) * (1.0 - part)
-            if wanted > 0:  # else an impossible class, of logit -inf, would turn 0 times inf into NaN
-                loss -= wanted * (logits[i, j] - top - log_total)
-            if wants_gradient:
-                dlogits[i, j] = scale * (math.exp(logits[i, j] - top) / total - wanted)
-            better += _precedes(logits[i], j, label)
-            better_than_other += _precedes(logits[i], j, other)
-        if total == total:  # no class is predicted by a row with NaN
-            correct += part * (better == 0) + (1.0 - part) * (better_than_other == 0)
-            near += part * (better < 5) + (1.0 - part) * (better_than_other < 5)
+        gradient = dlogits[i] if wants_gradient else logits[i, :0]
+        found = _row_loss(logits[i], label, other, part, smoothing, scale, gradient)
+        loss += found[0]
+        correct += part * (found[1] == 0) + (1.0 - part) * (found[2] == 0)
+        near += part * (found[1] < 5) + (1.0 - part) * (found[2] < 5)
     return loss, correct, near, -1

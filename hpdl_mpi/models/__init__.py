@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 from hpdl_mpi.models.alexnet import alexnet
+from hpdl_mpi.models.gpt import gpt, gpt2_124m, gpt_nano, gpt_small
 from hpdl_mpi.models.lenet import lenet
 from hpdl_mpi.models.mlp import mlp, mlp_deep
 from hpdl_mpi.models.mobilenet import mobilenet_v2
@@ -12,6 +13,10 @@ from hpdl_mpi.nn import Layer
 
 MODELS: dict[str, Callable[..., Layer]] = {
     "alexnet": alexnet,
+    "gpt": gpt,
+    "gpt2_124m": gpt2_124m,
+    "gpt_nano": gpt_nano,
+    "gpt_small": gpt_small,
     "lenet": lenet,
     "mlp": mlp,
     "mlp_deep": mlp_deep,
@@ -30,6 +35,10 @@ MODELS: dict[str, Callable[..., Layer]] = {
 __all__ = [
     "MODELS",
     "alexnet",
+    "gpt",
+    "gpt2_124m",
+    "gpt_nano",
+    "gpt_small",
     "lenet",
     "mlp",
     "mlp_deep",

@@ -11,6 +11,7 @@ import numpy as np
 from hpdl_mpi.base.errors import is_number, is_one_of
 from hpdl_mpi.kernels import activation as kernel
 from hpdl_mpi.kernels import softmax as softmax_kernel
+from hpdl_mpi.kernels.gemm import as_matrix
 from hpdl_mpi.nn.context import Context
 from hpdl_mpi.nn.layer import Layer, Shape
 
@@ -158,6 +159,38 @@ class GELU(_Activation):
     def _differentiate(self, dy: np.ndarray, kept: np.ndarray, dx: np.ndarray) -> None:
         backward = kernel.gelu_backward if self.approximate == "none" else kernel.gelu_tanh_backward
         backward(dy.reshape(-1), kept.reshape(-1), dx.reshape(-1))
+
+
+class SwiGLU(_Activation):
+    """y = silu(a) b, where a is the first half of the last dimension and b the second (Shazeer, 2020)."""
+
+    keeps_input = True
+
+    def build(self, input_shape: Shape) -> None:
+        if not input_shape or input_shape[-1] < 2 or input_shape[-1] % 2:
+            raise self.refuse("needs two halves", found=f"samples of shape {input_shape}", expected="an even last dim")
+
+    def output_shape(self, input_shape: Shape) -> Shape:
+        return (*input_shape[:-1], input_shape[-1] // 2)
+
+    def forward(self, x: np.ndarray, ctx: Context) -> np.ndarray:
+        y = ctx.take(self.output_shape(x.shape), x.dtype)
+        self._apply(x, y)
+        ctx.save(kept=x)
+        return y
+
+    def backward_input(self, dy: np.ndarray, ctx: Context) -> np.ndarray:
+        x = ctx.saved["kept"]
+        dx = ctx.take(x.shape, x.dtype)
+        self._differentiate(dy, x, dx)
+        ctx.drop("kept")
+        return dx
+
+    def _apply(self, x: np.ndarray, y: np.ndarray) -> None:
+        kernel.silu_gate(as_matrix(x), as_matrix(y))
+
+    def _differentiate(self, dy: np.ndarray, kept: np.ndarray, dx: np.ndarray) -> None:
+        kernel.silu_gate_backward(as_matrix(dy), as_matrix(kept), as_matrix(dx))
 
 
 class Softmax(_Activation):

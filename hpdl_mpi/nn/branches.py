@@ -3,28 +3,25 @@
 from __future__ import annotations
 
 from itertools import accumulate, pairwise
+from typing import Any
 
 import numpy as np
 
 from hpdl_mpi.kernels.activation import clip_backward
-from hpdl_mpi.kernels.elementwise import add, add_clipped, copy_columns
+from hpdl_mpi.kernels.elementwise import add_clipped, copy_columns
 from hpdl_mpi.nn.activations import Clipping, clipping_limits
 from hpdl_mpi.nn.containers import Container, numbered
 from hpdl_mpi.nn.context import Addend, Context
 from hpdl_mpi.nn.flat import images_in, joined
 from hpdl_mpi.nn.layer import Layer, Shape
-
-
-def _take_for_sum(term: np.ndarray, ctx: Context) -> np.ndarray:
-    """Return an array for the sum of a layer's result and another one: the result itself if nobody else holds it."""
-    if ctx.holds_alone(term):
-        ctx.retain(term)
-        return term
-    return ctx.take(term.shape, term.dtype)
+from hpdl_mpi.nn.members import add_to, joined_members, member_shapes, members, read_shape, shape_after, take_for_sum
 
 
 class Residual(Container):
     """y = body(x) + shortcut(x), the shortcut being the identity unless given (He et al., 2016).
+
+    Of an activation of several arrays it is the first that goes by the shortcut, and that of the body's result that is
+    added to it; the body reads as many as it likes.
 
     Parameters
     ----------
@@ -48,12 +45,15 @@ class Residual(Container):
         if not (pair and all(isinstance(name, str) for name in names)):
             raise self.refuse("needs two names", found=repr(names), expected="those of body and shortcut")
         super().__init__(zip(names, [body] if shortcut is None else [body, shortcut], strict=False))
+        self._results = 1
         self._clips = activation is not None
         self._limits = clipping_limits(self, activation)
 
     def build(self, input_shape: Shape) -> None:
-        shapes = [self._build_child(name, input_shape) for name in self._layers]
-        skipped = shapes[1] if len(shapes) > 1 else input_shape
+        results = [member_shapes(self._build_child(name, input_shape)) for name in self._layers]
+        self._results = len(results[0])
+        shapes = [result[0] for result in results]
+        skipped = shapes[1] if len(shapes) > 1 else member_shapes(input_shape)[0]
         if shapes[0] != skipped:
             raise self.refuse(
                 "body and shortcut do not add up", found=f"{shapes[0]} and {skipped}", expected="equal shapes"
@@ -62,21 +62,25 @@ class Residual(Container):
         self.portable = images_in(shapes[0]) == images_in(skipped)
 
     def output_shape(self, input_shape: Shape) -> Shape:
-        return next(iter(self._layers.values())).output_shape(input_shape)
+        body = next(iter(self._layers.values()))
+        return member_shapes(shape_after(body, input_shape))[0]
 
     def operations(self, input_shape: Shape) -> int:
-        return sum(layer.operations(input_shape) for layer in self._layers.values())
+        return sum(layer.operations(read_shape(layer, input_shape)) for layer in self._layers.values())
 
-    def forward(self, x: np.ndarray, ctx: Context) -> np.ndarray:
+    def forward(self, x: Any, ctx: Context) -> np.ndarray:
         (body, inner), *shortcut = self._contexts(ctx)
-        skipped = [layer.forward(x, child) for layer, child in shortcut]
-        term = skipped[0] if skipped else x
+        first = members(x)[0]
+        skipped = [layer.forward(first, child) for layer, child in shortcut]
+        term = skipped[0] if skipped else first
         if body.adds:
             inner.addend = Addend(term, self._limits)
-            y = body.forward(x, inner)
+        result, *rest = members(body.forward(x, inner))
+        ctx.release(tuple(rest))
+        if body.adds:
+            y = result
         else:
-            result = body.forward(x, inner)
-            y = _take_for_sum(result, ctx)
+            y = take_for_sum(result, ctx)
             add_clipped(result.reshape(-1), term.reshape(-1), *self._limits, y.reshape(-1))
             ctx.release(result)
         for result in skipped:
@@ -93,17 +97,21 @@ class Residual(Container):
         else:
             passed = dy
             ctx.retain(passed)
-        pairs = reversed(self._contexts(ctx))
-        results = [self._differentiate(layer, passed, child, half) for layer, child in pairs if child.needs_backward]
+        (body, inner), *shortcut = self._contexts(ctx)
+        skipped = [self._differentiate(layer, passed, child, half) for layer, child in shortcut if child.needs_backward]
+        handed = (None,) * (self._results - 1)  # of the body's result, what is not added
         dx = None
-        if ctx.needs_dx:
-            dx = _take_for_sum(results[0], ctx)
-            other = results[1] if len(results) > 1 else passed
-            add(results[0].reshape(-1), other.reshape(-1), dx.reshape(-1))
-        for result in results:
-            ctx.release(result)
+        if inner.needs_backward:
+            dx = self._differentiate(body, joined_members((passed, *handed)), inner, half)
+        if not ctx.needs_dx:
+            ctx.release(passed)
+            return None
+        other = skipped[0] if skipped else passed
+        if not skipped:
+            ctx.retain(passed)
         ctx.release(passed)
-        return dx
+        first, *rest = members(dx)
+        return joined_members((add_to(first, other, ctx), *rest))
 
 
 class Parallel(Container):
@@ -147,13 +155,7 @@ class Parallel(Container):
             copy_columns(columns, part.reshape(columns.shape))
             dx = self._differentiate(layer, part, child, half)
             ctx.release(part)
-            if total is None or dx is None:
-                total = total if dx is None else dx
-                continue
-            term, total = total, _take_for_sum(total, ctx)
-            add(term.reshape(-1), dx.reshape(-1), total.reshape(-1))
-            ctx.release(term)
-            ctx.release(dx)
+            total = add_to(total, dx, ctx)
         return total
 
     def _split(self, joined: np.ndarray) -> list[np.ndarray]:

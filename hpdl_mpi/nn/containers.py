@@ -11,6 +11,7 @@ import numpy as np
 
 from hpdl_mpi.nn.context import Context, join
 from hpdl_mpi.nn.layer import Layer, Shape, has_parameters, walk
+from hpdl_mpi.nn.members import Passing, read_shape, shape_after
 
 
 class Container(Layer):
@@ -19,7 +20,8 @@ class Container(Layer):
     Parameters
     ----------
     layers : iterable of (str, Layer)
-        In the order in which they run.
+        In the order in which they run. A name that begins with "#" tells a layer from others, and is no part of the
+        paths of what is in it.
 
     Raises
     ------
@@ -46,12 +48,21 @@ class Container(Layer):
     def children(self) -> dict[str, Layer]:
         return self._layers
 
+    @property
+    def reads(self) -> int:
+        return max((layer.reads for layer in self._layers.values()), default=1)
+
+    @property
+    def reads_tokens(self) -> bool:
+        return next((layer.reads_tokens for layer in self._layers.values()), False)
+
     def _build_child(self, name: str, input_shape: Shape) -> Shape:
+        """Build a layer for what it reads of inputs of this shape; return the shape of what comes after it."""
         child = self._layers[name]
         child.path = join(self.path, name)
-        child.build(input_shape)
+        child.build(read_shape(child, input_shape))
         self._learns[name] = has_parameters(child)
-        return child.output_shape(input_shape)
+        return shape_after(child, input_shape)
 
     def _contexts(self, ctx: Context) -> list[tuple[Layer, Context]]:
         """Pair each layer with its context; here all layers read the container's own input."""
@@ -110,10 +121,18 @@ class Sequential(Container):
     def __init__(self, *layers: Layer, **named: Layer) -> None:
         super().__init__([*numbered(layers), *named.items()])
         self._ties: dict[str, str] = {}
+        self._passings: list[Passing] = []
+
+    @property
+    def writes(self) -> int:
+        return self.reads  # all that comes in comes out again, from one layer or another
 
     def build(self, input_shape: Shape) -> None:
-        for name in self._layers:
-            input_shape = self._build_child(name, input_shape)
+        self._passings.clear()
+        for name, layer in self._layers.items():
+            output_shape = self._build_child(name, input_shape)
+            self._passings.append(Passing.of(layer, input_shape))
+            input_shape = output_shape
         self.join_tied()
 
     def tie(self, name: str, to: str) -> Self:
@@ -161,14 +180,14 @@ class Sequential(Container):
 
     def output_shape(self, input_shape: Shape) -> Shape:
         for layer in self._layers.values():
-            input_shape = layer.output_shape(input_shape)
+            input_shape = shape_after(layer, input_shape)
         return input_shape
 
     def operations(self, input_shape: Shape) -> int:
         total = 0
         for layer in self._layers.values():
-            total += layer.operations(input_shape)
-            input_shape = layer.output_shape(input_shape)
+            total += layer.operations(read_shape(layer, input_shape))
+            input_shape = shape_after(layer, input_shape)
         return total
 
     def _contexts(self, ctx: Context) -> list[tuple[Layer, Context]]:
@@ -189,24 +208,22 @@ class Sequential(Container):
         pairs = self._contexts(ctx)
         if self.adds:
             pairs[-1][1].addend = ctx.addend
-        for layer, child in pairs:
+        for (layer, child), passing in zip(pairs, self._passings, strict=True):
             child.donated = layer.in_place
-            y = layer.forward(x, child)
-            ctx.release(x)
-            x = y
+            y = layer.forward(passing.read(x), child)
+            x = passing.after(x, y, ctx)
         return x
 
     def _backward(self, dy: np.ndarray, ctx: Context, half: str) -> np.ndarray | None:
         ctx.retain(dy)
         gradient: np.ndarray | None = dy
-        for layer, child in reversed(self._contexts(ctx)):
+        for (layer, child), passing in zip(reversed(self._contexts(ctx)), reversed(self._passings), strict=True):
             if not child.needs_backward:
                 ctx.release(gradient)
                 return None
             child.donated = layer.in_place
-            dx = self._differentiate(layer, gradient, child, half)
-            ctx.release(gradient)
-            gradient = dx
+            dx = self._differentiate(layer, passing.result_gradient(gradient), child, half)
+            gradient = passing.before(gradient, dx, ctx)
         return gradient
 
 
@@ -224,6 +241,10 @@ class Recompute(Container):
     def inner(self) -> Layer:
         """The layer."""
         return self._layers[""]
+
+    @property
+    def writes(self) -> int:
+        return self.inner.writes
 
     def build(self, input_shape: Shape) -> None:
         self._build_child("", input_shape)
@@ -258,6 +279,6 @@ def leaves(layer: Layer, input_shape: Shape) -> Iterator[tuple[Layer, Shape]]:
     if not layer.children:
         yield layer, input_shape
     for child in layer.children.values():
-        yield from leaves(child, input_shape)
+        yield from leaves(child, read_shape(child, input_shape))
         if isinstance(layer, Sequential):  # others' layers all read the container's own input
-            input_shape = child.output_shape(input_shape)
+            input_shape = shape_after(child, input_shape)

@@ -41,10 +41,24 @@ class MicroBatch:
         With whom batch normalisation, while training, takes the moments of all their samples; they may be none here.
     sample_ids : int64 array, shape (n,)
         The samples' numbers in the dataset: randomness belongs to them, not to ranks or positions.
+    past : int
+        Steps of the sequences that layers have seen before and remember, see `nn.decoding`; 0 but for that.
     seed, epoch : int
     """
 
-    __slots__ = ("epoch", "kept", "landed", "pool", "ranks", "recomputing", "sample_ids", "saving", "seed", "training")
+    __slots__ = (
+        "epoch",
+        "kept",
+        "landed",
+        "past",
+        "pool",
+        "ranks",
+        "recomputing",
+        "sample_ids",
+        "saving",
+        "seed",
+        "training",
+    )
 
     def __init__(self, pool: Pool, seed: int = 0, ranks: Ranks | None = None) -> None:
         self.pool, self.ranks = pool, ranks
@@ -54,6 +68,7 @@ class MicroBatch:
         self.saving = False
         self.recomputing = False
         self.kept = 0
+        self.past = 0
         self.landed: Callable[[Any], None] | None = None
         self.sample_ids: np.ndarray = np.zeros(0, np.int64)
 
@@ -66,7 +81,12 @@ class MicroBatch:
 
 
 def join(path: str, name: str) -> str:
-    """Return the path of what is called `name` inside the layer at `path`; what has no name is the layer itself."""
+    """Return the path of what is called `name` inside the layer at `path`.
+
+    What has no name is the layer itself, and so is what has one with "#" in front, which only tells it from others.
+    """
+    if name.startswith("#"):
+        return path
     return f"{path}.{name}" if path and name else path or name
 
 

@@ -48,6 +48,16 @@ class Uniform(_Given):
 
 
 @dataclass(frozen=True)
+class Normal(_Given):
+    """N(0, deviation^2)."""
+
+    deviation: float
+
+    def __call__(self, out: np.ndarray, key: np.uint64, fan_in: int, fan_out: int) -> None:
+        fill_normal(out, key, self.deviation)
+
+
+@dataclass(frozen=True)
 class FanInUniform:
     """U(-b, b) with b = sqrt(1 / fan_in), PyTorch's start of Linear and Conv2d (LeCun et al., 1998)."""
 

@@ -15,7 +15,7 @@ from hpdl_mpi.nn.context import Context, join
 from hpdl_mpi.nn.init import Initializer
 
 Shape = tuple[int, ...]
-"""The shape of one sample, without the batch dimension."""
+"""The shape of one sample, without the batch dimension; of an activation of several arrays, a tuple of shapes."""
 
 
 @dataclass(frozen=True)
@@ -74,11 +74,19 @@ class Layer(abc.ABC):
         Whether a result may take the place of what it is made from, see ``ctx.reuse_or_take``.
     portable : bool
         Whether PyTorch's twin would compute the same with the same weights; `build` says where it would not.
+    reads, writes : int
+        Of an activation of several arrays, how many of the first ones it takes, as a tuple if there are several, and
+        how many its result replaces; see `nn.members`.
+    reads_tokens : bool
+        Whether it takes whole numbers, such as those of words, int64.
     """
 
     counters: tuple[str, ...] = ()
     in_place: bool = False
     portable: bool = True
+    reads: int = 1
+    writes: int = 1
+    reads_tokens: bool = False
 
     path: str
     declared: dict[str, Parameter]

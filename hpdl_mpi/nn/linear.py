@@ -1,10 +1,16 @@
-"""The fully connected layer."""
+"""Fully connected layers."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
+from itertools import accumulate, pairwise
+from typing import Any
+
 import numpy as np
 
-from hpdl_mpi.kernels.elementwise import add_row_sums, fill_rows
+from hpdl_mpi.kernels.activation import clip
+from hpdl_mpi.kernels.elementwise import add_row_sums, add_rows, fill_rows
 from hpdl_mpi.kernels.gemm import as_matrix, matmul
 from hpdl_mpi.nn.context import Context
 from hpdl_mpi.nn.flat import images_in
@@ -20,6 +26,10 @@ class Linear(Layer):
     out_features : int
     bias : bool
     init, bias_init : Initializer
+    in_first : bool
+        Whether W is (in_features, out_features), as in GPT-2's files, and y = x W + b.
+    names : (str, str)
+        Of W and b.
     """
 
     def __init__(
@@ -29,11 +39,19 @@ class Linear(Layer):
         bias: bool = True,
         init: Initializer = HeUniform(),
         bias_init: Initializer = Constant(0.0),
+        in_first: bool = False,
+        names: tuple[str, str] = ("weight", "bias"),
     ) -> None:
         self.out_features = out_features
         self.bias = require_flag(self, bias, "bias")
         self.init = require_initializer(self, init, "init")
         self.bias_init = require_initializer(self, bias_init, "bias_init")
+        self.in_first = require_flag(self, in_first, "in_first")
+        self.names = names
+
+    @property
+    def adds(self) -> bool:
+        return True
 
     def build(self, input_shape: Shape) -> None:
         if not input_shape:
@@ -41,23 +59,107 @@ class Linear(Layer):
         if input_shape[-1] < 1:
             raise self.refuse("needs features", found=f"samples of shape {input_shape}", expected="at least 1")
         self.out_features = require_count(self, self.out_features, "output")
+        images = images_in(input_shape)
+        if images and self.in_first:
+            raise self.refuse("in_first is not for flattened images", found=f"images {images}", expected="features")
         fans = (input_shape[-1], self.out_features)
-        shape = self.out_features, input_shape[-1]
-        self.declare("weight", shape, self.init, fans, images=images_in(input_shape))
+        shape = fans if self.in_first else fans[::-1]
+        self.declare(self.names[0], shape, self.init, fans, images=images)
         if self.bias:
-            self.declare("bias", (self.out_features,), self.bias_init, fans)
+            self.declare(self.names[1], (self.out_features,), self.bias_init, fans)
 
     def output_shape(self, input_shape: Shape) -> Shape:
         return (*input_shape[:-1], self.out_features)
 
     def operations(self, input_shape: Shape) -> int:
-        return 2 * int(np.prod(input_shape)) * self.out_features
+        return 2 * math.prod(input_shape) * self.out_features
 
     def forward(self, x: np.ndarray, ctx: Context) -> np.ndarray:
         y = ctx.take((*x.shape[:-1], self.out_features), x.dtype)
+        begun = self._begin(as_matrix(y), ctx)
+        matmul(as_matrix(x), self.params[self.names[0]], as_matrix(y), trans_b=not self.in_first, accumulate=begun)
+        if ctx.addend and math.isfinite(min(map(abs, ctx.addend.limits))):
+            clip(y.reshape(-1), *ctx.addend.limits, y.reshape(-1))
+        ctx.save(x=x)
+        return y
+
+    def _begin(self, y: np.ndarray, ctx: Context) -> bool:
+        """Write to y what the product is to be added to, and return whether there is any."""
+        if ctx.addend:
+            addend = as_matrix(ctx.addend.values)
+            if self.bias:
+                add_rows(addend, self.params[self.names[1]], y)
+            else:
+                np.copyto(y, addend)
+        elif self.bias:
+            fill_rows(self.params[self.names[1]], y)
+        return self.bias or ctx.addend is not None
+
+    def backward_input(self, dy: np.ndarray, ctx: Context) -> np.ndarray | None:
+        ctx.save(dy=dy)
+        if not ctx.needs_dx:
+            return None
+        x = ctx.saved["x"]
+        dx = ctx.take(x.shape, dy.dtype)
+        matmul(as_matrix(dy), self.params[self.names[0]], as_matrix(dx), trans_b=self.in_first)
+        return dx
+
+    def backward_weight(self, ctx: Context) -> None:
+        x, dy = as_matrix(ctx.saved["x"]), as_matrix(ctx.saved["dy"])
+        left, right = (x, dy) if self.in_first else (dy, x)
+        matmul(left, right, self.grads[self.names[0]], trans_a=True, accumulate=True)
         if self.bias:
-            fill_rows(self.params["bias"], as_matrix(y))
-        matmul(as_matrix(x), self.params["weight"], as_matrix(y), trans_b=True, accumulate=self.bias)
+            add_row_sums(dy, self.grads[self.names[1]])
+        ctx.drop("x", "dy")
+
+
+class JoinedLinear(Layer):
+    """Several `Linear` layers that read the same input; their outputs lie side by side in one array.
+
+    Parameters
+    ----------
+    out_features : mapping of str to int
+        Of each layer, by its name, in the order of the outputs.
+    bias : bool
+    init : Initializer
+    """
+
+    def __init__(self, out_features: Mapping[str, int], *, bias: bool = True, init: Initializer = HeUniform()) -> None:
+        self.out_features = {
+            name: require_count(self, count, f"outputs {name}") for name, count in out_features.items()
+        }
+        self.bias = require_flag(self, bias, "bias")
+        self.init = require_initializer(self, init, "init")
+
+    def build(self, input_shape: Shape) -> None:
+        if not input_shape or input_shape[-1] < 1:
+            raise self.refuse("needs features", found=f"samples of shape {input_shape}", expected="at least 1")
+        if images_in(input_shape):
+            raise self.refuse("is not for flattened images", found=images_in(input_shape), expected="features")
+        for name, count in self.out_features.items():
+            fans = input_shape[-1], count
+            self.declare(f"{name}.weight", fans[::-1], self.init, fans)
+            if self.bias:
+                self.declare(f"{name}.bias", (count,), Constant(0.0), fans)
+
+    def output_shape(self, input_shape: Shape) -> Shape:
+        return (*input_shape[:-1], sum(self.out_features.values()))
+
+    def operations(self, input_shape: Shape) -> int:
+        return 2 * math.prod(input_shape) * sum(self.out_features.values())
+
+    def _parts(self, joined: np.ndarray) -> list[tuple[str, np.ndarray]]:
+        """Pair the layers' names with their columns of a joined array, as matrices."""
+        bounds = pairwise(accumulate(self.out_features.values(), initial=0))
+        matrix = as_matrix(joined)
+        return [(name, matrix[:, slice(*bound)]) for name, bound in zip(self.out_features, bounds, strict=True)]
+
+    def forward(self, x: np.ndarray, ctx: Context) -> np.ndarray:
+        y = ctx.take(self.output_shape(x.shape), x.dtype)
+        for name, columns in self._parts(y):
+            if self.bias:
+                fill_rows(self.params[f"{name}.bias"], columns)
+            matmul(as_matrix(x), self.params[f"{name}.weight"], columns, trans_b=True, accumulate=self.bias)
         ctx.save(x=x)
         return y
 
@@ -65,14 +167,16 @@ class Linear(Layer):
         ctx.save(dy=dy)
         if not ctx.needs_dx:
             return None
-        weight = self.params["weight"]
-        dx = ctx.take((*dy.shape[:-1], weight.shape[1]), dy.dtype)
-        matmul(as_matrix(dy), weight, as_matrix(dx))
+        x: Any = ctx.saved["x"]
+        dx = ctx.take(x.shape, dy.dtype)
+        for number, (name, columns) in enumerate(self._parts(dy)):
+            matmul(columns, self.params[f"{name}.weight"], as_matrix(dx), accumulate=number > 0)
         return dx
 
     def backward_weight(self, ctx: Context) -> None:
-        x, dy = as_matrix(ctx.saved["x"]), as_matrix(ctx.saved["dy"])
-        matmul(dy, x, self.grads["weight"], trans_a=True, accumulate=True)
-        if self.bias:
-            add_row_sums(dy, self.grads["bias"])
+        x, dy = as_matrix(ctx.saved["x"]), ctx.saved["dy"]
+        for name, columns in self._parts(dy):
+            matmul(columns, x, self.grads[f"{name}.weight"], trans_a=True, accumulate=True)
+            if self.bias:
+                add_row_sums(columns, self.grads[f"{name}.bias"])
         ctx.drop("x", "dy")

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import abc
+import math
 from typing import Literal, NamedTuple
 
 import numpy as np
 
-from hpdl_mpi.base.errors import BadSample, InputError, is_number, require
+from hpdl_mpi.base.errors import BadSample, InputError, is_integer, is_number, require
 from hpdl_mpi.kernels import regression, softmax
 from hpdl_mpi.kernels.mixup import MIXED
 from hpdl_mpi.nn.context import Context
 from hpdl_mpi.nn.layer import Shape
+
+_NO_CLASS = -(2**63)
+"""What no target is."""
 
 
 class LossSums(NamedTuple):
@@ -32,6 +36,9 @@ class Loss(abc.ABC):
     task: Literal["classification", "regression"]
     """What `LossSums.score` counts."""
 
+    in_place: bool = False
+    """Whether the gradient may take the place of outputs that nobody else holds: there are many of a vocabulary."""
+
     def plain(self) -> Loss:
         """Return what evaluations report: the loss without what serves training alone."""
         return self
@@ -41,7 +48,9 @@ class Loss(abc.ABC):
         """Raise an `InputError` if a model's outputs cannot be compared with such targets (shapes of one sample)."""
 
     @abc.abstractmethod
-    def _evaluate(self, outputs: np.ndarray, targets: np.ndarray, scale: float, doutputs: np.ndarray) -> LossSums:
+    def _evaluate(
+        self, outputs: np.ndarray, targets: np.ndarray, scale: float, doutputs: np.ndarray, ctx: Context
+    ) -> LossSums:
         """Return the sums; write `scale` times the gradient of the loss sum unless `doutputs` is empty.
 
         A `BadSample` names the place in the batch.
@@ -55,6 +64,7 @@ class Loss(abc.ABC):
         Parameters
         ----------
         outputs : array, shape (n, ...)
+            Not to be read any more by a caller who alone holds it, if the loss works `in_place`.
         targets : array, shape (n, ...)
         scale : float
             Multiplies the gradient: 1 / the nominal global batch size.
@@ -67,9 +77,14 @@ class Loss(abc.ABC):
             Like `outputs`, from the pool, held for the caller; None unless backward follows.
         """
         assert len(targets) == len(outputs), "every sample has a target"
-        doutputs = ctx.take(outputs.shape, outputs.dtype) if ctx.batch.saving else None
+        doutputs = None
+        if ctx.batch.saving and self.in_place and ctx.holds_alone(outputs):
+            ctx.retain(outputs)
+            doutputs = outputs
+        elif ctx.batch.saving:
+            doutputs = ctx.take(outputs.shape, outputs.dtype)
         try:
-            sums = self._evaluate(outputs, targets, scale, outputs[:0] if doutputs is None else doutputs)
+            sums = self._evaluate(outputs, targets, scale, outputs[:0] if doutputs is None else doutputs, ctx)
         except BadSample as error:
             error.sample = int(ctx.batch.sample_ids[error.sample])
             raise
@@ -79,22 +94,28 @@ class Loss(abc.ABC):
 class CrossEntropy(Loss):
     """Cross-entropy of the softmax of the last dimension with class numbers 0..k-1, fused with the softmax.
 
+    Of sequences every token is a sample of its own: means are over tokens.
+
     Parameters
     ----------
     label_smoothing : float
         Part of the target that is spread evenly over all classes while training; evaluations take the target as it
         is, so that runs with different smoothing compare.
+    ignore_index : int, optional
+        A target that does not count, such as -1 or -100 for padding.
     """
 
     task = "classification"
+    in_place = True
 
-    def __init__(self, label_smoothing: float = 0.0) -> None:
+    def __init__(self, label_smoothing: float = 0.0, ignore_index: int | None = None) -> None:
         possible = is_number(label_smoothing) and 0 <= label_smoothing < 1
         require("label_smoothing", label_smoothing, possible, "0 to below 1")
-        self.label_smoothing = label_smoothing
+        require("ignore_index", ignore_index, ignore_index is None or is_integer(ignore_index), "an integer, or none")
+        self.label_smoothing, self.ignore_index = label_smoothing, ignore_index
 
     def plain(self) -> Loss:
-        return CrossEntropy() if self.label_smoothing else self
+        return CrossEntropy(ignore_index=self.ignore_index) if self.label_smoothing else self
 
     def check(self, output_shape: Shape, target_shape: Shape, target_dtype: np.dtype) -> None:
         if target_dtype.kind not in "iub":
@@ -102,16 +123,29 @@ class CrossEntropy(Loss):
         if target_shape != output_shape[:-1]:
             raise _mismatch("targets do not fit the model's outputs", target_shape, output_shape[:-1])
 
-    def _evaluate(self, outputs: np.ndarray, targets: np.ndarray, scale: float, doutputs: np.ndarray) -> LossSums:
+    def _evaluate(
+        self, outputs: np.ndarray, targets: np.ndarray, scale: float, doutputs: np.ndarray, ctx: Context
+    ) -> LossSums:
         if targets.dtype == MIXED:
             return self._evaluate_mixed(outputs, targets, scale, doutputs)
         classes = outputs.shape[-1]
         flat = targets.reshape(-1)
         if flat.dtype == bool:
             flat = flat.view(np.uint8)  # the kernel counts with them
-        loss, correct, near, bad = softmax.cross_entropy(
-            outputs.reshape(-1, classes), flat, self.label_smoothing, scale, doutputs.reshape(-1, classes)
+        ignored = _NO_CLASS if self.ignore_index is None else self.ignore_index
+        blocks = ctx.take((-(-flat.size // softmax.LOSS_ROWS), softmax.LOSS_SUMS), np.float64)
+        softmax.cross_entropy(
+            outputs.reshape(-1, classes),
+            flat,
+            ignored,
+            self.label_smoothing,
+            scale,
+            doutputs.reshape(-1, classes),
+            blocks,
         )
+        loss, counted, correct, near = (math.fsum(column) for column in blocks[:, :4].T.tolist())
+        bad = int(min((place for place in blocks[:, 4].tolist() if place >= 0), default=-1))
+        ctx.release(blocks)
         if bad >= 0:
             raise BadSample(
                 "a label is outside the classes",
@@ -119,9 +153,10 @@ class CrossEntropy(Loss):
                 where="data.targets",
                 found=int(flat[bad]),
                 expected=f"0 to {classes - 1}, since the model has {classes} outputs",
-                remedy="mend the labels, or give the model an output for each class",
+                remedy="mend the labels, give the model an output for each class, or name one that does not count"
+                " (training.loss.ignore_index)",
             )
-        return LossSums(loss, float(flat.size), float(correct), float(near))
+        return LossSums(loss, counted, correct, near)
 
     def _evaluate_mixed(self, outputs: np.ndarray, targets: np.ndarray, scale: float, doutputs: np.ndarray) -> LossSums:
         """Compare with targets of two classes each, MIXED (n,)."""
@@ -156,7 +191,9 @@ class _Regression(Loss):
     ) -> tuple[float, float]:
         """Return the sums of losses and of squared errors over elements; all arrays are flat."""
 
-    def _evaluate(self, outputs: np.ndarray, targets: np.ndarray, scale: float, doutputs: np.ndarray) -> LossSums:
+    def _evaluate(
+        self, outputs: np.ndarray, targets: np.ndarray, scale: float, doutputs: np.ndarray, ctx: Context
+    ) -> LossSums:
         samples = len(outputs)
         per_sample = max(1, outputs.size // max(1, samples))
         loss, squares = self._sums(outputs.reshape(-1), targets.reshape(-1), scale / per_sample, doutputs.reshape(-1))

@@ -9,7 +9,9 @@ import numpy as np
 
 from hpdl_mpi.base.errors import is_number
 from hpdl_mpi.kernels import normalization as kernel
-from hpdl_mpi.kernels import sample_norm
+from hpdl_mpi.kernels import rms_norm, sample_norm
+from hpdl_mpi.kernels.elementwise import add_row_sums
+from hpdl_mpi.kernels.gemm import as_matrix
 from hpdl_mpi.nn.activations import Clipping, clipping_limits
 from hpdl_mpi.nn.context import Context, Ranks
 from hpdl_mpi.nn.flat import images_in
@@ -17,13 +19,18 @@ from hpdl_mpi.nn.init import Constant
 from hpdl_mpi.nn.layer import Layer, Shape, require_count
 
 
+def checked_eps(layer: Layer, eps: float) -> float:
+    """Return what a layer adds before it divides by a root; raise its error if that is no number above 0."""
+    if not (is_number(eps) and 0 < eps < math.inf):
+        raise layer.refuse("eps out of range", found=repr(eps), expected="a number above 0")
+    return eps
+
+
 class _Norm(Layer):
     """Has a weight and a bias for each channel, the last dimension; backward leaves parts of their gradients."""
 
     def __init__(self, eps: float) -> None:
-        if not (is_number(eps) and 0 < eps < math.inf):
-            raise self.refuse("eps out of range", found=repr(eps), expected="a number above 0")
-        self.eps = eps
+        self.eps = checked_eps(self, eps)
 
     def build(self, input_shape: Shape) -> None:
         if not input_shape or min(input_shape) < 1:
@@ -230,6 +237,54 @@ class LayerNorm(_SampleNorm):
         parts = ctx.take((kernel.num_blocks(len(rows)), 2, x.shape[-1]), x.dtype)
         sample_norm.rows_backward(rows, gradients, self.params["weight"], moments, parts, results)
         return parts
+
+
+class RMSNorm(Layer):
+    """Divides each row of the last dimension by its root mean square, then scales it (Zhang and Sennrich, 2019).
+
+    Parameters
+    ----------
+    eps : float
+        Added to mean squares.
+    """
+
+    def __init__(self, *, eps: float = 1e-6) -> None:
+        self.eps = checked_eps(self, eps)
+
+    def build(self, input_shape: Shape) -> None:
+        if not input_shape or min(input_shape) < 1:
+            raise self.refuse("needs features", found=f"samples of shape {input_shape}", expected="at least one")
+        self.declare("weight", input_shape[-1:], Constant(1.0), decay=False, images=images_in(input_shape))
+
+    def output_shape(self, input_shape: Shape) -> Shape:
+        return input_shape
+
+    def forward(self, x: np.ndarray, ctx: Context) -> np.ndarray:
+        y = ctx.take(x.shape, x.dtype)
+        rows, results = as_matrix(x), as_matrix(y)
+        inverses = ctx.take((len(rows),), x.dtype)
+        rms_norm.scale_rows(rows, self.params["weight"], self.eps, inverses, results)
+        ctx.save(x=x, inverses=inverses)
+        ctx.release(inverses)
+        return y
+
+    def backward_input(self, dy: np.ndarray, ctx: Context) -> np.ndarray | None:
+        dx = ctx.take(dy.shape, dy.dtype)
+        rows = as_matrix(ctx.saved["x"])
+        parts = ctx.take((kernel.num_blocks(len(rows)), rows.shape[1]), dy.dtype)
+        weight, inverses = self.params["weight"], ctx.saved["inverses"]
+        rms_norm.scale_backward(rows, as_matrix(dy), weight, inverses, parts, as_matrix(dx))
+        ctx.drop("x", "inverses")
+        ctx.save(parts=parts)
+        ctx.release(parts)
+        if ctx.needs_dx:
+            return dx
+        ctx.release(dx)
+        return None
+
+    def backward_weight(self, ctx: Context) -> None:
+        add_row_sums(ctx.saved["parts"], self.grads["weight"])
+        ctx.drop("parts")
 
 
 class GroupNorm(_SampleNorm):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,8 +11,24 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike
 
-from hpdl_mpi.nn import Context, Layer, Layout, Loss, MicroBatch, Pool, Shape, has_parameters, make_statistics, walk
-from hpdl_mpi.parallel.pipeline import LayerCost, Recomputed, members
+from hpdl_mpi.nn import (
+    Context,
+    Layer,
+    Layout,
+    Loss,
+    MicroBatch,
+    Pool,
+    Shape,
+    has_parameters,
+    joined_members,
+    make_statistics,
+    member_shapes,
+    members,
+    read_shape,
+    shape_after,
+    walk,
+)
+from hpdl_mpi.parallel.pipeline import LayerCost, Recomputed
 from hpdl_mpi.parallel.pipeline.flow import Activation
 
 _REPEATS = 5
@@ -63,18 +80,20 @@ def measure_layers(task: Task, layers: dict[str, Layer], size: int) -> list[Laye
     kept, from_loader, needs_dx = False, True, False  # samples want no gradient
     for number, (name, layer) in enumerate(layers.items()):
         last = number + 1 == len(layers)
-        kind = _kind(layer), shape, last, needs_dx
+        read = read_shape(layer, shape)
+        kind = _kind(layer), read, last, needs_dx
         if kind not in measured:
             measured[kind] = _Measurement(
-                layer, name, shape, size, dtype, task.loss if last else None, needs_dx=needs_dx
+                layer, name, read, size, dtype, task.loss if last else None, needs_dx=needs_dx
             )
             for inner in walk(layer):
                 inner.params.clear()
                 inner.grads.clear()
                 inner.statistics.clear()
         found = measured[kind]
-        costs.append(found.cost(task.held, kept or from_loader, from_loader))
-        shape, kept = layer.output_shape(shape), found.keeps_output or (found.is_view and kept)
+        handed = sum(math.prod(sample) for sample in member_shapes(shape)[layer.reads :]) * size * dtype.itemsize
+        costs.append(found.cost(task.held, kept or from_loader, from_loader, handed))
+        shape, kept = shape_after(layer, shape), found.keeps_output or (found.is_view and kept)
         from_loader = from_loader and found.is_view
         needs_dx = needs_dx or has_parameters(layer)
     return costs
@@ -125,7 +144,10 @@ class _Measurement:
         self._ctx = Context(self._batch, name, needs_dx=needs_dx, needs_backward=learns)
         self._num_parameters, self._learns = layout.size, learns
         noise = np.random.default_rng(0)
-        self._x = self._take(shape, noise)
+        if layer.reads_tokens:
+            self._x: Activation = np.zeros((size, *shape), np.int64)
+        else:
+            self._x = self._take(shape, noise)
         self._dy = self._take(layer.output_shape(shape), noise)
         self._targets = np.zeros(0) if loss is None else zero_targets(loss, layer.output_shape(shape), size, dtype)
         self.seconds = min((self._run() for _ in range(1 + _REPEATS)), key=sum)
@@ -133,10 +155,10 @@ class _Measurement:
 
     def _take(self, shape: Shape, noise: np.random.Generator) -> Activation:
         arrays = []
-        for sample in members(shape):
+        for sample in member_shapes(shape):
             arrays.append(self._pool.take((self._size, *sample), self._dtype))
             arrays[-1][...] = noise.random((self._size, *sample), np.float32)
-        return arrays[0] if members(shape) == (shape,) else tuple(arrays)
+        return joined_members(tuple(arrays))
 
     def _run(self) -> tuple[float, float]:
         """Run once and return the seconds of forward and backward."""
@@ -169,7 +191,7 @@ class _Measurement:
     def _note_kept(self, y: Activation, begun: int) -> None:
         """Note what the layer keeps now that forward is done: of its input, its output, and inside."""
         pool = self._pool
-        inputs, outputs = (value if isinstance(value, tuple) else (value,) for value in (self._x, y))
+        inputs, outputs = (members(value) for value in (self._x, y))
         held = {id(array.base) for array in inputs}
         fresh = [array for array in outputs if id(array.base) not in held]
         self.is_view = len(fresh) < len(outputs)
@@ -182,13 +204,16 @@ class _Measurement:
 
     def _note_deferred(self, begun: int) -> None:
         """Note what the layer keeps now that dgrad is done: of its input, and beside it."""
-        x, dy = (value if isinstance(value, tuple) else (value,) for value in (self._x, self._dy))
+        x, dy = (members(value) for value in (self._x, self._dy))
         self.defers_input = any(self._pool.count(array) > 1 for array in x)
         defers_dy = any(self._pool.count(array) > 1 for array in dy)
         self.deferred_bytes = self._pool.bytes_live - begun + defers_dy * sum(array.nbytes for array in dy)
 
-    def cost(self, num_arrays: float, kept_before: bool, from_loader: bool) -> LayerCost:
-        """Return what the layer costs where its input is kept already by the layer before it, or is the loader's."""
+    def cost(self, num_arrays: float, kept_before: bool, from_loader: bool, handed_bytes: int = 0) -> LayerCost:
+        """Return what the layer costs where its input is kept already by the layer before it, or is the loader's.
+
+        `handed_bytes` are those of what comes with its input and is handed on.
+        """
         keeps_more = self.keeps_input and not kept_before
         saved = self.inner_bytes + self.keeps_output * self.output_bytes + keeps_more * self.input_bytes
         return LayerCost(
@@ -196,7 +221,7 @@ class _Measurement:
             fixed_bytes=round(num_arrays * self._num_parameters * self._dtype.itemsize),
             saved_bytes=saved,
             deferred_bytes=self.deferred_bytes + (self.defers_input and not from_loader) * self.input_bytes,
-            input_bytes=self.input_bytes,
+            input_bytes=self.input_bytes + handed_bytes,
             output_bytes=self.output_bytes,
             working_bytes=self.working_bytes,
         )

@@ -16,7 +16,6 @@ from hpdl_mpi.parallel.pipeline.partition import (
 )
 from hpdl_mpi.parallel.pipeline.passes import complete
 from hpdl_mpi.parallel.pipeline.simulate import Simulation, StageCost, simulate
-from hpdl_mpi.parallel.pipeline.slots import members
 from hpdl_mpi.parallel.pipeline.stages import Pipeline, Recomputed, Stage, cut, pieces
 from hpdl_mpi.parallel.pipeline.table import format_schedule, read_schedule
 
@@ -45,7 +44,6 @@ __all__ = [
     "forward_only",
     "make_schedule",
     "measured_costs",
-    "members",
     "partition",
     "pieces",
     "read_schedule",

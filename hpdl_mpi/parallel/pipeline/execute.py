@@ -260,13 +260,15 @@ class Executor:
     def _samples(self, part: slice) -> np.ndarray:
         assert self._feed.inputs is not None, "the first stage is fed"
         x = self._feed.inputs[part]
-        shape = self._stages[0].input_shape
-        if x.shape[1:] != shape or x.dtype != self._dtype or not x.flags.c_contiguous:  # kernels would misread them
+        shape, dtype = self._stages[0].input_shape, self._dtype
+        if self._stages[0].model.reads_tokens:
+            dtype = np.dtype(np.int64)
+        if x.shape[1:] != shape or x.dtype != dtype or not x.flags.c_contiguous:  # kernels would misread them
             raise InputError(
                 "the model cannot take these samples",
                 where="inputs",
                 found=f"shape {x.shape}, {x.dtype}, strides {x.strides}",
-                expected=f"C-contiguous samples of shape {shape}, {self._dtype}",
+                expected=f"C-contiguous samples of shape {shape}, {dtype}",
             )
         return x
 

@@ -12,9 +12,9 @@ from numpy.typing import DTypeLike
 from hpdl_mpi.base.trace import Trace, now
 from hpdl_mpi.comm import Arena, Communicator, Transfer, Work
 from hpdl_mpi.comm.communicator import COLLECTIVE_TAG
-from hpdl_mpi.nn import Pool, Shape
+from hpdl_mpi.nn import Pool, Shape, member_shapes
 from hpdl_mpi.parallel.pipeline.action import Action, Op, Schedule
-from hpdl_mpi.parallel.pipeline.slots import Key, SharedSlots, members
+from hpdl_mpi.parallel.pipeline.slots import Key, SharedSlots
 
 Activation = Any
 """What passes from stage to stage: an array, or a tuple of arrays; a gradient in it that does not exist is None."""
@@ -169,7 +169,7 @@ class Flow:
             self._filling.append(_Filling(key, arrays, places, dest))
             self._fill_slots()
             return
-        for number, (array, sample) in enumerate(zip(arrays, members(shape), strict=True)):
+        for number, (array, sample) in enumerate(zip(arrays, member_shapes(shape), strict=True)):
             if array is None:
                 array = self._pool.take((count, *sample), self._dtype)
                 array.fill(0)
@@ -214,7 +214,7 @@ class Flow:
             self._held[key] = arrays
             transfers = [self._signalling(source, self._tag(key), sends=False)]
         else:
-            arrays = [self._pool.take((count, *sample), self._dtype) for sample in members(shape)]
+            arrays = [self._pool.take((count, *sample), self._dtype) for sample in member_shapes(shape)]
             transfers = [
                 self._transfer(array, source, self._tag(key, number), sends=False)
                 for number, array in enumerate(arrays)
@@ -222,7 +222,7 @@ class Flow:
         for transfer in transfers:
             transfer.label = self._label(key)
             transfer.start()
-        self._coming[key] = arrays[0] if members(shape) == (shape,) else tuple(arrays), transfers
+        self._coming[key] = arrays[0] if member_shapes(shape) == (shape,) else tuple(arrays), transfers
 
     def _transfer(self, array: np.ndarray, peer: int, tag: int, *, sends: bool) -> Transfer:
         key = sends, array.__array_interface__["data"][0], array.nbytes, peer, tag

@@ -17,17 +17,11 @@ from numpy.typing import DTypeLike
 
 from hpdl_mpi.base.memory import ALIGNMENT
 from hpdl_mpi.comm import Arena, Window
-from hpdl_mpi.nn import Shape
+from hpdl_mpi.nn import Shape, member_shapes
 from hpdl_mpi.parallel.pipeline.action import Op, Program, Schedule
 
 Key = tuple[int, int]
 """The stage that something is for, and its micro-batch."""
-
-
-def members(shape: Shape) -> tuple[Shape, ...]:
-    """Return the shapes of the arrays that an activation consists of."""
-    several = bool(shape) and isinstance(shape[0], tuple)
-    return shape if several else (shape,)  # type: ignore[return-value]
 
 
 def assign_slots(program: Program) -> dict[tuple[Op, Key], int]:
@@ -140,15 +134,15 @@ class SharedSlots:
             return None
         start = self._starts[op, stage] + self._slots[op, key] * self._slot_bytes(op, stage)
         arrays = []
-        for shape in members(self._shapes[op][stage]):
+        for shape in member_shapes(self._shapes[op][stage]):
             stop = start + count * math.prod(shape) * self._dtype.itemsize
             arrays.append(memory[start:stop].view(self._dtype).reshape(count, *shape))
             start = _aligned(stop)
         return arrays
 
     def _slot_bytes(self, op: Op, stage: int) -> int:
-        sizes = (self._size * math.prod(shape) * self._dtype.itemsize for shape in members(self._shapes[op][stage]))
-        return sum(map(_aligned, sizes))
+        samples = map(math.prod, member_shapes(self._shapes[op][stage]))
+        return sum(_aligned(self._size * sample * self._dtype.itemsize) for sample in samples)
 
 
 def _aligned(nbytes: int) -> int:

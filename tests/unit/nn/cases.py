@@ -40,6 +40,7 @@ from hpdl_mpi.nn import (
 from hpdl_mpi.nn.init import Uniform
 from tests import reference as ref
 from tests.unit.nn.rig import IDS, Case, Parameters, context_key
+from tests.unit.nn.sequence_cases import SEQUENCES
 
 
 def _conv(path: str, **settings: Any) -> Callable[[np.ndarray, Parameters], np.ndarray]:
@@ -371,3 +372,5 @@ LAYERS: dict[str, Case] = {
         _nested,
     ),
 }
+
+LAYERS |= SEQUENCES

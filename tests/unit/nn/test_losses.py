@@ -172,7 +172,8 @@ def test_label_outside_the_classes_is_refused(outputs: np.ndarray, label: int) -
         evaluate(CrossEntropy(), outputs, np.array([0, 4, label, 1]))
     assert str(caught.value) == (
         f"data.targets: a label is outside the classes. Found {label}; expected 0 to 4, since the model has 5 outputs. "
-        "Mend the labels, or give the model an output for each class."
+        "Mend the labels, give the model an output for each class, or name one that does not count "
+        "(training.loss.ignore_index)."
     )
 
 

@@ -130,7 +130,7 @@ def test_companion_hears_of_layers_and_stages_at_their_last_weight_gradient_whil
     assert len(heard) == len(listener.heard), "each is heard of once"
     assert [what for what, _ in listener.heard if what.startswith("stage")] == ["stage 1", "stage 0"]
     assert computed[heard["forward 8.0"] - 1] == "1F3"
-    for stage, layers in ((1, ["7", "6", "5", "4"]), (0, ["3", "2.layer.body.1", "2.layer.body.0", "2", "1", "0"])):
+    for stage, layers in ((1, ["7", "6", "5", "4"]), (0, ["3", "2.body.1", "2.body.0", "2", "1", "0"])):
         told = [what for what, _ in listener.heard if what.removeprefix("layer ") in layers]
         assert [what.removeprefix("layer ") for what in told if "body" not in what] == [
             name for name in layers if "body" not in name
@@ -188,7 +188,7 @@ def test_stages_have_the_names_and_shapes_of_the_whole_model() -> None:
     assert [stage.input_shape for stage in stages] == [(5,), ((6,),) * 3, ((6,),) * 3]
     assert [list(stage.model.children) for stage in stages] == [["0", "1"], ["2", "3"], ["4", "5", "6", "7"]]
     assert stages[2].model.children["6"].path == "6"
-    assert stages[2].names == {"2.layer.body.0.weight", "6.bias", "7.weight", "7.bias"}
+    assert stages[2].names == {"2.body.0.weight", "6.bias", "7.weight", "7.bias"}
     assert stages[2].output_shape == (CLASSES,)
 
 

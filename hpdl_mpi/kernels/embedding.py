@@ -1,0 +1,49 @@
+"""Rows of a table by number, and sums of gradients into them."""
+
+from __future__ import annotations
+
+from numba import prange
+
+from hpdl_mpi.kernels.jit import kernel, parallel_kernel, thread_count
+
+
+@kernel
+def first_outside(tokens, count):
+    """Return the place of the first of some tokens, int64 (rows,), that is not 0 to count - 1, or -1."""
+    for p in range(tokens.size):
+        if tokens[p] < 0 or tokens[p] >= count:
+            return p
+    return -1
+
+
+@parallel_kernel
+def take_rows(table, tokens, y):
+    """y[p] = table[tokens[p]]; table (k, c), tokens int64 (rows,) within the table, y (rows, c)."""
+    for p in prange(tokens.size):
+        source, target = table[tokens[p]], y[p]
+        for c in range(target.size):
+            target[c] = source[c]
+
+
+@parallel_kernel
+def _add_to_rows(table, tokens, values, parts):
+    columns = table.shape[1]
+    for part in prange(parts):
+        start, stop = part * columns // parts, (part + 1) * columns // parts
+        for p in range(tokens.size):
+            source, target = values[p, start:stop], table[tokens[p], start:stop]
+            for c in range(target.size):
+                target[c] += source[c]
+
+
+def add_to_rows(table, tokens, values) -> None:
+    """table[tokens[p]] += values[p], in the order of p whatever the threads; shapes as `take_rows` has them."""
+    _add_to_rows(table, tokens, values, thread_count())
+
+
+@kernel
+def mark_others(tokens, token, mask):
+    """mask[p] = 0 where a token is this one, else 1; both flat."""
+    one, zero = mask.dtype.type(1), mask.dtype.type(0)
+    for p in range(tokens.size):
+        mask[p] = zero if tokens[p] == token else one
