@@ -165,7 +165,7 @@ class Source:
 
     def _check_tokens(self, model: Layer) -> None:
         """Raise if a model that reads tokens would get something else, or one that reads values would get tokens."""
-        if reads_tokens(model):
+        if model.reads_tokens:
             refuse_changes(self.transform, self.augment)
         elif self.context is not None or self.pairs:
             raise InputError(
@@ -180,8 +180,3 @@ def array_names(context: Any, pairs: Any) -> tuple[str, str]:
     if context is not None:
         return TOKENS, TOKENS
     return (SOURCE, TARGET) if pairs is True else ("x", "y")
-
-
-def reads_tokens(model: Layer) -> bool:
-    """Tell whether a model takes tokens, int64, and no values."""
-    return bool(getattr(model, "reads_tokens", False))

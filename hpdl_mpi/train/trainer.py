@@ -29,7 +29,7 @@ from hpdl_mpi.train.fit import Course, fit
 from hpdl_mpi.train.job import MODEL_NAME, Checkpoint, EarlyStopping, Parallel, is_model_name
 from hpdl_mpi.train.launch import rehearse_evaluation
 from hpdl_mpi.train.metrics import Meter, Metrics
-from hpdl_mpi.train.source import AS_STORED, PATHS, UNCHANGED, PathLike, Source, array_names, reads_tokens
+from hpdl_mpi.train.source import AS_STORED, PATHS, UNCHANGED, PathLike, Source, array_names
 
 _EVALUATED = 256
 """Samples of a batch that is evaluated or predicted, unless told."""
@@ -346,7 +346,7 @@ class Trainer:
         array, shape (n, ...)
             Raw outputs: logits of a classification, values of a regression.
         """
-        source, replica, tokens = self._assembly.source, self.replica, reads_tokens(self._assembly.model)
+        source, replica, tokens = self._assembly.source, self.replica, self._assembly.model.reads_tokens
         require("batch_size", batch_size, is_integer(batch_size, 1), "an integer above 0")
         numeric = isinstance(inputs, np.ndarray) and inputs.dtype.kind in "iufb"
         require("inputs", type(inputs).__name__ if not numeric else "", numeric, "an array of real numbers")
