@@ -279,7 +279,8 @@ def _gradient_bytes(replica: Replica, sharding: Sharding | None) -> int:
 
 def _learn_zeros(replica: Replica, loss: Loss, size: int) -> None:
     targets = zero_targets(loss, replica.output_shape, size, replica.dtype)
-    replica.learn(Feed(np.arange(size), np.zeros((size, *replica.input_shape), replica.dtype), targets), loss)
+    inputs = np.zeros((size, *replica.input_shape), np.int64 if replica.model.reads_tokens else replica.dtype)
+    replica.learn(Feed(np.arange(size), inputs, targets), loss)
 
 
 def _rows(model: Layer, input_shape: Shape) -> Iterator[Row]:
