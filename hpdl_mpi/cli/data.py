@@ -33,10 +33,10 @@ DatasetPath = Annotated[str, typer.Argument(metavar="PATH", help="A folder of sh
 @app.command()
 def convert(
     source: Annotated[
-        Path,
+        list[Path],
         typer.Argument(
             help="A folder or archive of images, a folder per class; of CIFAR's binary files; a folder with IDX files,"
-            " one IDX file of images, .npz, .csv; .txt or .tsv, or a folder of such."
+            " one IDX file of images, .npz, .csv; .txt or .tsv files, or a folder of such."
         ),
     ],
     folder: Annotated[Path, typer.Argument(help="Where FOLDER/train and FOLDER/test go; absent or empty.")],

@@ -25,7 +25,7 @@ from hpdl_mpi.plan import Task, plan_pipeline
 from hpdl_mpi.train.job import Parallel
 from hpdl_mpi.train.launch import first_on_node, rehearse, start_threads
 from hpdl_mpi.train.restore import require_same_call
-from hpdl_mpi.train.source import PathLike, Source, reads_tokens
+from hpdl_mpi.train.source import PathLike, Source
 
 _TEST_SHARE = 32
 """Samples of an evaluation batch that each rank has at least."""
@@ -203,7 +203,7 @@ class Assembly:
             training=training,
             target_transform=None if classifies else self.source.target_transform,
             dtype=self.dtype,
-            tokens=reads_tokens(self.model),
+            tokens=self.model.reads_tokens,
             bucket=self.source.bucket,
             depth=depth,
             reads_inputs=self.pipeline.reads_inputs,

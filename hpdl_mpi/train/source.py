@@ -10,7 +10,7 @@ import numpy as np
 
 from hpdl_mpi.base.errors import InputError, amended
 from hpdl_mpi.data import Augment, Dataset, Pairs, Samples, Transform, Windows, fitted
-from hpdl_mpi.data.pair_batch import batch_shape
+from hpdl_mpi.data.pair_batch import IGNORED, batch_shape
 from hpdl_mpi.data.pairs import SOURCE, TARGET
 from hpdl_mpi.data.prepare_tokens import refuse_changes
 from hpdl_mpi.data.windows import TOKENS
@@ -136,6 +136,7 @@ class Source:
             shape = self.augment.output_shape(shape, self.path)
             target_shape = dataset.target_shape
             if isinstance(dataset, Pairs):
+                _require_ignored(loss)
                 shape = batch_shape(dataset.source_lengths, dataset.target_lengths)
                 target_shape = shape[1]
             elif loss.task == "regression":
@@ -165,7 +166,7 @@ class Source:
 
     def _check_tokens(self, model: Layer) -> None:
         """Raise if a model that reads tokens would get something else, or one that reads values would get tokens."""
-        if reads_tokens(model):
+        if model.reads_tokens:
             refuse_changes(self.transform, self.augment)
         elif self.context is not None or self.pairs:
             raise InputError(
@@ -175,13 +176,21 @@ class Source:
             )
 
 
+def _require_ignored(loss: Loss) -> None:
+    """Raise if a loss would take for a class what stands where a target has ended."""
+    ignored = getattr(loss, "ignore_index", None)
+    if ignored != IGNORED:
+        raise InputError(
+            "targets of pairs have ends of many lengths",
+            where="training.loss.ignore_index",
+            found=ignored,
+            expected=IGNORED,
+            remedy=f'write loss = {{ name = "cross_entropy", ignore_index = {IGNORED} }}',
+        )
+
+
 def array_names(context: Any, pairs: Any) -> tuple[str, str]:
     """Return the names that arrays of inputs and targets have by default: those that the converter gives them."""
     if context is not None:
         return TOKENS, TOKENS
     return (SOURCE, TARGET) if pairs is True else ("x", "y")
-
-
-def reads_tokens(model: Layer) -> bool:
-    """Tell whether a model takes tokens, int64, and no values."""
-    return bool(getattr(model, "reads_tokens", False))

@@ -33,7 +33,7 @@ from hpdl_mpi.plan.costs import zero_targets
 from hpdl_mpi.train.choices import make_loss, make_model, make_optimizer
 from hpdl_mpi.train.job import Held, Job
 from hpdl_mpi.train.run import make_source
-from hpdl_mpi.train.source import Source, reads_tokens
+from hpdl_mpi.train.source import Source
 
 _WITHOUT_DATA = " Or say with --input-shape what shape samples are stored in, such as 224,224,3: no data are read then."
 
@@ -171,7 +171,7 @@ def summarize(
         with amended("data.train: ", _WITHOUT_DATA):
             find_shards(source.path)
         input_shape = source.check(model, loss, 1, key="data.train")
-        reading = _reading(job, source, loss, num_ranks, tokens=reads_tokens(model))
+        reading = _reading(job, source, loss, num_ranks, tokens=model.reads_tokens)
     else:
         input_shape = source.build(model, loss, stored_shape)
     parallel = job.parallel.accumulating(job.training.accumulate)
@@ -279,7 +279,8 @@ def _gradient_bytes(replica: Replica, sharding: Sharding | None) -> int:
 
 def _learn_zeros(replica: Replica, loss: Loss, size: int) -> None:
     targets = zero_targets(loss, replica.output_shape, size, replica.dtype)
-    replica.learn(Feed(np.arange(size), np.zeros((size, *replica.input_shape), replica.dtype), targets), loss)
+    inputs = np.zeros((size, *replica.input_shape), np.int64 if replica.model.reads_tokens else replica.dtype)
+    replica.learn(Feed(np.arange(size), inputs, targets), loss)
 
 
 def _rows(model: Layer, input_shape: Shape) -> Iterator[Row]:

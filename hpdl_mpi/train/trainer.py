@@ -14,6 +14,7 @@ from hpdl_mpi.comm import Communicator, agree, world
 from hpdl_mpi.data import Augment, Transform
 from hpdl_mpi.data.hdf5 import memory_dtype
 from hpdl_mpi.data.prepare import Preparation
+from hpdl_mpi.data.prepare_tokens import TOKEN, TokenPreparation
 from hpdl_mpi.data.sampler import SHUFFLES, Shuffle
 from hpdl_mpi.nn import Layer, Loss
 from hpdl_mpi.optim import Constant, Optimizer, Schedule
@@ -336,6 +337,7 @@ class Trainer:
         ----------
         inputs : array, shape (n, ...)
             Any number type; transformed like the training data, and cropped in the middle where those are cropped.
+            Tokens, integers, are taken as they are.
         batch_size : int
             Samples of a forward pass.
 
@@ -344,20 +346,21 @@ class Trainer:
         array, shape (n, ...)
             Raw outputs: logits of a classification, values of a regression.
         """
-        source, replica = self._assembly.source, self.replica
+        source, replica, tokens = self._assembly.source, self.replica, self._assembly.model.reads_tokens
         require("batch_size", batch_size, is_integer(batch_size, 1), "an integer above 0")
         numeric = isinstance(inputs, np.ndarray) and inputs.dtype.kind in "iufb"
         require("inputs", type(inputs).__name__ if not numeric else "", numeric, "an array of real numbers")
         dtype = memory_dtype(inputs.dtype)
         with amended("inputs, prepared like the training data: "):
-            preparation = Preparation(source.transform, source.augment, inputs.shape[1:], dtype, batch_size)
+            stored = source.transform, source.augment, inputs.shape[1:], dtype
+            preparation = TokenPreparation(*stored) if tokens else Preparation(*stored, batch_size)
         shape = preparation.output_shape
         if shape != replica.input_shape:
             raise InputError("samples of another shape", where="inputs", found=shape, expected=replica.input_shape)
         result = np.empty((len(inputs), *replica.output_shape), replica.dtype)
         for start in range(0, len(inputs), batch_size):
             raw = np.ascontiguousarray(inputs[start : start + batch_size], dtype)
-            x = np.empty((len(raw), *shape), replica.dtype)
+            x = np.empty((len(raw), *shape), TOKEN if tokens else replica.dtype)
             preparation.apply(raw, x)
             with replica.averaged():
                 result[start : start + batch_size] = replica.predict(x, np.arange(start, start + len(raw)))

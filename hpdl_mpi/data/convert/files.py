@@ -74,6 +74,16 @@ def is_hidden(parts: Sequence[str]) -> bool:
     return any(part.startswith(".") or part == "__MACOSX" for part in parts)
 
 
+def list_files(paths: Sequence[Path]) -> Files:
+    """Return some files as those of the folder that they have in common; raise an InputError if one is not there."""
+    for path in paths:
+        if not path.is_file():
+            raise InputError("no such file", where=path, remedy="name one folder, or files alone")
+    whole = [path.absolute() for path in paths]
+    folder = Path(os.path.commonpath([path.parent for path in whole]))
+    return Files(folder, sorted(path.relative_to(folder).as_posix() for path in whole), [])
+
+
 def list_folder(source: Path) -> Files:
     """List all files in a folder and the folders in it, through links as well.
 

@@ -10,12 +10,14 @@ from hpdl_mpi.base.errors import InputError
 from hpdl_mpi.data.convert.csv_table import Missing
 from hpdl_mpi.data.text.learn import Kind
 
-_TEXT = ("text", "pairs")
+TEXT = ("text", "pairs")
+"""Formats of text."""
+
 OWNERS: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("target", "classes", "missing"), ("CSV",)),
     **dict.fromkeys(("size", "grayscale"), ("images",)),
     "skip_bad": ("images", "pairs"),
-    **dict.fromkeys(("tokens", "vocab_size", "tokenizer"), _TEXT),
+    **dict.fromkeys(("tokens", "vocab_size", "tokenizer"), TEXT),
     **dict.fromkeys(("pairs", "target_tokens"), ("pairs",)),
 }
 """Formats that an option is for, where it is not for all."""

@@ -6,7 +6,7 @@ import contextlib
 import csv
 import io
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -19,8 +19,8 @@ from hpdl_mpi.data.convert import cifar, csv_table, idx, images, npz, pairs, tex
 from hpdl_mpi.data.convert.archive import is_archive, open_archive
 from hpdl_mpi.data.convert.class_folders import Skipped, has_images
 from hpdl_mpi.data.convert.decode import Form
-from hpdl_mpi.data.convert.files import Files, list_folder
-from hpdl_mpi.data.convert.options import Options
+from hpdl_mpi.data.convert.files import Files, list_files, list_folder
+from hpdl_mpi.data.convert.options import TEXT, Options
 from hpdl_mpi.data.convert.select import balanced, split_test
 from hpdl_mpi.data.convert.text_files import recognises
 from hpdl_mpi.data.pairs import SOURCE, TARGET
@@ -29,6 +29,8 @@ from hpdl_mpi.data.text.file import NAME as TOKENIZERS
 from hpdl_mpi.data.text.learn import Kind, Wanted
 from hpdl_mpi.data.windows import TOKENS
 from hpdl_mpi.data.writer import Split, beside, check_target, write_dataset
+
+PathLike = str | os.PathLike[str]
 
 SKIPPED = "skipped.csv"
 """File in the folder of a dataset that lists what was left out of it: columns `file` and `reason`."""
@@ -117,8 +119,8 @@ def detect(source: Path, files: Files, options: Options) -> str:
 
 
 def convert(
-    source: str | os.PathLike[str],
-    folder: str | os.PathLike[str],
+    source: PathLike | Sequence[PathLike],
+    folder: PathLike,
     options: Options | None = None,
     ranks: Group | None = None,
     check: Callable[[], None] = lambda: None,
@@ -130,9 +132,9 @@ def convert(
 
     Parameters
     ----------
-    source : path-like
+    source : path-like, or sequence of path-like
         A folder of class folders of images or an archive of one, the binary version of CIFAR as a folder, a file or an
-        archive, a folder of IDX files or one of images, an NPZ or a CSV file, a .txt or .tsv file or a folder of such.
+        archive, a folder of IDX files or one of images, an NPZ or a CSV file; .txt or .tsv files, or a folder of such.
     folder : path-like
         Absent, or empty; all ranks see it.
     options : Options, optional
@@ -154,10 +156,12 @@ def convert(
         The disk is full or cannot be written; nothing is left behind.
     """
     options, ranks = options or Options(), ranks or Alone()
-    source, folder = Path(source).expanduser(), Path(folder).expanduser()
+    sources = [source] if isinstance(source, str | os.PathLike) else source
+    paths, folder = [Path(path).expanduser() for path in sources], Path(folder).expanduser()
+    source = paths[0]
     unpacked = beside(folder.resolve(), "unpacked")
     try:
-        kind, files = agree(ranks, partial(_find, source, folder, unpacked, options, ranks.size))
+        kind, files = agree(ranks, partial(_find, paths, folder, unpacked, options, ranks.size))
         content = _read(kind, source, files, options, ranks, unpacked)
         with alike():
             splits = _chosen(kind, content.splits, source, options)
@@ -177,14 +181,17 @@ def convert(
     return [folder / name for name in splits]
 
 
-def _find(source: Path, folder: Path, unpacked: Path, options: Options, num_ranks: int) -> tuple[str, Files]:
+def _find(paths: list[Path], folder: Path, unpacked: Path, options: Options, num_ranks: int) -> tuple[str, Files]:
     """Return the format of a source and its files."""
     check_target(folder)
+    source = paths[0]
     if not source.exists():
         raise InputError("no such file or folder", where=source)
     if options.targets != Options().targets and options.per_class is None and options.test_per_class is None:
         raise InputError("--targets is for --per-class and --test-per-class", where=source)
-    if source.is_dir():
+    if len(paths) > 1:
+        files = list_files(paths)
+    elif source.is_dir():
         if folder.resolve().is_relative_to(source.resolve()):
             raise InputError("lies in the source", where=folder, remedy="name a folder outside of it")
         files = list_folder(source)
@@ -194,6 +201,8 @@ def _find(source: Path, folder: Path, unpacked: Path, options: Options, num_rank
         files = Files(source.parent, [source.name], [])
     kind = detect(source, files, options)
     options.require_suited(kind, source)
+    if len(paths) > 1 and kind not in TEXT:
+        raise InputError(f"{kind} has one source", where=paths[1], remedy="convert each by itself")
     if kind in WHOLE and num_ranks > 1:
         raise InputError(
             f"{kind} is read by one rank", where=source, found=f"{num_ranks} ranks", remedy="start without a launcher"

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hpdl_mpi.base.errors import InputError
-from hpdl_mpi.data.text.tokenizer import MAX_IDS, REPLACEMENT, Tokenizer
+from hpdl_mpi.data.text.tokenizer import MAX_IDS, UNKNOWN, Tokenizer, unknown
 
 if TYPE_CHECKING:
     import tokenizers
@@ -44,8 +44,13 @@ class BytePairs(Tokenizer):
     def __init__(self, model: dict[str, Any], specials: Sequence[str] = ()) -> None:
         self._model = model
         self._inner = _read(model)
-        ids = self._inner.get_vocab(with_added_tokens=True).values()
-        super().__init__(specials, max(ids, default=-1) + 1)
+        vocabulary = self._inner.get_vocab(with_added_tokens=True)
+        super().__init__(specials, max(vocabulary.values(), default=-1) + 1)
+        if self.unk is not None:
+            raise InputError("bytes are all known", where="specials", found=self.specials, expected="no unk")
+        self._added = [token.content for token in self._inner.get_added_tokens_decoder().values()]
+        self._known: dict[str, bool] = {}
+        self._knows_all = vocabulary.keys() >= set(_library().pre_tokenizers.ByteLevel.alphabet())
 
     @classmethod
     def learnt(cls, texts: Iterable[str], vocabulary_size: int, specials: Sequence[str] = ()) -> BytePairs:
@@ -89,15 +94,25 @@ class BytePairs(Tokenizer):
         return BytePairs(self._model, specials)
 
     def _lookup(self, text: str) -> np.ndarray:
+        if not self._knows_all and self._unknown(text):
+            return np.array([UNKNOWN])
         return np.array(self._inner.encode(text, add_special_tokens=False).ids, np.int64)
 
     def _text(self, places: np.ndarray) -> str:
-        if self.unk is None:
-            return self._inner.decode(places.tolist(), skip_special_tokens=False)
-        bounds = np.flatnonzero(places == self._size)
-        parts = np.split(places, bounds)
-        texts = [self._inner.decode(part[part < self._size].tolist(), skip_special_tokens=False) for part in parts]
-        return REPLACEMENT.join(texts)
+        return self._inner.decode(places.tolist(), skip_special_tokens=False)
+
+    def _refuse(self, text: str, index: int, line: int) -> None:
+        start = min(self._unknown(text))
+        raise unknown("character", text, start, start + 1, line)
+
+    def _unknown(self, text: str) -> list[int]:
+        """Return where characters first stand that the library would pass over, because the vocabulary lacks them."""
+        for token in self._added:
+            text = text.replace(token, " " * len(token))
+        for character in set(text) - self._known.keys():
+            alone = self._inner.encode(character, add_special_tokens=False).ids
+            self._known[character] = bool(alone) or character.isspace()
+        return [text.index(character) for character in set(text) if not self._known[character]]
 
     @staticmethod
     def cut(text: str) -> int:

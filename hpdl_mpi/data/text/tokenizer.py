@@ -144,9 +144,9 @@ class Tokenizer(abc.ABC):
     def _text(self, places: np.ndarray) -> str:
         """Return the text of places in the vocabulary proper, int64 (n,); its size stands for what is not there."""
 
+    @abc.abstractmethod
     def _refuse(self, text: str, index: int, line: int) -> None:
-        """Raise for piece `index` of a text, which is not in the vocabulary."""
-        raise AssertionError(f"{self.kind} knows all text")
+        """Raise for piece `index` of a text, the first that is not in the vocabulary."""
 
     @staticmethod
     def cut(text: str) -> int:

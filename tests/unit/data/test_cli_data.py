@@ -68,6 +68,9 @@ def test_text_is_converted_described_and_verified(hpdl, tmp_path) -> None:
     printed = hpdl("verify", out / "train")
     assert "tokens in tokens, " in printed
     assert "of 260 ids" in printed
+    (tmp_path / "b.txt").write_text("That is the question.\n")
+    printed = hpdl("convert", tmp_path / "b.txt", tmp_path / "a.txt", tmp_path / "both", "--tokens", "characters")
+    assert f"{tmp_path}/both/train: 1 file, N = {210 + 22}, tokens" in printed
     assert "samples" in hpdl("verify", out / "train", "--inputs", "tokens", "--targets", "tokens")
 
 

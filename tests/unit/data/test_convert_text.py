@@ -78,6 +78,20 @@ def test_files_of_a_folder_come_in_order_and_no_word_spans_two(tmp_path) -> None
     assert decoded(words) == "aa bb\ncc dd ee ff"
 
 
+def test_several_files_come_in_the_order_of_their_names(tmp_path) -> None:
+    for name, text in (("x/b.txt", "bb"), ("y/a.txt", "aa"), ("c.txt", "cc")):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    files = [tmp_path / name for name in ("y/a.txt", "x/b.txt", "c.txt")]
+    (folder,) = convert(files, tmp_path / "out", Options(tokens="characters"))
+    assert decoded(folder) == "ccbbaa"
+    with pytest.raises(InputError, match=r"x: no such file\. Name one folder, or files alone"):
+        convert([*files, tmp_path / "x"], tmp_path / "none", Options(tokens="characters"))
+    np.savez(tmp_path / "a.npz", x=np.zeros((3, 2)), y=np.zeros(3))
+    with pytest.raises(InputError, match=r"c\.txt: NPZ has one source\. Convert each by itself"):
+        convert([tmp_path / "a.npz", tmp_path / "c.txt"], tmp_path / "none")
+
+
 @settings(deadline=None, max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     text=st.text(st.characters(exclude_categories=["Cs"]), min_size=20),

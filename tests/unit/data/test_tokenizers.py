@@ -95,8 +95,8 @@ def test_specials_come_first_and_are_left_out_of_text() -> None:
     assert (plain.pad, plain.bos, plain.eos, plain.unk) == (None,) * 4
     words = Words(["a", "b"], ("unk",))
     assert words.decode(words.encode("b c a")) == "b \N{REPLACEMENT CHARACTER} a"
-    bpe = BPE.behind(SPECIALS)
-    assert bpe.decode([1, *bpe.encode("cat"), 3, *bpe.encode(" mat"), 2]) == "cat\N{REPLACEMENT CHARACTER} mat"
+    bpe = BPE.behind(SPECIALS[:3])
+    assert bpe.decode([1, *bpe.encode("cat"), *bpe.encode(" mat"), 2, 0]) == "cat mat"
 
 
 def test_the_most_frequent_words_stay() -> None:
@@ -143,6 +143,7 @@ def test_ids_have_the_smallest_type(count: int, dtype: type) -> None:
         (lambda: Words(["a b"]), "no word. Found 'a b'"),
         (lambda: Words([""]), "no word"),
         (lambda: BytePairs({"model": {"type": "BPE"}}), "the library tokenizers cannot read it"),
+        (lambda: BPE.behind(SPECIALS), "specials: bytes are all known"),
         (lambda: BytePairs.learnt([SAMPLE], 255), "--vocab-size: too small for all bytes. Found 255; expected 256"),
         (lambda: BytePairs.learnt([SAMPLE], 2**30), "--vocab-size: out of range"),
     ],
@@ -190,6 +191,19 @@ def test_a_file_of_the_library_is_read_as_it_is(tmp_path) -> None:
     (tmp_path / "gpt.json").rename(tmp_path / "tokenizer.json")
     (tmp_path / "a.h5").touch()
     assert list(find_tokenizers(tmp_path)) == ["tokens"]
+
+
+def test_text_that_a_vocabulary_of_others_lacks_is_not_passed_over() -> None:
+    import tokenizers
+
+    inner = tokenizers.Tokenizer(tokenizers.models.BPE({"a": 0, "b": 1, "ab": 2}, [("a", "b")]))
+    inner.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    plain = BytePairs(json.loads(inner.to_str()))
+    assert plain.encode("ab  a\nb").tolist() == [2, 0, 1]
+    assert plain.encode("").tolist() == []
+    with pytest.raises(InputError, match=r"line 8: a character is not in the vocabulary\. Found 'z'"):
+        plain.encode("ab\nazb", line=7)
+    assert plain.behind(SPECIALS[:3]).encode("ab").tolist() == [5]
 
 
 def test_the_file_is_found_beside_shards_and_above_them(tmp_path) -> None:

@@ -71,14 +71,17 @@ def test_a_model_of_tokens_is_built_for_windows(text):
 
 
 def test_a_model_of_tokens_is_built_for_the_longest_pair(text):
+    loss = nn.CrossEntropy(ignore_index=-1)
     model, source = Reader(), Source(text, "source", "target", pairs=True, bucket=True)
     with source.open() as pairs:
         assert isinstance(pairs, Pairs)
-    assert source.check(model, nn.CrossEntropy(), 1) == model.built == ((8,), (4,))
-    other = source.at(text).check(model, nn.CrossEntropy(), 1, ((20,), (20,)))  # test data of other lengths
+    assert source.check(model, loss, 1) == model.built == ((8,), (4,))
+    other = source.at(text).check(model, loss, 1, ((20,), (20,)))  # test data of other lengths
     assert other == ((8,), (4,))
     with pytest.raises(InputError, match=r"data\.pairs: pairs have no one shape"):
-        source.build(Reader(), nn.CrossEntropy(), (8,))
+        source.build(Reader(), loss, (8,))
+    with pytest.raises(InputError, match=r"^training\.loss\.ignore_index: .*Expected -1\. Write loss = "):
+        source.check(Reader(), nn.CrossEntropy(), 1)
 
 
 def test_tokens_may_have_targets_of_their_own(text):
