@@ -273,7 +273,7 @@ def test_members_are_exchanged_and_left_out() -> None:
 def test_layers_that_know_of_one_array_hand_the_others_on() -> None:
     """A decoder's layer in small: attention to itself, to a memory, and what is in between."""
     x, memory = RNG.normal(size=(N, 4, 6)), RNG.normal(size=(N, 5, 6))
-    attend_self = Residual(Sequential(Linear(18), SelfAttention(3, causal=True), Linear(6)))
+    attend_self = Residual(Sequential(Linear(18), SelfAttention(3, causal=True, masked=False), Linear(6)))
     attend_memory = Residual(
         Sequential(Linear(6), Members(1, 0, 2), Linear(12), Members(1, 0, 2), CrossAttention(3), Linear(6))
     )
