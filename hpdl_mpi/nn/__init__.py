@@ -15,10 +15,14 @@ from hpdl_mpi.nn.losses import CrossEntropy, Huber, Loss, LossSums, MeanSquaredE
 from hpdl_mpi.nn.normalization import BatchNorm2d, GroupNorm, LayerNorm
 from hpdl_mpi.nn.pool import Pool
 from hpdl_mpi.nn.pooling import AdaptiveAvgPool2d, AvgPool2d, GlobalAvgPool2d, MaxPool2d
+from hpdl_mpi.nn.recurrent import GRU, LSTM, RNN
 from hpdl_mpi.nn.shape import Flatten
 
 __all__ = [
     "GELU",
+    "GRU",
+    "LSTM",
+    "RNN",
     "AdaptiveAvgPool2d",
     "AvgPool2d",
     "BatchNorm2d",
