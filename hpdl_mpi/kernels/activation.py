@@ -6,6 +6,7 @@ import math
 
 from numba import prange
 
+from hpdl_mpi.kernels import elementary
 from hpdl_mpi.kernels.elementary import exp, normal
 from hpdl_mpi.kernels.elementwise import clipped, held_back, lies_at
 from hpdl_mpi.kernels.jit import inline, parallel_kernel
@@ -65,7 +66,7 @@ def clip_backward(dy, y, low, high, dx):
 
 
 @inline
-def _logistic(x, one):
+def logistic(x, one):
     """Return s = 1 / (1 + exp(-x)) and its slope s (1 - s), without overflow for large |x|."""
     e = exp(-abs(x))
     share = one / (one + e)
@@ -77,7 +78,7 @@ def sigmoid(x, y):
     """y = 1 / (1 + exp(-x))."""
     one = x.dtype.type(1.0)
     for i in prange(x.size):
-        y[i], _ = _logistic(x[i], one)
+        y[i], _ = logistic(x[i], one)
 
 
 @parallel_kernel
@@ -92,7 +93,7 @@ def sigmoid_backward(dy, y, dx):
 def tanh(x, y):
     """y = tanh(x)."""
     for i in prange(x.size):
-        y[i] = math.tanh(x[i])
+        y[i] = elementary.tanh(x[i])
 
 
 @parallel_kernel
@@ -121,7 +122,7 @@ def silu(x, y):
     """y = x / (1 + exp(-x))."""
     one = x.dtype.type(1.0)
     for i in prange(x.size):
-        gate, _ = _logistic(x[i], one)
+        gate, _ = logistic(x[i], one)
         y[i] = _pass(x[i], gate)
 
 
@@ -130,7 +131,7 @@ def silu_backward(dy, x, dx):
     """dx = dy times the slope of `silu` at x."""
     one = x.dtype.type(1.0)
     for i in prange(x.size):
-        gate, slope = _logistic(x[i], one)
+        gate, slope = logistic(x[i], one)
         dx[i] = dy[i] * _slope(x[i], gate, slope)
 
 
@@ -156,7 +157,7 @@ def gelu_tanh(x, y):
     """y = x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))) / 2, which is nearly that of `gelu`."""
     one, linear, cubic = x.dtype.type(1.0), x.dtype.type(_GELU_LINEAR), x.dtype.type(_GELU_CUBIC)
     for i in prange(x.size):
-        gate, _ = _logistic(x[i] * (linear + cubic * x[i] * x[i]), one)
+        gate, _ = logistic(x[i] * (linear + cubic * x[i] * x[i]), one)
         y[i] = _pass(x[i], gate)
 
 
@@ -167,7 +168,7 @@ def gelu_tanh_backward(dy, x, dx):
     three = x.dtype.type(3.0)
     for i in prange(x.size):
         square = x[i] * x[i]
-        gate, slope = _logistic(x[i] * (linear + cubic * square), one)
+        gate, slope = logistic(x[i] * (linear + cubic * square), one)
         slope = slope if slope == 0 else slope * (linear + three * cubic * square)
         dx[i] = dy[i] * _slope(x[i], gate, slope)
 

@@ -52,6 +52,14 @@ _TAIL = tuple(
 
 _ROOT_HALF = math.sqrt(0.5)
 
+_TWO = _single(2)
+_TANH_NEAR = _single(0.625)
+_TANH = tuple(
+    _single(value)
+    for value in (-5.70498872745e-3, 2.06390887954e-2, -5.37397155531e-2, 1.33314422036e-1, -3.33332819422e-1)
+)
+"""tanh(x) / x - 1 over x^2 as a polynomial in x^2 for |x| < 0.625 (Moshier, "Cephes", 1984)."""
+
 
 @intrinsic
 def _power_of_two(typing_context, rounded):
@@ -69,6 +77,11 @@ def _power_of_two(typing_context, rounded):
 def exp(x):
     """exp(x) for x <= 0, in single precision to 2 roundings (2^-24 of the value), and 0 below -87."""
     return math.exp(x)
+
+
+def tanh(x):
+    """tanh(x), in single precision to 4 roundings of its value."""
+    return math.tanh(x)
 
 
 def normal(x):
@@ -94,6 +107,26 @@ def _exp(x):
         for k in range(1, len(_EXP)):
             value = value * r + _EXP[k]
         return _ZERO if x < _LOWEST else value * _power_of_two(rounded)
+
+    return single if x == types.float32 else double
+
+
+@overload(tanh, jit_options=_OPTIONS)
+def _tanh(x):
+    def double(x):
+        return math.tanh(x)
+
+    def single(x):
+        size = abs(x)
+        square = x * x
+        value = _TANH[0]
+        for k in range(1, len(_TANH)):
+            value = value * square + _TANH[k]
+        near = size + size * square * value
+        # far from zero nothing is lost in the difference
+        e = exp(-_TWO * size)
+        far = (_ONE - e) / (_ONE + e)
+        return math.copysign(near if size < _TANH_NEAR else far, x)
 
     return single if x == types.float32 else double
 

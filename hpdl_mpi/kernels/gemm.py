@@ -21,7 +21,7 @@ from hpdl_mpi.kernels.vector import ROWS, VECTORS, copy_strips, multiply_panel, 
 
 _DTYPES = (np.float32, np.float64)
 
-_DEPTH_BYTES = 2048
+DEPTH_BYTES = 2048
 """Of one row of op(a), in a run: a panel is then as large as a first-level cache, or part of the second-level one."""
 
 _PACKED_BYTES = 2 * 1024 * 1024
@@ -37,7 +37,7 @@ _TILE_GAP = 16
 """Elements between gathered tiles. A row of a spreads over all tiles: whole pages apart, they would share few sets of a
 cache."""
 
-_GATHERED_BYTES = _BLOCK_TILES * (ROWS * _DEPTH_BYTES + _TILE_GAP * np.dtype(np.float64).itemsize)
+_GATHERED_BYTES = _BLOCK_TILES * (ROWS * DEPTH_BYTES + _TILE_GAP * np.dtype(np.float64).itemsize)
 """Of tiles gathered at once."""
 
 _multiply_wide, _multiply_double, _multiply_single = multiply_panel(VECTORS), multiply_panel(2), multiply_panel(1)
@@ -175,7 +175,7 @@ def _gemm(a, a_row, b, b_row, c, c_row, k, flags, rows, columns, workspace):
     gathered = workspace[_PACKED_BYTES // c.itemsize :]
     gather = trans_a and a_row > _GATHERED_ABOVE
     left = gathered if gather else a
-    runs = -(-k * c.itemsize // _DEPTH_BYTES)
+    runs = -(-k * c.itemsize // DEPTH_BYTES)
     tiles = -(-(rows[1] - rows[0]) // ROWS)
     blocks = -(-tiles // _BLOCK_TILES)
     strips = -(-(columns[1] - columns[0]) // full)

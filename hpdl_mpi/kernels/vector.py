@@ -26,7 +26,8 @@ from hpdl_mpi.kernels.emit import (
 )
 
 ROWS = 6
-"""Of a tile. Each row of op(a) costs a load for all vectors of the tile, each vector of the panel one for all rows."""
+"""Of a tile, or half as many where no more are left. Each row of op(a) costs a load for all vectors of the tile, each
+vector of the panel one for all rows."""
 
 VECTORS = 4 if FEATURES & {"+avx512f", "+neon"} else 2
 """In a row of the largest tile. 24 sums or 12 leave a few of the processor's 32 or 16 registers for operands."""
@@ -65,8 +66,17 @@ def multiply_panel(vectors: int) -> Any:
                     emit.prefetch(pointer)
                 present = builder.sub(height, top)
                 left = builder.gep(a, [builder.mul(a_tile, number)]), a_row, a_step
-                sums = _tile_sums(emit, depth, left, present, emit.vector(panel), vectors)
-                _write_tile(emit, sums, tile, (present, columns), add)
+
+                def multiply(count: int) -> None:
+                    sums = _tile_sums(emit, depth, left, (count, present), emit.vector(panel), vectors)
+                    _write_tile(emit, sums, tile[:count], (present, columns), add)
+
+                # the last tile may be a short one
+                with builder.if_else(builder.icmp_signed("<=", present, index(ROWS // 2))) as (then, otherwise):
+                    with then:
+                        multiply(ROWS // 2)
+                    with otherwise:
+                        multiply(ROWS)
 
         def generate(context, builder, signature, arguments):
             # a caller of the kernel that absorbed it would be optimized with it, over and over
@@ -89,13 +99,19 @@ def multiply_panel(vectors: int) -> Any:
     return multiply_panel
 
 
-def _tile_sums(emit: Emitter, depth: Any, a_place: tuple, rows: Any, b_first: Any, vectors: int) -> list[list[Any]]:
-    """Write the loop over a tile's terms and return its sums, `ROWS` x `vectors` vectors."""
+def _tile_sums(
+    emit: Emitter, depth: Any, a_place: tuple, rows: tuple[int, Any], b_first: Any, vectors: int
+) -> list[list[Any]]:
+    """Write the loop over a tile's terms and return its sums, rows x `vectors` vectors.
+
+    `rows` is how many are computed, and how many of these are there.
+    """
     builder = emit.builder
     a_first, a_row, a_step = a_place
+    count, present = rows
     # a row that is not there reads the last one again
-    last = builder.sub(rows, index(1))
-    numbers = [builder.select(builder.icmp_signed("<", index(i), rows), index(i), last) for i in range(ROWS)]
+    last = builder.sub(present, index(1))
+    numbers = [builder.select(builder.icmp_signed("<", index(i), present), index(i), last) for i in range(count)]
     offsets = [builder.mul(a_row, number) for number in numbers]
     entry = builder.block
     loop, done = builder.append_basic_block("terms"), builder.append_basic_block("sums")
@@ -108,7 +124,7 @@ def _tile_sums(emit: Emitter, depth: Any, a_place: tuple, rows: Any, b_first: An
         return phi
 
     term, a, b = counter(index(0)), counter(a_first), counter(b_first)
-    sums = [[counter(emit.zero) for _ in range(vectors)] for _ in range(ROWS)]
+    sums = [[counter(emit.zero) for _ in range(vectors)] for _ in range(count)]
     operands = [builder.load(builder.gep(b, [index(j)]), align=VECTOR_BYTES) for j in range(vectors)]
     factors = [emit.splat(builder.load(builder.gep(a, [offset]))) for offset in offsets]
     totals = [
@@ -132,7 +148,7 @@ def _write_tile(emit: Emitter, sums: list[list[Any]], tile: list[list[Any]], siz
     builder = emit.builder
     rows, columns = size
     in_columns = [emit.first_lanes(builder.sub(columns, index(j * emit.lanes))) for j in range(len(tile[0]))]
-    in_rows = [emit.splat(builder.icmp_signed("<", index(i), rows)) for i in range(ROWS)]
+    in_rows = [emit.splat(builder.icmp_signed("<", index(i), rows)) for i in range(len(tile))]
     adds = emit.splat(add)
     written = []
     for pointers, vectors, in_row in zip(tile, sums, in_rows, strict=True):
@@ -141,7 +157,7 @@ def _write_tile(emit: Emitter, sums: list[list[Any]], tile: list[list[Any]], siz
             before = emit.load(pointer, builder.and_(inside, adds))
             written.append((builder.fadd(before, vector), pointer, inside))
     whole = builder.and_(
-        builder.icmp_signed(">=", rows, index(ROWS)),
+        builder.icmp_signed(">=", rows, index(len(tile))),
         builder.icmp_signed(">=", columns, index(len(tile[0]) * emit.lanes)),
     )
     # a store under a mask is slow on some processors

@@ -18,10 +18,14 @@ from hpdl_mpi.nn.members import joined_members, member_shapes, members, read_sha
 from hpdl_mpi.nn.normalization import BatchNorm2d, GroupNorm, LayerNorm, RMSNorm
 from hpdl_mpi.nn.pool import Pool
 from hpdl_mpi.nn.pooling import AdaptiveAvgPool2d, AvgPool2d, GlobalAvgPool2d, MaxPool2d
+from hpdl_mpi.nn.recurrent import GRU, LSTM, RNN
 from hpdl_mpi.nn.shape import Flatten, Members
 
 __all__ = [
     "GELU",
+    "GRU",
+    "LSTM",
+    "RNN",
     "AdaptiveAvgPool2d",
     "AvgPool2d",
     "BatchNorm2d",

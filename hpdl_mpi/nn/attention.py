@@ -139,12 +139,8 @@ class SelfAttention(_Attention):
         Whether what follows as a second member is a mask; in a decoder it is the memory, which is handed on.
     """
 
-<<<<<<< ours
-    reads = 2
     _sources = 0, 0, 0
 
-=======
->>>>>>> theirs
     def __init__(
         self,
         num_heads: int,

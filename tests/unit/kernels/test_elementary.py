@@ -20,6 +20,13 @@ def exp(x, y):
 
 
 @kernel
+def tanh(x, y):
+    """y = tanh(x)."""
+    for i in range(x.size):
+        y[i] = elementary.tanh(x[i])
+
+
+@kernel
 def normal(x, distribution, density):
     """Write both results of `normal`."""
     for i in range(x.size):
@@ -51,6 +58,24 @@ def test_power_of_what_is_below_any_is_zero_and_of_nan_nan() -> None:
     y = np.empty_like(x)
     exp(x, y)
     np.testing.assert_array_equal(y, np.array([0.0, 0.0, 0.0, np.nan], np.float32))
+
+
+def test_hyperbolic_tangent_is_good_to_four_roundings() -> None:
+    x = np.concatenate([dense(-10.0, 10.0), dense(-1.0, 1.0), dense(-1e-3, 1e-3), dense(-1e-30, 1e-30)])
+    y, exact = np.empty_like(x), np.empty(x.size)
+    tanh(x, y)
+    tanh(x.astype(float), exact)
+    np.testing.assert_array_equal(exact, [math.tanh(value) for value in x])
+    assert (np.abs(y - exact) <= 4 * ROUNDING * np.abs(exact)).all()
+
+
+def test_hyperbolic_tangent_ends_at_one_and_keeps_zeros_sign_and_nan() -> None:
+    x = np.array([-np.inf, -100.0, -0.0, 0.0, 100.0, np.inf, np.nan], np.float32)
+    y = np.empty_like(x)
+    tanh(x, y)
+    np.testing.assert_array_equal(y, np.array([-1.0, -1.0, -0.0, 0.0, 1.0, 1.0, np.nan], np.float32))
+    assert np.signbit(y[2])
+    assert not np.signbit(y[3])
 
 
 def test_normal_distribution_and_density_are_good_to_the_roundings_stated() -> None:

@@ -28,6 +28,9 @@ from hpdl_mpi.kernels.threads import set_threads
 from hpdl_mpi.models import MODELS
 from hpdl_mpi.nn import (
     GELU,
+    GRU,
+    LSTM,
+    RNN,
     AdaptiveAvgPool2d,
     AvgPool2d,
     BatchNorm2d,
@@ -248,6 +251,15 @@ def test_step_of_every_layer_allocates_no_array(
 ) -> None:
     set_threads(threads)
     check(steps(make(), (27, 27, 1), accumulate=accumulate), monkeypatch)
+
+
+@pytest.mark.parametrize(("accumulate", "threads"), SETTINGS)
+def test_step_of_every_recurrent_layer_allocates_no_array(
+    accumulate: int, threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    set_threads(threads)
+    cells = RNN(33, bidirectional=True), LSTM(65, 2, bidirectional=True, dropout=0.1), GRU(34, 2)
+    check(steps(Sequential(*cells, Flatten(), Linear(10)), (9, 20), accumulate=accumulate), monkeypatch)
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS.values(), ids=OPTIMIZERS)

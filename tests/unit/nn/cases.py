@@ -9,6 +9,9 @@ import numpy as np
 
 from hpdl_mpi.nn import (
     GELU,
+    GRU,
+    LSTM,
+    RNN,
     AdaptiveAvgPool2d,
     AvgPool2d,
     BatchNorm2d,
@@ -39,6 +42,7 @@ from hpdl_mpi.nn import (
 )
 from hpdl_mpi.nn.init import Uniform
 from tests import reference as ref
+from tests.recurrent_reference import recurrent
 from tests.unit.nn.rig import IDS, Case, Parameters, context_key
 from tests.unit.nn.sequence_cases import SEQUENCES
 
@@ -56,6 +60,17 @@ _batch_norm = _batch_norm_of()
 
 def _linear(path: str = "") -> Callable[[np.ndarray, Parameters], np.ndarray]:
     return lambda x, p: ref.linear(x, p[f"{path}weight"], p.get(f"{path}bias", 0.0))
+
+
+def recurrent_weights(p: Parameters, num_layers: int = 1, directions: int = 1) -> list[list[list[np.ndarray]]]:
+    """Return the parameters of a recurrent layer as the naive twin takes them."""
+    kinds = [kind for kind in ("weight_ih", "weight_hh", "bias_ih", "bias_hh") if f"{kind}_l0" in p]
+    ends = [[f"_l{layer}", f"_l{layer}_reverse"][:directions] for layer in range(num_layers)]
+    return [[[p[kind + end] for kind in kinds] for end in layer] for layer in ends]
+
+
+def _recurrent(cell: str, **settings: int) -> Callable[[np.ndarray, Parameters], np.ndarray]:
+    return lambda x, p: recurrent(cell, x, recurrent_weights(p, **settings))
 
 
 class Bias(Layer):
@@ -345,6 +360,23 @@ LAYERS: dict[str, Case] = {
         (2, 3),
         lambda x, p: np.concatenate([np.tanh(x), x, _linear("last.")(x, p)], -1),
     ),
+    "RNN": Case(lambda: RNN(4), (3, 2), _recurrent("tanh")),
+    "RNN, ReLU": Case(lambda: RNN(3, nonlinearity="relu", bias=False), (3, 2), _recurrent("relu")),
+    "RNN, bidirectional": Case(
+        lambda: RNN(17, bidirectional=True), (3, 2), _recurrent("tanh", num_layers=1, directions=2)
+    ),
+    "LSTM": Case(lambda: LSTM(3), (4, 2), _recurrent("lstm")),
+    "LSTM, one to one": Case(lambda: LSTM(1, bias=False), (1, 1), _recurrent("lstm")),
+    "LSTM, layers": Case(lambda: LSTM(3, 2), (3, 4), _recurrent("lstm", num_layers=2)),
+    "LSTM, bidirectional layers": Case(
+        lambda: LSTM(2, 2, bidirectional=True), (3, 2), _recurrent("lstm", num_layers=2, directions=2)
+    ),
+    "GRU": Case(lambda: GRU(3), (4, 2), _recurrent("gru")),
+    "GRU, no bias": Case(lambda: GRU(5, bias=False), (2, 1), _recurrent("gru")),
+    "GRU, bidirectional layers": Case(
+        lambda: GRU(2, 2, bidirectional=True), (3, 2), _recurrent("gru", num_layers=2, directions=2)
+    ),
+    "Recompute, of a recurrent layer": Case(lambda: Recompute(LSTM(2, 2)), (3, 2), _recurrent("lstm", num_layers=2)),
     "Recompute": Case(lambda: Recompute(Linear(3)), (4,), _linear()),
     "Recompute, of blocks": Case(
         lambda: Sequential(
