@@ -64,7 +64,7 @@ class _Attention(Layer):
 
     def _forward(self, inputs: tuple[np.ndarray, ...], mask: np.ndarray | None, ctx: Context) -> np.ndarray:
         layout, dtype = self._layout(inputs), inputs[0].dtype
-        n, queries, keys, heads, _, dim = (*layout[0].tolist(), *layout[1, :2].tolist())
+        (n, queries, keys, heads), dim = layout[0].tolist(), int(layout[1, 1])
         visible = np.zeros((n, 0), dtype) if mask is None else mask
         y = ctx.take((n, queries, heads * dim), dtype)
         sums = ctx.take((n, heads, queries), dtype)

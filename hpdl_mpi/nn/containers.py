@@ -43,18 +43,13 @@ class Container(Layer):
                     remedy="call the class of a layer, ReLU(), and unpack a list of them, *layers",
                 )
         self._learns: dict[str, bool] = {}
+        layers = self._layers.values()
+        self.reads = max((layer.reads for layer in layers), default=1)
+        self.reads_tokens = next((layer.reads_tokens for layer in layers), False)
 
     @property
     def children(self) -> dict[str, Layer]:
         return self._layers
-
-    @property
-    def reads(self) -> int:
-        return max((layer.reads for layer in self._layers.values()), default=1)
-
-    @property
-    def reads_tokens(self) -> bool:
-        return next((layer.reads_tokens for layer in self._layers.values()), False)
 
     def _build_child(self, name: str, input_shape: Shape) -> Shape:
         """Build a layer for what it reads of inputs of this shape; return the shape of what comes after it."""
@@ -122,10 +117,7 @@ class Sequential(Container):
         super().__init__([*numbered(layers), *named.items()])
         self._ties: dict[str, str] = {}
         self._passings: list[Passing] = []
-
-    @property
-    def writes(self) -> int:
-        return self.reads  # all that comes in comes out again, from one layer or another
+        self.writes = self.reads  # all that comes in comes out again, from one layer or another
 
     def build(self, input_shape: Shape) -> None:
         self._passings.clear()
@@ -236,15 +228,12 @@ class Recompute(Container):
 
     def __init__(self, layer: Layer) -> None:
         super().__init__([("", layer)])
+        self.writes = layer.writes
 
     @property
     def inner(self) -> Layer:
         """The layer."""
         return self._layers[""]
-
-    @property
-    def writes(self) -> int:
-        return self.inner.writes
 
     def build(self, input_shape: Shape) -> None:
         self._build_child("", input_shape)
