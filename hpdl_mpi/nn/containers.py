@@ -43,9 +43,8 @@ class Container(Layer):
                     remedy="call the class of a layer, ReLU(), and unpack a list of them, *layers",
                 )
         self._learns: dict[str, bool] = {}
-        layers = self._layers.values()
-        self.reads = max((layer.reads for layer in layers), default=1)
-        self.reads_tokens = next((layer.reads_tokens for layer in layers), False)
+        self.reads = max((layer.reads for _, layer in pairs), default=1)
+        self.reads_tokens = bool(pairs) and pairs[0][1].reads_tokens
 
     @property
     def children(self) -> dict[str, Layer]:
