@@ -13,7 +13,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from hpdl_mpi import nn
 from tests.parity.convert import assert_close, assert_gradients_close, load, to_torch
-from tests.unit.nn.test_recurrent import Bench
+from tests.unit.nn.recurrent_rig import Bench
 
 pytestmark = pytest.mark.parity
 
