@@ -121,8 +121,8 @@ class SelfAttention(_Attention):
     """Every step of a sequence looks at all steps, or at those up to itself.
 
     Samples are of shape (steps, (num_heads + 2 num_kv_heads) dim): the queries of all heads, their keys, their values.
-    The result has shape (steps, num_heads dim). A mask, (steps,), may follow as a second member: steps where it is 0
-    are not looked at. A step that sees nothing at all gets zeros.
+    The result has shape (steps, num_heads dim). A mask, (steps,), may follow as a second member, if it is `masked`:
+    steps where it is 0 are not looked at. A step that sees nothing at all gets zeros.
 
     Parameters
     ----------
@@ -133,14 +133,21 @@ class SelfAttention(_Attention):
         Whether steps look at none after themselves.
     dropout : float
         The rate at which weights are dropped while training: drawn for each sample, head, query and key.
+    masked : bool
+        Whether what follows as a second member is a mask; in a decoder it is the memory, which is handed on.
     """
 
-    reads = 2
-
     def __init__(
-        self, num_heads: int, num_kv_heads: int | None = None, *, causal: bool = False, dropout: float = 0.0
+        self,
+        num_heads: int,
+        num_kv_heads: int | None = None,
+        *,
+        causal: bool = False,
+        dropout: float = 0.0,
+        masked: bool = True,
     ) -> None:
         super().__init__(num_heads, num_kv_heads, causal=causal, dropout=dropout)
+        self.reads = 2 if require_flag(self, masked, "masked") else 1
 
     @property
     def _parts(self) -> int:
