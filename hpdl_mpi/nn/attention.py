@@ -183,7 +183,7 @@ class SelfAttention(_Attention):
         return self._forward((qkv,), mask[0] if mask else None, ctx)
 
     def backward_input(self, dy: np.ndarray, ctx: Context) -> Any:
-        masked = ctx.saved["mask"].size > 0
+        masked = ctx.saved["mask"].shape[1] > 0  # a micro-batch may have no samples
         (dx,) = self._backward(dy, ctx)
         return (dx, None) if masked else dx
 
@@ -233,6 +233,6 @@ class CrossAttention(_Attention):
         return self._forward((queries, memory), mask[0] if mask else None, ctx)
 
     def backward_input(self, dy: np.ndarray, ctx: Context) -> Any:
-        masked = ctx.saved["mask"].size > 0
+        masked = ctx.saved["mask"].shape[1] > 0  # a micro-batch may have no samples
         gradients = self._backward(dy, ctx)
         return (*gradients, None) if masked else gradients
