@@ -74,6 +74,7 @@ WORKLOADS = {
     "vgg11_bn": _IMAGENET,
     "vgg16_bn": _IMAGENET,
     "vgg16_cifar": _CIFAR,
+    "vit_tiny": _IMAGENET,
 }
 
 LEARNING_RATE = 1e-5

@@ -10,6 +10,7 @@ from hpdl_mpi.models.mobilenet import mobilenet_v2
 from hpdl_mpi.models.resnet import resnet18, resnet18_cifar, resnet20, resnet34, resnet50, resnet56
 from hpdl_mpi.models.seq2seq import seq2seq
 from hpdl_mpi.models.vgg import vgg11_bn, vgg16_bn, vgg16_cifar
+from hpdl_mpi.models.vit import vit, vit_tiny
 from hpdl_mpi.nn import Layer
 
 MODELS: dict[str, Callable[..., Layer]] = {
@@ -32,6 +33,8 @@ MODELS: dict[str, Callable[..., Layer]] = {
     "vgg11_bn": vgg11_bn,
     "vgg16_bn": vgg16_bn,
     "vgg16_cifar": vgg16_cifar,
+    "vit": vit,
+    "vit_tiny": vit_tiny,
 }
 
 __all__ = [
@@ -55,4 +58,6 @@ __all__ = [
     "vgg11_bn",
     "vgg16_bn",
     "vgg16_cifar",
+    "vit",
+    "vit_tiny",
 ]

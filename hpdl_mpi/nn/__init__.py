@@ -4,6 +4,7 @@ from hpdl_mpi.nn import init
 from hpdl_mpi.nn.activations import GELU, LeakyReLU, ReLU, ReLU6, Sigmoid, SiLU, Softmax, SwiGLU, Tanh
 from hpdl_mpi.nn.attention import CrossAttention, SelfAttention
 from hpdl_mpi.nn.branches import Each, Parallel, Residual
+from hpdl_mpi.nn.class_token import ClassToken, FirstStep
 from hpdl_mpi.nn.containers import Recompute, Sequential, leaves
 from hpdl_mpi.nn.context import Context, MicroBatch, Ranks
 from hpdl_mpi.nn.conv import Conv2d, make_exact
@@ -25,6 +26,7 @@ __all__ = [
     "AdaptiveAvgPool2d",
     "AvgPool2d",
     "BatchNorm2d",
+    "ClassToken",
     "Context",
     "Conv2d",
     "CrossAttention",
@@ -34,6 +36,7 @@ __all__ = [
     "Dropout2d",
     "Each",
     "Embedding",
+    "FirstStep",
     "Flatten",
     "GlobalAvgPool2d",
     "GroupNorm",

@@ -9,10 +9,11 @@ import numpy as np
 from hpdl_mpi.base.errors import BadSample, InputError, is_integer, is_number
 from hpdl_mpi.kernels import embedding as kernel
 from hpdl_mpi.kernels.elementwise import add_row_sums, add_rows
+from hpdl_mpi.kernels.gemm import as_matrix
 from hpdl_mpi.kernels.rotary import rotate
 from hpdl_mpi.nn.context import Context
 from hpdl_mpi.nn.init import Initializer, Normal
-from hpdl_mpi.nn.layer import Layer, Shape, require_count, require_initializer
+from hpdl_mpi.nn.layer import Layer, Shape, require_count, require_flag, require_initializer
 
 
 class Embedding(Layer):
@@ -126,17 +127,25 @@ class LearnedPositions(_Positions):
     max_length : int
         Rows of `weight`; a sequence cannot be longer.
     init : Initializer
+    name : str
+        Of `weight`.
+    leading : bool
+        Whether `weight` has a dim of 1 in front, as in the files of vision Transformers.
     """
 
-    def __init__(self, max_length: int, *, init: Initializer = Normal(0.02)) -> None:
+    def __init__(
+        self, max_length: int, *, init: Initializer = Normal(0.02), name: str = "weight", leading: bool = False
+    ) -> None:
         self.max_length = require_count(self, max_length, "max_length")
         self.init = require_initializer(self, init, "init")
+        self.name, self.leading = name, require_flag(self, leading, "leading")
 
     def build(self, input_shape: Shape) -> None:
         self._require_steps(input_shape)
         if input_shape[0] > self.max_length:
             raise self._too_long(input_shape[0])
-        self.declare("weight", (self.max_length, input_shape[1]), self.init, (self.max_length, input_shape[1]))
+        shape = self.max_length, input_shape[1]
+        self.declare(self.name, (1, *shape) if self.leading else shape, self.init, shape)
 
     def _too_long(self, steps: int) -> InputError:
         return self.refuse(
@@ -150,7 +159,7 @@ class LearnedPositions(_Positions):
         first, steps = ctx.batch.past, x.shape[1]
         if first + steps > self.max_length:
             raise self._too_long(first + steps)
-        return self._add(x, self.params["weight"][first : first + steps], ctx)
+        return self._add(x, as_matrix(self.params[self.name])[first : first + steps], ctx)
 
     def backward_input(self, dy: np.ndarray, ctx: Context) -> np.ndarray | None:
         ctx.save(dy=dy)
@@ -158,7 +167,7 @@ class LearnedPositions(_Positions):
 
     def backward_weight(self, ctx: Context) -> None:
         dy = ctx.saved["dy"]
-        rows = self.grads["weight"][: dy.shape[1]]
+        rows = as_matrix(self.grads[self.name])[: dy.shape[1]]
         add_row_sums(dy.reshape(len(dy), rows.size), rows.reshape(-1))
         ctx.drop("dy")
 

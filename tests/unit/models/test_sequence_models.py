@@ -12,7 +12,7 @@ from hpdl_mpi.base.errors import InputError
 from hpdl_mpi.base.shares import share
 from hpdl_mpi.comm import Communicator, SingleCommunicator, run_threads
 from hpdl_mpi.data import Batch
-from hpdl_mpi.models import seq2seq
+from hpdl_mpi.models import seq2seq, vit
 from hpdl_mpi.nn import CrossEntropy, Layer, Sequential, joined_members, member_shapes, members
 from hpdl_mpi.optim import SGD, Adam
 from hpdl_mpi.parallel import ProcessGrid, Replica, TrainingStep
@@ -42,6 +42,7 @@ SUBJECTS = {
     "seq2seq, norm first, tied": Subject(
         lambda: seq2seq(VOCABULARY, VOCABULARY, **TRANSFORMER, norm_first=True, tied=True), TEXTS, tied=True
     ),
+    "vit": Subject(lambda: vit(6, 3, 4, **SIZES, dropout=0.1), (6, 6, 3)),
 }
 
 
@@ -152,10 +153,9 @@ def test_models_learn_a_few_samples_by_heart(subject: Subject) -> None:
 
 
 IMPOSSIBLE: dict[str, tuple[Callable[[], Layer], str]] = {
-    "half a layer": (
-        lambda: seq2seq(layers=2.5),
-        "layers: out of range. Found 2.5; expected an integer of at least 1.",
-    ),
+    "half a layer": (lambda: seq2seq(layers=2.5), "layers: out of range. Found 2.5; expected an integer of at least 1"),
+    "half a patch": (lambda: vit(20, 16), "size: images are not made of patches. Found 20; expected a multiple of 16"),
+    "no head": (lambda: vit(heads=0), "heads: out of range. Found 0; expected an integer of at least 1"),
 }
 
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import numpy as np
 
 from hpdl_mpi.nn import (
+    ClassToken,
     CrossAttention,
     CrossLinear,
     Each,
+    FirstStep,
     JoinedLinear,
     LearnedPositions,
     Linear,
@@ -36,6 +38,11 @@ def _cross_linear(x: np.ndarray, p: Parameters) -> np.ndarray:
 def _each(x: np.ndarray, p: Parameters) -> np.ndarray:
     first, second = ref.linear(x[:, :2], p["1.one.weight"], p["1.one.bias"]), np.tanh(x[:, 2:])
     return np.concatenate([part.reshape(len(x), -1) for part in (first, second)], axis=1)
+
+
+def _behind(token: np.ndarray, x: np.ndarray) -> np.ndarray:
+    """Return sequences with a step, (1, 1, dim), in front."""
+    return np.concatenate([np.repeat(token, len(x), axis=0), x], axis=1)
 
 
 def _decoded(x: np.ndarray, p: Parameters) -> np.ndarray:
@@ -100,6 +107,9 @@ SEQUENCES: dict[str, Case] = {
         lambda x, p: seq.rotated(ref.linear(x, p["0.weight"], p["0.bias"]), 1, 1, 50.0),
     ),
     "LearnedPositions": Case(lambda: LearnedPositions(6), (4, 3), lambda x, p: x + p["weight"][:4]),
+    "LearnedPositions, of a file": Case(
+        lambda: LearnedPositions(6, name="table", leading=True), (4, 3), lambda x, p: x + p["table"][0, :4]
+    ),
     "LearnedPositions, in place": Case(
         lambda: Sequential(Linear(5), LearnedPositions(4)),
         (4, 3),
@@ -108,6 +118,12 @@ SEQUENCES: dict[str, Case] = {
     "SinusoidalPositions": Case(SinusoidalPositions, (6, 7), lambda x, p: x + seq.sinusoids(6, 7)),
     "RMSNorm": Case(lambda: RMSNorm(eps=1e-3), (4, 5), lambda x, p: seq.rms_norm(x, p["weight"], 1e-3)),
     "SwiGLU": Case(SwiGLU, (3, 8), lambda x, p: seq.swiglu(x)),
+    "ClassToken": Case(ClassToken, (4, 3), lambda x, p: _behind(p["weight"], x)),
+    "ClassToken, of images": Case(
+        lambda: ClassToken(name="token"), (2, 3, 5), lambda x, p: _behind(p["token"], x.reshape(len(x), 6, 5))
+    ),
+    "FirstStep": Case(FirstStep, (4, 3), lambda x, p: x[:, 0]),
+    "FirstStep, of one": Case(FirstStep, (1, 3), lambda x, p: x[:, 0]),
     "Linear, in first": Case(
         lambda: Linear(5, in_first=True, names=("w", "b")), (4, 3), lambda x, p: ref.linear(x, p["w"].T, p["b"])
     ),
