@@ -3,8 +3,10 @@
 from collections.abc import Callable
 
 from hpdl_mpi.models.alexnet import alexnet
+from hpdl_mpi.models.bert import bert
 from hpdl_mpi.models.gpt import gpt, gpt2_124m, gpt_nano, gpt_small
 from hpdl_mpi.models.lenet import lenet
+from hpdl_mpi.models.llama import llama
 from hpdl_mpi.models.mlp import mlp, mlp_deep
 from hpdl_mpi.models.mobilenet import mobilenet_v2
 from hpdl_mpi.models.resnet import resnet18, resnet18_cifar, resnet20, resnet34, resnet50, resnet56
@@ -15,11 +17,13 @@ from hpdl_mpi.nn import Layer
 
 MODELS: dict[str, Callable[..., Layer]] = {
     "alexnet": alexnet,
+    "bert": bert,
     "gpt": gpt,
     "gpt2_124m": gpt2_124m,
     "gpt_nano": gpt_nano,
     "gpt_small": gpt_small,
     "lenet": lenet,
+    "llama": llama,
     "mlp": mlp,
     "mlp_deep": mlp_deep,
     "mobilenet_v2": mobilenet_v2,
@@ -40,11 +44,13 @@ MODELS: dict[str, Callable[..., Layer]] = {
 __all__ = [
     "MODELS",
     "alexnet",
+    "bert",
     "gpt",
     "gpt2_124m",
     "gpt_nano",
     "gpt_small",
     "lenet",
+    "llama",
     "mlp",
     "mlp_deep",
     "mobilenet_v2",

@@ -9,7 +9,7 @@ from hpdl_mpi.nn.containers import Recompute, Sequential, leaves
 from hpdl_mpi.nn.context import Context, MicroBatch, Ranks
 from hpdl_mpi.nn.conv import Conv2d, make_exact
 from hpdl_mpi.nn.dropout import Dropout, Dropout2d, StochasticDepth
-from hpdl_mpi.nn.embedding import Embedding, LearnedPositions, Rotary, SinusoidalPositions
+from hpdl_mpi.nn.embedding import Embedding, LearnedPositions, Rotary, SegmentEmbedding, SinusoidalPositions
 from hpdl_mpi.nn.flat import images_in
 from hpdl_mpi.nn.layer import Layer, Parameter, Shape, has_parameters, walk
 from hpdl_mpi.nn.layout import Layout, Segment, make_statistics
@@ -65,6 +65,7 @@ __all__ = [
     "Residual",
     "Rotary",
     "Segment",
+    "SegmentEmbedding",
     "SelfAttention",
     "Sequential",
     "Shape",

@@ -172,6 +172,39 @@ class LearnedPositions(_Positions):
         ctx.drop("dy")
 
 
+class SegmentEmbedding(_Positions):
+    """y = x + weight[0]: a text that is one segment, where models tell several apart (Devlin et al., "BERT", 2018).
+
+    Parameters
+    ----------
+    num_segments : int
+        Rows of `weight`; the first alone is used and learns.
+    init : Initializer
+    """
+
+    def __init__(self, num_segments: int = 2, *, init: Initializer = Normal(0.02)) -> None:
+        self.num_segments = require_count(self, num_segments, "segments")
+        self.init = require_initializer(self, init, "init")
+
+    def build(self, input_shape: Shape) -> None:
+        self._require_steps(input_shape)
+        shape = self.num_segments, input_shape[1]
+        self.declare("weight", shape, self.init, shape)
+
+    def forward(self, x: np.ndarray, ctx: Context) -> np.ndarray:
+        y = ctx.reuse_or_take(x)
+        add_rows(as_matrix(x), self.params["weight"][0], as_matrix(y))
+        return y
+
+    def backward_input(self, dy: np.ndarray, ctx: Context) -> np.ndarray | None:
+        ctx.save(dy=dy)
+        return super().backward_input(dy, ctx)
+
+    def backward_weight(self, ctx: Context) -> None:
+        add_row_sums(as_matrix(ctx.saved["dy"]), self.grads["weight"][0])
+        ctx.drop("dy")
+
+
 class SinusoidalPositions(_Positions):
     """y = x + sines and cosines of the step, of wave lengths from 2 pi to 20,000 pi (Vaswani et al., 2017)."""
 

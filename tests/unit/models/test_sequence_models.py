@@ -12,7 +12,7 @@ from hpdl_mpi.base.errors import InputError
 from hpdl_mpi.base.shares import share
 from hpdl_mpi.comm import Communicator, SingleCommunicator, run_threads
 from hpdl_mpi.data import Batch
-from hpdl_mpi.models import seq2seq, vit
+from hpdl_mpi.models import bert, gpt, llama, seq2seq, vit
 from hpdl_mpi.nn import CrossEntropy, Layer, Sequential, joined_members, member_shapes, members
 from hpdl_mpi.optim import SGD, Adam
 from hpdl_mpi.parallel import ProcessGrid, Replica, TrainingStep
@@ -20,6 +20,7 @@ from hpdl_mpi.parallel.pipeline import Pipeline, make_schedule
 
 VOCABULARY = 7
 BATCH = 8
+IGNORED = -1
 MICRO_BATCHES = 2
 SUMS = 1e-12
 """Some tens of terms of size 1 and less in another order, 1e-15, which two steps with a rate of 0.1 carry on."""
@@ -38,6 +39,10 @@ SIZES = {"layers": 2, "heads": 2, "width": 8}
 TRANSFORMER = SIZES | {"hidden": 12, "dropout": 0.1}
 
 SUBJECTS = {
+    "bert": Subject(lambda: bert(VOCABULARY, 5, **SIZES, dropout=0.1), (5,), tied=True),
+    "gpt": Subject(lambda: gpt(VOCABULARY, 5, **SIZES, dropout=0.1), (5,), tied=True),
+    "llama": Subject(lambda: llama(VOCABULARY, **SIZES, kv_heads=1, hidden=12, dropout=0.1), (5,)),
+    "llama, tied": Subject(lambda: llama(VOCABULARY, **SIZES, hidden=12, tied=True), (5,), tied=True),
     "seq2seq": Subject(lambda: seq2seq(VOCABULARY, VOCABULARY, **TRANSFORMER), TEXTS),
     "seq2seq, norm first, tied": Subject(
         lambda: seq2seq(VOCABULARY, VOCABULARY, **TRANSFORMER, norm_first=True, tied=True), TEXTS, tied=True
@@ -55,7 +60,7 @@ class Outcome(NamedTuple):
 
 
 def batch(subject: Subject, output_shape: tuple[int, ...]) -> tuple[Any, np.ndarray]:
-    """Return inputs and targets: tokens that end in padding, or images."""
+    """Return inputs and targets: of images, or of tokens that end in padding, where no target counts."""
     rng = np.random.default_rng(0)
     arrays = []
     for shape in member_shapes(subject.shape):
@@ -65,6 +70,8 @@ def batch(subject: Subject, output_shape: tuple[int, ...]) -> tuple[Any, np.ndar
             tokens = rng.integers(1, VOCABULARY, size=(BATCH, *shape))
             arrays.append(np.where(np.arange(shape[0]) < rng.integers(1, shape[0] + 1, size=(BATCH, 1)), tokens, 0))
     targets = rng.integers(output_shape[-1], size=(BATCH, *output_shape[:-1]))
+    if targets.shape == arrays[-1].shape:
+        targets[arrays[-1] == 0] = IGNORED
     return joined_members(tuple(arrays)), targets
 
 
@@ -75,7 +82,7 @@ def train(comm: Communicator, subject: Subject, dp: int, cut: int | None) -> Out
         schedule = make_schedule("1f1b", comm.size // dp, MICRO_BATCHES)
         pipeline = Pipeline(grid.axis("pp"), schedule, () if cut is None else (cut,))
         replica = Replica(subject.make(), subject.shape, SGD(0.1), dtype=np.float64, seed=0, pipeline=pipeline)
-        learn = TrainingStep(replica, CrossEntropy(), grid)
+        learn = TrainingStep(replica, CrossEntropy(ignore_index=IGNORED), grid)
         inputs, targets = batch(subject, replica.output_shape)
         ids = np.arange(BATCH) + 100
         own = slice(*share(BATCH, grid.coordinate("dp"), dp))
@@ -145,7 +152,9 @@ def test_pipelines_side_by_side_train_as_one_rank_does(subject: Subject, alone: 
 @pytest.mark.parametrize("subject", SUBJECTS.values(), ids=SUBJECTS)
 def test_models_learn_a_few_samples_by_heart(subject: Subject) -> None:
     replica = Replica(subject.make(), subject.shape, Adam(), dtype=np.float64, seed=0)
-    learn = TrainingStep(replica, CrossEntropy(), ProcessGrid(SingleCommunicator(), {"pp": 1, "dp": 1}))
+    learn = TrainingStep(
+        replica, CrossEntropy(ignore_index=IGNORED), ProcessGrid(SingleCommunicator(), {"pp": 1, "dp": 1})
+    )
     inputs, targets = batch(subject, replica.output_shape)
     fed = Batch(inputs, targets, np.arange(BATCH), BATCH, 0)
     first, *_, last = (learn(fed, epoch=epoch, lr=0.02).sums.loss for epoch in range(60))
@@ -155,6 +164,8 @@ def test_models_learn_a_few_samples_by_heart(subject: Subject) -> None:
 IMPOSSIBLE: dict[str, tuple[Callable[[], Layer], str]] = {
     "half a layer": (lambda: seq2seq(layers=2.5), "layers: out of range. Found 2.5; expected an integer of at least 1"),
     "half a patch": (lambda: vit(20, 16), "size: images are not made of patches. Found 20; expected a multiple of 16"),
+    "heads of no size": (lambda: llama(width=6, heads=4), "width: has no heads of one size. Found 6; expected a"),
+    "no context": (lambda: bert(context=0), "context: out of range. Found 0; expected an integer of at least 1"),
     "no head": (lambda: vit(heads=0), "heads: out of range. Found 0; expected an integer of at least 1"),
 }
 
