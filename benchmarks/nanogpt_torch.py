@@ -3,9 +3,9 @@
 python benchmarks/nanogpt_torch.py data/shakespeare [--seed 0]
 
 Four layers, four heads, 128 wide, contexts of 64 at random places of the text, batches of 12, 2000 steps of AdamW
-(betas 0.9 and 0.99, decay of matrices), a warm-up of 100 steps and half a cosine from 1e-3 to 1e-4, gradients clipped to
-a norm of 1, no dropout, no biases, all cores. Every 250 steps the loss of 20 batches of either split is estimated, and
-at the end that of the whole test split in windows side by side. The clock begins with this program.
+(betas 0.9 and 0.99, decay of matrices), a warm-up of 100 steps and half a cosine from 1e-3 to 1e-4, gradients clipped
+to a norm of 1, no dropout, no biases, all cores. Every 250 steps the loss of 20 batches of either split is estimated,
+and at the end that of the whole test split in windows side by side. The clock begins with this program.
 """
 
 from __future__ import annotations

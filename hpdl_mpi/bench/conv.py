@@ -94,6 +94,7 @@ CONVOLUTIONS = (
     ConvWorkload("alexnet, first", 32, 224, 3, 64, 11, stride=4, padding=2),
     ConvWorkload("alexnet, second", 32, 27, 64, 192, 5),
     ConvWorkload("alexnet, third", 32, 13, 192, 384),
+    ConvWorkload("vit, patches", 8, 224, 3, 192, 16, stride=16, padding=0),
     ConvWorkload("mobilenet_v2, depthwise", 16, 56, 144, 144, groups=144),
     ConvWorkload("mobilenet_v2, depthwise, stride 2", 16, 112, 96, 96, stride=2, groups=96),
 )

@@ -64,6 +64,8 @@ TORCH_MODELS = {
     "mlp": mlp,
     "mlp_deep": mlp_deep,
     **{name: _made_in("torch_gpt", name) for name in _GPT},
+    "seq2seq": _made_in("torch_seq2seq", "seq2seq"),
+    "vit_tiny": _made_in("torch_vit", "vit_tiny"),
     **{name: _made_in("torch_resnet", name) for name in _RESIDUAL},
     **{name: _made_in("torch_vision", name) for name in _OTHERS},
 }

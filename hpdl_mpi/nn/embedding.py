@@ -6,17 +6,18 @@ from typing import Any
 
 import numpy as np
 
-from hpdl_mpi.base.errors import BadSample, InputError, is_integer
+from hpdl_mpi.base.errors import BadSample, InputError, is_integer, is_number
 from hpdl_mpi.kernels import embedding as kernel
 from hpdl_mpi.kernels.elementwise import add_row_sums, add_rows
+from hpdl_mpi.kernels.gemm import as_matrix
 from hpdl_mpi.kernels.rotary import rotate
 from hpdl_mpi.nn.context import Context
 from hpdl_mpi.nn.init import Initializer, Normal
-from hpdl_mpi.nn.layer import Layer, Shape, require_count, require_initializer
+from hpdl_mpi.nn.layer import Layer, Shape, require_count, require_flag, require_initializer
 
 
 class Embedding(Layer):
-    """y[i] = weight[x[i]]: a row of a table for each token.
+    """y[i] = scale weight[x[i]]: a row of a table for each token.
 
     Parameters
     ----------
@@ -27,19 +28,29 @@ class Embedding(Layer):
     mask : int, optional
         A token that stands for nothing, such as padding. With it the result has a second member: 1 where a token is
         another one, and 0 where it is this one.
+    scale : float
+        The root of `dim` in "Attention is all you need".
     init : Initializer
     """
 
     reads_tokens = True
 
     def __init__(
-        self, num_embeddings: int, dim: int, *, mask: int | None = None, init: Initializer = Normal(1.0)
+        self,
+        num_embeddings: int,
+        dim: int,
+        *,
+        mask: int | None = None,
+        scale: float = 1.0,
+        init: Initializer = Normal(1.0),
     ) -> None:
         self.num_embeddings = require_count(self, num_embeddings, "embeddings")
         self.dim = require_count(self, dim, "dim")
         if mask is not None and not (is_integer(mask, 0) and mask < num_embeddings):
             raise self.refuse("mask is no token", found=repr(mask), expected=f"0 to {num_embeddings - 1}, or None")
-        self.mask = mask
+        if not (is_number(scale) and scale > 0):
+            raise self.refuse("scale out of range", found=repr(scale), expected="a number above 0")
+        self.mask, self.scale = mask, float(scale)
         self.init = require_initializer(self, init, "init")
 
     def build(self, input_shape: Shape) -> None:
@@ -54,7 +65,7 @@ class Embedding(Layer):
         self._check(tokens, ctx)
         weight = self.params["weight"]
         y = ctx.take((*x.shape, self.dim), weight.dtype)
-        kernel.take_rows(weight, tokens, y.reshape(-1, self.dim))
+        kernel.take_rows(weight, tokens, self.scale, y.reshape(-1, self.dim))
         ctx.save(tokens=tokens)
         if self.mask is None:
             return y
@@ -80,7 +91,7 @@ class Embedding(Layer):
 
     def backward_weight(self, ctx: Context) -> None:
         dy = ctx.saved["dy"]
-        kernel.add_to_rows(self.grads["weight"], ctx.saved["tokens"], dy.reshape(-1, self.dim))
+        kernel.add_to_rows(self.grads["weight"], ctx.saved["tokens"], self.scale, dy.reshape(-1, self.dim))
         ctx.drop("tokens", "dy")
 
 
@@ -116,17 +127,25 @@ class LearnedPositions(_Positions):
     max_length : int
         Rows of `weight`; a sequence cannot be longer.
     init : Initializer
+    name : str
+        Of `weight`.
+    leading : bool
+        Whether `weight` has a dim of 1 in front, as in the files of vision Transformers.
     """
 
-    def __init__(self, max_length: int, *, init: Initializer = Normal(0.02)) -> None:
+    def __init__(
+        self, max_length: int, *, init: Initializer = Normal(0.02), name: str = "weight", leading: bool = False
+    ) -> None:
         self.max_length = require_count(self, max_length, "max_length")
         self.init = require_initializer(self, init, "init")
+        self.name, self.leading = name, require_flag(self, leading, "leading")
 
     def build(self, input_shape: Shape) -> None:
         self._require_steps(input_shape)
         if input_shape[0] > self.max_length:
             raise self._too_long(input_shape[0])
-        self.declare("weight", (self.max_length, input_shape[1]), self.init, (self.max_length, input_shape[1]))
+        shape = self.max_length, input_shape[1]
+        self.declare(self.name, (1, *shape) if self.leading else shape, self.init, shape)
 
     def _too_long(self, steps: int) -> InputError:
         return self.refuse(
@@ -140,7 +159,7 @@ class LearnedPositions(_Positions):
         first, steps = ctx.batch.past, x.shape[1]
         if first + steps > self.max_length:
             raise self._too_long(first + steps)
-        return self._add(x, self.params["weight"][first : first + steps], ctx)
+        return self._add(x, as_matrix(self.params[self.name])[first : first + steps], ctx)
 
     def backward_input(self, dy: np.ndarray, ctx: Context) -> np.ndarray | None:
         ctx.save(dy=dy)
@@ -148,8 +167,41 @@ class LearnedPositions(_Positions):
 
     def backward_weight(self, ctx: Context) -> None:
         dy = ctx.saved["dy"]
-        rows = self.grads["weight"][: dy.shape[1]]
+        rows = as_matrix(self.grads[self.name])[: dy.shape[1]]
         add_row_sums(dy.reshape(len(dy), rows.size), rows.reshape(-1))
+        ctx.drop("dy")
+
+
+class SegmentEmbedding(_Positions):
+    """y = x + weight[0]: a text that is one segment, where models tell several apart (Devlin et al., "BERT", 2018).
+
+    Parameters
+    ----------
+    num_segments : int
+        Rows of `weight`; the first alone is used and learns.
+    init : Initializer
+    """
+
+    def __init__(self, num_segments: int = 2, *, init: Initializer = Normal(0.02)) -> None:
+        self.num_segments = require_count(self, num_segments, "segments")
+        self.init = require_initializer(self, init, "init")
+
+    def build(self, input_shape: Shape) -> None:
+        self._require_steps(input_shape)
+        shape = self.num_segments, input_shape[1]
+        self.declare("weight", shape, self.init, shape)
+
+    def forward(self, x: np.ndarray, ctx: Context) -> np.ndarray:
+        y = ctx.reuse_or_take(x)
+        add_rows(as_matrix(x), self.params["weight"][0], as_matrix(y))
+        return y
+
+    def backward_input(self, dy: np.ndarray, ctx: Context) -> np.ndarray | None:
+        ctx.save(dy=dy)
+        return super().backward_input(dy, ctx)
+
+    def backward_weight(self, ctx: Context) -> None:
+        add_row_sums(as_matrix(ctx.saved["dy"]), self.grads["weight"][0])
         ctx.drop("dy")
 
 

@@ -13,10 +13,14 @@ from hpdl_mpi.nn import (
     AdaptiveAvgPool2d,
     AvgPool2d,
     BatchNorm2d,
+    ClassToken,
     Conv2d,
     CrossEntropy,
+    CrossLinear,
     Dropout,
     Dropout2d,
+    Each,
+    FirstStep,
     Flatten,
     GroupNorm,
     Huber,
@@ -37,6 +41,28 @@ from hpdl_mpi.nn.init import HeUniform
 IMAGE = (4, 5, 3)
 
 BUILDS: dict[str, tuple[Callable[[], Layer], Shape, str]] = {
+    "a class of a single step": (
+        ClassToken,
+        (4,),
+        "layer net.1 (ClassToken): needs steps. Found samples of shape (4,); expected (steps, dim).",
+    ),
+    "the first of no steps": (
+        FirstStep,
+        IMAGE,
+        "layer net.1 (FirstStep): needs sequences. Found samples of shape (4, 5, 3); expected (steps, dim).",
+    ),
+    "queries without a memory": (
+        lambda: CrossLinear(2, 4),
+        (4, 3),
+        "layer net.1 (CrossLinear): needs an array and a memory. Found samples of shape (4, 3); expected two arrays of "
+        "equally many features.",
+    ),
+    "layers for several arrays": (
+        lambda: Each(one=ReLU(), other=ReLU()),
+        (4,),
+        "layer net.1 (Each): there is not a layer for each array. Found samples of shape (4,); expected 2 arrays, for "
+        "one, other.",
+    ),
     "features as an image": (
         lambda: Conv2d(4, 3),
         (16,),
