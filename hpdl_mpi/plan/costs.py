@@ -115,6 +115,12 @@ def zero_targets(loss: Loss, output_shape: Shape, size: int, dtype: DTypeLike) -
     return np.zeros((size, *output_shape), dtype)
 
 
+def zero_inputs(model: Layer, input_shape: Shape, size: int, dtype: DTypeLike) -> Any:
+    """Return inputs that a model can take: zeros, or tokens that are 0."""
+    kind = np.int64 if model.reads_tokens else dtype
+    return joined_members(tuple(np.zeros((size, *sample), kind) for sample in member_shapes(input_shape)))
+
+
 class _Measurement:
     """One layer's forward and backward, on arrays of its own.
 
@@ -144,11 +150,8 @@ class _Measurement:
         self._ctx = Context(self._batch, name, needs_dx=needs_dx, needs_backward=learns)
         self._num_parameters, self._learns = layout.size, learns
         noise = np.random.default_rng(0)
-        if layer.reads_tokens:
-            tokens = tuple(np.zeros((size, *sample), np.int64) for sample in member_shapes(shape))
-            self._x: Activation = joined_members(tokens)
-        else:
-            self._x = self._take(shape, noise)
+        tokens = layer.reads_tokens
+        self._x: Activation = zero_inputs(layer, shape, size, dtype) if tokens else self._take(shape, noise)
         self._dy = self._take(layer.output_shape(shape), noise)
         self._targets = np.zeros(0) if loss is None else zero_targets(loss, layer.output_shape(shape), size, dtype)
         self.seconds = min((self._run() for _ in range(1 + _REPEATS)), key=sum)

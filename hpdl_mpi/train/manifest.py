@@ -48,7 +48,7 @@ class Manifest(_Stated):
 
     step: Count
     dtype: Literal["float32", "float64"]
-    input_shape: tuple[Positive, ...]
+    input_shape: tuple[Positive, ...] | tuple[tuple[Positive, ...], ...]
     parameters: dict[str, tuple[Count, ...]]
     files: list[StoredFile]
     progress: Annotated[Progress, pydantic.BeforeValidator(_require_fields)]
@@ -76,7 +76,7 @@ def read_manifest(checkpoint: Path) -> Manifest:
     except OSError as error:
         raise damaged(path, error.strerror) from error
     except pydantic.ValidationError as error:
-        raise damaged(path, problems(error)[0]) from None
+        raise damaged(path, problems(error, json.loads(data))[0]) from None
     raise InputError(
         "a checkpoint of another format",
         where=checkpoint,

@@ -29,7 +29,7 @@ from hpdl_mpi.parallel.pipeline import (
 from hpdl_mpi.parallel.replica import refuse_layerwise
 from hpdl_mpi.parallel.shards import Sharding
 from hpdl_mpi.plan import Task, plan_pipeline, stage_costs
-from hpdl_mpi.plan.costs import zero_targets
+from hpdl_mpi.plan.costs import zero_inputs, zero_targets
 from hpdl_mpi.train.choices import make_loss, make_model, make_optimizer
 from hpdl_mpi.train.job import Held, Job
 from hpdl_mpi.train.run import make_source
@@ -279,7 +279,7 @@ def _gradient_bytes(replica: Replica, sharding: Sharding | None) -> int:
 
 def _learn_zeros(replica: Replica, loss: Loss, size: int) -> None:
     targets = zero_targets(loss, replica.output_shape, size, replica.dtype)
-    inputs = np.zeros((size, *replica.input_shape), np.int64 if replica.model.reads_tokens else replica.dtype)
+    inputs = zero_inputs(replica.model, replica.input_shape, size, replica.dtype)
     replica.learn(Feed(np.arange(size), inputs, targets), loss)
 
 

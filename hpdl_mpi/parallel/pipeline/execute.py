@@ -14,7 +14,7 @@ from hpdl_mpi.base.shares import share
 from hpdl_mpi.base.trace import Trace, now
 from hpdl_mpi.comm import Arena, Communicator
 from hpdl_mpi.data import Batch
-from hpdl_mpi.nn import Context, Layer, Loss, LossSums, MicroBatch, Pool, Ranks, joined_members, members
+from hpdl_mpi.nn import Context, Layer, Loss, LossSums, MicroBatch, Pool, Ranks, Shape, joined_members, members
 from hpdl_mpi.parallel.pipeline.action import Action, Op, Schedule
 from hpdl_mpi.parallel.pipeline.flow import Activation, Flow
 from hpdl_mpi.parallel.pipeline.slots import Key, SharedSlots
@@ -36,6 +36,8 @@ class Feed:
     epoch : int
     scale : float
         Multiplies the gradient of the loss sum.
+    input_shape : tuple of int, or tuple of such, optional
+        Of one sample of this batch, on every rank, where it is not that of the first stage.
     """
 
     sample_ids: np.ndarray
@@ -43,11 +45,12 @@ class Feed:
     targets: np.ndarray | None = None
     epoch: int = 0
     scale: float = 1.0
+    input_shape: Shape | None = None
 
     @classmethod
     def of(cls, batch: Batch, epoch: int = 0, scale: float = 1.0) -> Feed:
         """Return what a loader's batch gives."""
-        return cls(batch.sample_ids, batch.inputs, batch.targets, epoch, scale)
+        return cls(batch.sample_ids, batch.inputs, batch.targets, epoch, scale, batch.input_shape)
 
 
 class Companion(Protocol):
@@ -148,19 +151,29 @@ class Executor:
         self._last_backward = {a.stage: a.microbatch for a in self._program if a.op in (Op.W, Op.B)}
         self._idle: dict[int, list[_Visit]] = {stage: [] for stage in range(len(stages))}
         self._live: dict[Key, _Visit] = {}
-        inputs, outputs = ([getattr(stage, name) for stage in stages] for name in ("input_shape", "output_shape"))
+        self._shapes_of: dict[Shape, dict[Op, list[Shape]]] = {}
+        self._shapes = self._shapes_from(stages[0].input_shape)
         arena = arena or Arena(comm)
-        self._slots = SharedSlots(schedule, {Op.RECV_F: inputs, Op.RECV_B: outputs}, arena, dtype)
+        self._slots = SharedSlots(schedule, arena, dtype)
         self._forward, self._backward = (
             Flow(op, schedule, comm, pool, dtype, self._slots, arena, self._move_along) for op in (Op.RECV_F, Op.RECV_B)
         )
-        # How each message begins, how far from the action's stage the one is that gets it, and the shapes it can have.
+        # How each message begins, how far from the action's stage the one is that gets it, and as what that does so.
         self._moves = {
-            Op.SEND_F: (self._forward.send, 1, inputs),
-            Op.RECV_F: (self._forward.receive, 0, inputs),
-            Op.SEND_B: (self._backward.send, -1, outputs),
-            Op.RECV_B: (self._backward.receive, 0, outputs),
+            Op.SEND_F: (self._forward.send, 1, Op.RECV_F),
+            Op.RECV_F: (self._forward.receive, 0, Op.RECV_F),
+            Op.SEND_B: (self._backward.send, -1, Op.RECV_B),
+            Op.RECV_B: (self._backward.receive, 0, Op.RECV_B),
         }
+
+    def _shapes_from(self, input_shape: Shape) -> dict[Op, list[Shape]]:
+        """Return what each stage takes in both directions, for samples of this shape; made once for each."""
+        if input_shape not in self._shapes_of:
+            shapes = [input_shape]
+            for stage in self._stages:
+                shapes.append(stage.model.output_shape(shapes[-1]))
+            self._shapes_of[input_shape] = {Op.RECV_F: shapes[:-1], Op.RECV_B: shapes[1:]}
+        return self._shapes_of[input_shape]
 
     def run(self, feed: Feed) -> tuple[LossSums, list[np.ndarray]]:
         """Run a batch.
@@ -179,7 +192,8 @@ class Executor:
         self._outputs: list[np.ndarray] = []
         size, count = len(feed.sample_ids), self._schedule.num_microbatches
         self._bounds = [share(size, number, count) for number in range(count)]
-        self._slots.prepare(max(stop - start for start, stop in self._bounds))
+        self._shapes = self._shapes_from(feed.input_shape or self._stages[0].input_shape)
+        self._slots.prepare(max(stop - start for start, stop in self._bounds), self._shapes)
         for index, action in enumerate(self._program):
             try:
                 self._perform(action)
@@ -260,7 +274,7 @@ class Executor:
     def _samples(self, part: slice) -> Activation:
         assert self._feed.inputs is not None, "the first stage is fed"
         arrays = tuple(array[part] for array in members(self._feed.inputs))
-        shape, dtype = self._stages[0].input_shape, self._dtype
+        shape, dtype = self._shapes[Op.RECV_F][0], self._dtype
         if self._stages[0].model.reads_tokens:
             dtype = np.dtype(np.int64)
         fit = joined_members(tuple(array.shape[1:] for array in arrays)) == shape
@@ -335,10 +349,10 @@ class Executor:
 
     def _move(self, action: Action) -> None:
         """Begin to send or to receive."""
-        begin, offset, shapes = self._moves[action.op]
+        begin, offset, receives = self._moves[action.op]
         stage = action.stage + offset
         start, stop = self._bounds[action.microbatch]
         began = now()
-        begin((stage, action.microbatch), shapes[stage], stop - start)
+        begin((stage, action.microbatch), self._shapes[receives][stage], stop - start)
         if self.trace:
             self.trace.add("receive" if offset == 0 else "send", str(action), began)

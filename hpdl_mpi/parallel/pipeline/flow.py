@@ -164,7 +164,7 @@ class Flow:
         value = self._leaving.pop(key)
         arrays = value if isinstance(value, tuple) else (value,)
         dest = self._ranks[key[0]]
-        places = self._slots.find(self._op, key, count)
+        places = self._slots.find(self._op, key, shape, count)
         if places is not None:
             self._filling.append(_Filling(key, arrays, places, dest))
             self._fill_slots()
@@ -209,7 +209,7 @@ class Flow:
     def receive(self, key: Key, shape: Shape, count: int) -> None:
         """Begin to receive what a stage of another rank sends; arguments as for `send`."""
         source = self._ranks[key[0] - self._direction]
-        arrays = self._slots.find(self._op, key, count)
+        arrays = self._slots.find(self._op, key, shape, count)
         if arrays is not None:
             self._held[key] = arrays
             transfers = [self._signalling(source, self._tag(key), sends=False)]

@@ -61,17 +61,13 @@ class SharedSlots:
     ----------
     schedule : Schedule
         Complete.
-    shapes : mapping of Op to sequence of tuple of int
-        What each stage receives, by RECV_F and RECV_B.
     arena : Arena
         Of the pipeline's ranks.
     dtype : dtype
     """
 
-    def __init__(
-        self, schedule: Schedule, shapes: Mapping[Op, Sequence[Shape]], arena: Arena, dtype: DTypeLike
-    ) -> None:
-        self._shapes, self._arena, self._dtype = shapes, arena, np.dtype(dtype)
+    def __init__(self, schedule: Schedule, arena: Arena, dtype: DTypeLike) -> None:
+        self._arena, self._dtype = arena, np.dtype(dtype)
         self._owners = schedule.stage_ranks
         self._slots: dict[tuple[Op, Key], int] = {}
         for program in schedule.programs:
@@ -83,20 +79,28 @@ class SharedSlots:
         self._firsts: dict[tuple[Op, int], int] = {}
         for kind in sorted(self._counts):
             self._firsts[kind] = sum(self._counts[other] for other in self._firsts)
-        self._size = 0
+        self._rooms = dict.fromkeys(self._counts, 0)
         self._starts: dict[tuple[Op, int], int] = {}
-        self._found: dict[tuple[Op, Key, int], list[np.ndarray] | None] = {}
+        self._found: dict[tuple[Op, Key, Shape, int], list[np.ndarray] | None] = {}
         self._window: Window | None = None  # of which those are
 
-    def prepare(self, microbatch_size: int) -> None:
-        """Make room for messages of so many samples. Collective."""
-        if self._slots and microbatch_size > self._size:
-            self._size = microbatch_size
+    def prepare(self, microbatch_size: int, shapes: Mapping[Op, Sequence[Shape]]) -> None:
+        """Make room for messages of so many samples. Collective.
+
+        Parameters
+        ----------
+        microbatch_size : int
+        shapes : mapping of Op to sequence of tuple of int
+            Of what each stage receives, by RECV_F and RECV_B.
+        """
+        needed = {(op, stage): self._message_bytes(shapes[op][stage], microbatch_size) for op, stage in self._counts}
+        if any(needed[kind] > room for kind, room in self._rooms.items()):
+            self._rooms = {kind: max(room, needed[kind]) for kind, room in self._rooms.items()}
             ends = dict.fromkeys(self._owners, 0)
             for (op, stage), count in sorted(self._counts.items()):
                 owner = self._owners[stage]
                 self._starts[op, stage] = ends[owner]
-                ends[owner] += count * self._slot_bytes(op, stage)
+                ends[owner] += count * self._rooms[op, stage]
             self._arena.reserve(max(ends.values()))
             self._found.clear()
         if self._arena.window is not self._window:  # another executor may have grown it
@@ -107,7 +111,7 @@ class SharedSlots:
         """Return the number of a message's slot among all slots of the pipeline."""
         return self._firsts[op, key[0]] + self._slots[op, key]
 
-    def find(self, op: Op, key: Key, count: int) -> list[np.ndarray] | None:
+    def find(self, op: Op, key: Key, shape: Shape, count: int) -> list[np.ndarray] | None:
         """Return the arrays of a message in its slot, each (count, ...); None if sender and receiver share no memory.
 
         Made once for each message, since a step is full of them.
@@ -118,31 +122,32 @@ class SharedSlots:
             RECV_F or RECV_B.
         key : (int, int)
             The receiving stage, and the micro-batch.
+        shape : tuple of int, or tuple of such
+            Of one sample.
         count : int
             Samples.
         """
-        message = op, key, count
+        message = op, key, shape, count
         if message not in self._found:
-            self._found[message] = self._find(op, key, count)
+            self._found[message] = self._find(*message)
         return self._found[message]
 
-    def _find(self, op: Op, key: Key, count: int) -> list[np.ndarray] | None:
+    def _find(self, op: Op, key: Key, shape: Shape, count: int) -> list[np.ndarray] | None:
         stage = key[0]
         memory = self._arena.parts[self._owners[stage]]
         sender = self._owners[stage + (-1 if op is Op.RECV_F else 1)]
         if memory is None or self._arena.parts[sender] is None:
             return None
-        start = self._starts[op, stage] + self._slots[op, key] * self._slot_bytes(op, stage)
+        start = self._starts[op, stage] + self._slots[op, key] * self._rooms[op, stage]
         arrays = []
-        for shape in member_shapes(self._shapes[op][stage]):
-            stop = start + count * math.prod(shape) * self._dtype.itemsize
-            arrays.append(memory[start:stop].view(self._dtype).reshape(count, *shape))
+        for sample in member_shapes(shape):
+            stop = start + count * math.prod(sample) * self._dtype.itemsize
+            arrays.append(memory[start:stop].view(self._dtype).reshape(count, *sample))
             start = _aligned(stop)
         return arrays
 
-    def _slot_bytes(self, op: Op, stage: int) -> int:
-        samples = map(math.prod, member_shapes(self._shapes[op][stage]))
-        return sum(_aligned(self._size * sample * self._dtype.itemsize) for sample in samples)
+    def _message_bytes(self, shape: Shape, count: int) -> int:
+        return sum(_aligned(count * math.prod(sample) * self._dtype.itemsize) for sample in member_shapes(shape))
 
 
 def _aligned(nbytes: int) -> int:

@@ -51,14 +51,11 @@ def test_slots_lie_where_the_memory_is_after_another_user_of_it_has_made_it_grow
 
     def run(comm: Communicator) -> None:
         arena = Arena(comm)
-        narrow, wide = (
-            SharedSlots(schedule, dict.fromkeys((Op.RECV_F, Op.RECV_B), [(width,)] * 2), arena, "float32")
-            for width in (3, 300)
-        )
-        for slots, shape in ((narrow, (2, 3)), (wide, (2, 300)), (narrow, (2, 3))):
-            slots.prepare(count)
-            (array,) = slots.find(*message, count)
-            assert array.shape == shape
+        first, other = (SharedSlots(schedule, arena, "float32") for _ in range(2))
+        for slots, width in ((first, 3), (other, 300), (first, 3), (first, 500), (first, 3)):
+            slots.prepare(count, dict.fromkeys((Op.RECV_F, Op.RECV_B), [(width,)] * 2))
+            (array,) = slots.find(*message, (width,), count)
+            assert array.shape == (2, width)
             assert np.shares_memory(array, arena.parts[1])
 
     run_threads(2, run)
