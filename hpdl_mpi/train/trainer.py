@@ -291,7 +291,8 @@ class Trainer:
         require("ema", ema, is_flag(ema), "true or false")
         path = Path(checkpoint)
         manifest = agree(self.comm, lambda: checkpoints.read_manifest(path))
-        input_shape, recipe = manifest["input_shape"], manifest["progress"].recipe
+        input_shape: Any = manifest["input_shape"]
+        recipe = manifest["progress"].recipe
         self._loaded_average = bool(ema) and recipe.ema is not None
         self._assembly.plan(input_shape, _EVALUATED)
         self._assembly.build(input_shape)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import DTypeLike
@@ -45,7 +45,7 @@ class Feed:
     targets: np.ndarray | None = None
     epoch: int = 0
     scale: float = 1.0
-    input_shape: Shape | None = None
+    input_shape: Any = None
 
     @classmethod
     def of(cls, batch: Batch, epoch: int = 0, scale: float = 1.0) -> Feed:
