@@ -12,8 +12,8 @@ from hpdl_mpi.base.errors import InputError
 from hpdl_mpi.base.shares import share
 from hpdl_mpi.comm import Communicator, SingleCommunicator, run_threads
 from hpdl_mpi.data import Batch
-from hpdl_mpi.models import bert, gpt, llama, seq2seq, vit
-from hpdl_mpi.nn import CrossEntropy, Layer, Sequential, joined_members, member_shapes, members
+from hpdl_mpi.models import bert, gpt, gpt2_124m, llama, seq2seq, vit, vit_tiny
+from hpdl_mpi.nn import CrossEntropy, Layer, Layout, Sequential, joined_members, member_shapes, members
 from hpdl_mpi.optim import SGD, Adam
 from hpdl_mpi.parallel import ProcessGrid, Replica, TrainingStep
 from hpdl_mpi.parallel.pipeline import Pipeline, make_schedule
@@ -159,6 +159,38 @@ def test_models_learn_a_few_samples_by_heart(subject: Subject) -> None:
     fed = Batch(inputs, targets, np.arange(BATCH), BATCH, 0)
     first, *_, last = (learn(fed, epoch=epoch, lr=0.02).sums.loss for epoch in range(60))
     assert last < first / 2
+
+
+PUBLISHED: dict[str, tuple[Callable[[], Layer], tuple[Any, ...], int]] = {
+    "bert": (bert, (512,), 109_514_298),
+    "gpt2_124m": (gpt2_124m, (1024,), 124_439_808),
+    "llama": (llama, (64,), 6_738_415_616),
+    "llama, of eight heads of keys": (
+        lambda: llama(128256, kv_heads=8, hidden=14336, base=5e5, eps=1e-5),
+        (64,),
+        8_030_261_248,
+    ),
+    "vit": (vit, (224, 224, 3), 86_567_656),
+    "vit_tiny": (vit_tiny, (224, 224, 3), 5_717_416),
+}
+
+
+@pytest.mark.parametrize(("make", "shape", "num_parameters"), PUBLISHED.values(), ids=PUBLISHED)
+def test_models_have_the_sizes_of_those_published(
+    make: Callable[[], Layer], shape: tuple[Any, ...], num_parameters: int
+) -> None:
+    model = make()
+    model.build(shape)
+    assert Layout(model).num_parameters == num_parameters
+
+
+def test_transformer_has_the_size_of_the_base_model() -> None:
+    """Of section 3: six layers each, and one matrix less than three, of 37,000 tokens, tied here two by two."""
+    model = seq2seq(37000, 37000, layers=6, heads=8, width=512, hidden=2048, tied=True)
+    model.build(((32,), (32,)))
+    attention, perceptron, norm = 4 * 512 * 513, 2 * 512 * 2048 + 2048 + 512, 2 * 512
+    layers = 6 * (attention + perceptron + 2 * norm) + 6 * (2 * attention + perceptron + 3 * norm)
+    assert Layout(model).num_parameters == 2 * 37000 * 512 + layers + 2 * norm
 
 
 IMPOSSIBLE: dict[str, tuple[Callable[[], Layer], str]] = {

@@ -78,8 +78,10 @@ SMALL: dict[str, tuple[dict[str, Any], Any]] = {
     "bert": ({"vocabulary": 20, "layers": 2, "heads": 2, "width": 32}, (9,)),
     "gpt": ({"vocabulary": 20, "layers": 2, "heads": 2, "width": 32, "dropout": 0.1}, (9,)),
     "llama": ({"vocabulary": 20, "layers": 2, "heads": 2, "kv_heads": 1, "width": 32, "hidden": 40}, (9,)),
+    "lstm_lm": ({"vocabulary": 20, "hidden": 32, "dropout": 0.1}, (9,)),
     "mlp_deep": ({"depth": 4, "width": 32, "outputs": 10}, INPUTS),
     "mobilenet_v2": ({"outputs": 10, "width_mult": 0.35}, (32, 32, 3)),
+    "rnn_lm": ({"vocabulary": 20, "hidden": 32, "dropout": 0.1}, (9,)),
     "seq2seq": ({"layers": 1, "width": 32, "hidden": 40, "dropout": 0.1}, ((9,), (7,))),
     "vgg11_bn": ({"outputs": 10, "hidden": 16}, (32, 32, 3)),
     "vit": ({"size": 12, "patch": 4, "outputs": 10, "layers": 2, "heads": 2, "width": 32}, (12, 12, 3)),
@@ -157,9 +159,9 @@ def steps(
     inputs = joined_members(arrays)
     outputs = model.output_shape(shape)
     regression = loss is not None and loss.task == "regression"
-    targets = (
-        np.zeros((size, *outputs), np.float32) if regression else rng.integers(outputs[-1], size=(size, *outputs[:-1]))
-    )
+    targets = rng.integers(outputs[-1], size=(size, *outputs[:-1]))
+    if regression:
+        targets = np.zeros((size, *outputs), np.float32)
     if mixed:
         targets = np.array([(label, 0, 0.5) for label in targets], MIXED)
     batch = Batch(inputs, targets, np.arange(size), global_size=size, offset=0)

@@ -233,6 +233,17 @@ def test_embedding_takes_rows_and_sums_gradients_into_them() -> None:
     np.testing.assert_allclose(bench.named_grads["weight"], expected, rtol=0, atol=1e-15)
 
 
+def test_embedding_scales_rows_and_their_gradients() -> None:
+    tokens = np.array([[1, 3, 1], [0, 0, 3]])
+    plain, scaled = (Bench(Embedding(4, 5, scale=scale), tokens, needs_dx=False) for scale in (1.0, 3.0))
+    scaled.params[...] = plain.params
+    np.testing.assert_allclose(scaled.run(tokens), 3 * plain.run(tokens), rtol=1e-15)
+    dy = RNG.normal(size=(2, 3, 5))
+    for bench in (plain, scaled):
+        bench.step(dy)
+    np.testing.assert_allclose(scaled.grads, 3 * plain.grads, rtol=0, atol=1e-14)
+
+
 def test_embedding_marks_what_stands_for_nothing() -> None:
     tokens = np.array([[2, 1, 0], [0, 0, 0]])
     bench = Bench(Embedding(4, 5, mask=0), tokens, needs_dx=False)
@@ -312,6 +323,7 @@ def test_gradient_of_the_memory_is_that_of_all_who_read_it() -> None:
         (lambda: Members(1, 1), None, "needs the numbers of arrays"),
         (lambda: Members(2), ((5,), (3,)), "there are not so many arrays"),
         (lambda: Embedding(4, 5, mask=4), None, "mask is no token"),
+        (lambda: Embedding(4, 5, scale=0.0), None, "scale out of range"),
         (lambda: LearnedPositions(4), (5,), "needs sequences"),
     ],
 )
