@@ -185,7 +185,7 @@ def test_models_have_the_sizes_of_those_published(
 
 
 def test_transformer_has_the_size_of_the_base_model() -> None:
-    """Of section 3: six layers each, and one matrix less than three, of 37,000 tokens, tied here two by two."""
+    """Of section 3, but for the embedding of the source, which is one of its own here."""
     model = seq2seq(37000, 37000, layers=6, heads=8, width=512, hidden=2048, tied=True)
     model.build(((32,), (32,)))
     attention, perceptron, norm = 4 * 512 * 513, 2 * 512 * 2048 + 2048 + 512, 2 * 512
