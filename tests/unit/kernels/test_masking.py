@@ -19,17 +19,8 @@ KEY = derive_key(0, 0, "masking")
 def masked(tokens: np.ndarray, ids: np.ndarray, key: np.uint64 = KEY, **settings: float) -> tuple[np.ndarray, ...]:
     """Return inputs and targets."""
     inputs, targets = np.empty_like(tokens), np.empty_like(tokens)
-    mask_tokens(
-        tokens,
-        key,
-        ids,
-        vocabulary=VOCABULARY,
-        specials=SPECIALS,
-        mask=MASK,
-        inputs=inputs,
-        targets=targets,
-        **settings,
-    )
+    sizes = {"vocabulary": VOCABULARY, "specials": SPECIALS, "mask": MASK}
+    mask_tokens(tokens, key, ids, **sizes, inputs=inputs, targets=targets, **settings)
     return inputs, targets
 
 

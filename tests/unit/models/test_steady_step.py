@@ -60,6 +60,8 @@ from hpdl_mpi.nn import (
     Softmax,
     StochasticDepth,
     Tanh,
+    joined_members,
+    member_shapes,
 )
 from hpdl_mpi.optim import SGD, Adam, AdamW, Optimizer
 from hpdl_mpi.parallel import ProcessGrid, Replica, TrainingStep
@@ -67,16 +69,25 @@ from hpdl_mpi.parallel.pipeline import Pipeline, make_schedule
 from tests.threads import needs_two_threads
 
 MICRO_BATCH = 32
+TOKENS = 20
+"""Of vocabularies, or fewer than there are."""
+
 INPUTS = (28, 28, 1)
-SMALL: dict[str, tuple[dict[str, Any], Shape]] = {
+SMALL: dict[str, tuple[dict[str, Any], Any]] = {
     "alexnet": ({"outputs": 10, "hidden": 16}, (63, 63, 3)),
+    "bert": ({"vocabulary": 20, "layers": 2, "heads": 2, "width": 32}, (9,)),
+    "gpt": ({"vocabulary": 20, "layers": 2, "heads": 2, "width": 32, "dropout": 0.1}, (9,)),
+    "llama": ({"vocabulary": 20, "layers": 2, "heads": 2, "kv_heads": 1, "width": 32, "hidden": 40}, (9,)),
     "mlp_deep": ({"depth": 4, "width": 32, "outputs": 10}, INPUTS),
     "mobilenet_v2": ({"outputs": 10, "width_mult": 0.35}, (32, 32, 3)),
+    "seq2seq": ({"layers": 1, "width": 32, "hidden": 40, "dropout": 0.1}, ((9,), (7,))),
     "vgg11_bn": ({"outputs": 10, "hidden": 16}, (32, 32, 3)),
+    "vit": ({"size": 12, "patch": 4, "outputs": 10, "layers": 2, "heads": 2, "width": 32}, (12, 12, 3)),
 }
 """Arguments and samples for models that are large otherwise."""
 
 ALIKE = {"resnet18", "resnet18_cifar", "resnet34", "resnet50", "resnet56", "vgg16_bn", "vgg16_cifar"}
+ALIKE |= {"gpt2_124m", "gpt_nano", "gpt_small", "vit_tiny"}
 """Models of the same layers as others, with more of them."""
 
 ARRAY = MICRO_BATCH * 10 * 4
@@ -137,10 +148,18 @@ def steps(
     grid = ProcessGrid(SingleCommunicator(), {"pp": 1, "dp": 1})
     learn = TrainingStep(replica, loss or CrossEntropy(), grid, clip_norm=1.0, num_flags=2)
     size = accumulate * MICRO_BATCH
-    inputs = rng.normal(size=(size, *shape)).astype(np.float32)
+    arrays = tuple(
+        rng.integers(TOKENS, size=(size, *sample))
+        if model.reads_tokens
+        else rng.normal(size=(size, *sample)).astype(np.float32)
+        for sample in member_shapes(shape)
+    )
+    inputs = joined_members(arrays)
     outputs = model.output_shape(shape)
     regression = loss is not None and loss.task == "regression"
-    targets = np.zeros((size, *outputs), np.float32) if regression else rng.integers(outputs[-1], size=size)
+    targets = (
+        np.zeros((size, *outputs), np.float32) if regression else rng.integers(outputs[-1], size=(size, *outputs[:-1]))
+    )
     if mixed:
         targets = np.array([(label, 0, 0.5) for label in targets], MIXED)
     batch = Batch(inputs, targets, np.arange(size), global_size=size, offset=0)
