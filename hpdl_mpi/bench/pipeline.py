@@ -141,7 +141,7 @@ def _check(model: str, vs: str | None, schedule: str, num_rounds: int) -> None:
                 found=schedule,
                 expected=" or ".join(TORCH_SCHEDULES),
             )
-        if WORKLOADS[model].images:
+        if WORKLOADS[model].images or WORKLOADS[model].vocabularies:
             raise InputError(f"{TORCH} is compared on rows of numbers only", where="--model", found=model)
         if importlib.util.find_spec("torch") is None:
             raise InputError("PyTorch is not installed", where=f"--vs {vs}", remedy=REMEDY)

@@ -14,7 +14,7 @@ from hpdl_mpi.bench.machine import describe_command, describe_machine, describe_
 from hpdl_mpi.bench.step import check_settings
 from hpdl_mpi.bench.step_hpdl import load_parts
 from hpdl_mpi.bench.workloads import WORKLOADS
-from hpdl_mpi.nn import Layer, walk
+from hpdl_mpi.nn import Layer, joined_members, members, walk
 from hpdl_mpi.nn.conv import Conv2d
 
 _METHODS = {name: name for name in PASSES} | {"backward": "backward_input"}
@@ -28,7 +28,7 @@ class LayerProfile:
     Attributes
     ----------
     path, kind : str
-    input_shape : tuple of int
+    input_shape : tuple of int, or tuple of such
         Of a sample.
     operations : int
         Floating-point operations of the products of a forward pass over the batch, by definition.
@@ -40,7 +40,7 @@ class LayerProfile:
 
     path: str
     kind: str
-    input_shape: tuple[int, ...] = ()
+    input_shape: tuple[Any, ...] = ()
     operations: int = 0
     makes_dx: bool = False
     seconds: dict[str, list[float]] = field(default_factory=lambda: {name: [] for name in PASSES})
@@ -65,9 +65,9 @@ class Stopwatch:
     def _timed(self, layer: Layer, method: str, call: Callable[..., Any], *arguments: Any) -> Any:
         profile = self.layers[layer]
         if method == "forward" and not profile.input_shape:
-            size, *shape = arguments[0].shape
-            profile.input_shape = tuple(shape)
-            profile.operations = 0 if layer.children else size * layer.operations(profile.input_shape)
+            arrays = members(arguments[0])
+            profile.input_shape = joined_members(tuple(array.shape[1:] for array in arrays))
+            profile.operations = 0 if layer.children else len(arrays[0]) * layer.operations(profile.input_shape)
         self._inside.append(0.0)
         began = time.perf_counter()
         result = call(*arguments)

@@ -45,17 +45,20 @@ def load(
     def build() -> Subject:
         torch.manual_seed(0)
         network = TORCH_MODELS[model]()
-        inputs, targets = (torch.from_numpy(array) for array in WORKLOADS[model].batch(batch))
+        arrays, classes = WORKLOADS[model].batch(batch)
+        several = isinstance(arrays, tuple)
+        inputs = [torch.from_numpy(array) for array in (arrays if several else (arrays,))]
+        targets = torch.from_numpy(classes)
         if WORKLOADS[model].images:
             layout = torch.channels_last if channels_last else torch.contiguous_format
-            inputs = inputs.permute(0, 3, 1, 2).contiguous(memory_format=layout)
+            inputs = [images.permute(0, 3, 1, 2).contiguous(memory_format=layout) for images in inputs]
             network.to(memory_format=layout)
         if address is not None:
             network = torch.nn.parallel.DistributedDataParallel(network, gradient_as_bucket_view=True)
         optimizer = torch.optim.SGD(network.parameters(), LEARNING_RATE, momentum=MOMENTUM, fused=True)
 
-        def evaluate(inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-            return cross_entropy(network(inputs).flatten(0, -2), targets.flatten())
+        def evaluate(inputs: list[torch.Tensor], targets: torch.Tensor) -> torch.Tensor:
+            return cross_entropy(network(*inputs).flatten(0, -2), targets.flatten())
 
         loss_of = torch.compile(evaluate) if compiled else evaluate
 

@@ -63,6 +63,7 @@ TORCH_MODELS = {
     "mlp": mlp,
     "mlp_deep": mlp_deep,
     **{name: _made_in("torch_gpt", name) for name in _GPT},
+    "seq2seq": _made_in("torch_seq2seq", "seq2seq"),
     **{name: _made_in("torch_resnet", name) for name in _RESIDUAL},
     **{name: _made_in("torch_vision", name) for name in _OTHERS},
 }

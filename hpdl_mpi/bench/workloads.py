@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -14,30 +15,34 @@ class Workload:
     Attributes
     ----------
     input_shape : tuple of int
-        Of one sample; images are (height, width, channels), texts (steps,).
+        Of one sample; images are (height, width, channels), texts (steps,), several texts a tuple of such.
     num_classes : int
-    vocabulary : int, optional
-        Of texts: inputs are tokens below this, and so is the class of each.
+    vocabularies : tuple of int
+        Of texts: the tokens of each are from 1 to below this, and each of the last one has a class.
     """
 
-    input_shape: tuple[int, ...]
+    input_shape: tuple[Any, ...]
     num_classes: int
-    vocabulary: int | None = None
+    vocabularies: tuple[int, ...] = ()
 
     @property
     def images(self) -> bool:
         """Whether the samples are images."""
-        return len(self.input_shape) == 3
+        return not self.vocabularies and len(self.input_shape) == 3
 
-    def batch(self, size: int) -> tuple[np.ndarray, np.ndarray]:
+    def batch(self, size: int) -> tuple[Any, np.ndarray]:
         """Return inputs and class numbers, int64; always the same.
 
-        Inputs are float32 (size, *input_shape) in [0, 1) with a class each, or tokens, int64, with a class for each.
+        Inputs are float32 (size, *input_shape) in [0, 1) with a class each; or tokens, int64, or a tuple of
+        such, with a class for each token.
         """
         generator = np.random.default_rng(0)
-        if self.vocabulary:
-            inputs, classes = generator.integers(self.vocabulary, size=(2, size, *self.input_shape))
-            return inputs, classes
+        if self.vocabularies:
+            shapes = self.input_shape if len(self.vocabularies) > 1 else (self.input_shape,)
+            sizes = zip(self.vocabularies, shapes, strict=True)
+            texts = tuple(generator.integers(1, vocabulary, size=(size, *shape)) for vocabulary, shape in sizes)
+            classes = generator.integers(self.num_classes, size=texts[-1].shape)
+            return texts if len(texts) > 1 else texts[0], classes
         inputs = generator.random((size, *self.input_shape), dtype=np.float32)
         return inputs, generator.integers(self.num_classes, size=size)
 
@@ -47,7 +52,7 @@ _IMAGENET = Workload((224, 224, 3), 1000)
 
 
 def _text(vocabulary: int, steps: int) -> Workload:
-    return Workload((steps,), vocabulary, vocabulary)
+    return Workload((steps,), vocabulary, (vocabulary,))
 
 
 WORKLOADS = {
@@ -65,6 +70,7 @@ WORKLOADS = {
     "resnet34": _IMAGENET,
     "resnet50": _IMAGENET,
     "resnet56": _CIFAR,
+    "seq2seq": Workload(((24,), (24,)), 64, (32, 64)),
     "vgg11_bn": _IMAGENET,
     "vgg16_bn": _IMAGENET,
     "vgg16_cifar": _CIFAR,

@@ -17,28 +17,29 @@ def first_outside(tokens, count):
 
 
 @parallel_kernel
-def take_rows(table, tokens, y):
-    """y[p] = table[tokens[p]]; table (k, c), tokens int64 (rows,) within the table, y (rows, c)."""
+def take_rows(table, tokens, scale, y):
+    """y[p] = scale table[tokens[p]]; table (k, c), tokens int64 (rows,) within the table, y (rows, c)."""
+    factor = y.dtype.type(scale)
     for p in prange(tokens.size):
         source, target = table[tokens[p]], y[p]
         for c in range(target.size):
-            target[c] = source[c]
+            target[c] = factor * source[c]
 
 
 @parallel_kernel
-def _add_to_rows(table, tokens, values, parts):
-    columns = table.shape[1]
+def _add_to_rows(table, tokens, scale, values, parts):
+    columns, factor = table.shape[1], table.dtype.type(scale)
     for part in prange(parts):
         start, stop = part * columns // parts, (part + 1) * columns // parts
         for p in range(tokens.size):
             source, target = values[p, start:stop], table[tokens[p], start:stop]
             for c in range(target.size):
-                target[c] += source[c]
+                target[c] += factor * source[c]
 
 
-def add_to_rows(table, tokens, values) -> None:
-    """table[tokens[p]] += values[p], in the order of p whatever the threads; shapes as `take_rows` has them."""
-    _add_to_rows(table, tokens, values, thread_count())
+def add_to_rows(table, tokens, scale, values) -> None:
+    """table[tokens[p]] += scale values[p], in the order of p whatever the threads; shapes as `take_rows` has them."""
+    _add_to_rows(table, tokens, scale, values, thread_count())
 
 
 @kernel

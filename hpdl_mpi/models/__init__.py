@@ -8,6 +8,7 @@ from hpdl_mpi.models.lenet import lenet
 from hpdl_mpi.models.mlp import mlp, mlp_deep
 from hpdl_mpi.models.mobilenet import mobilenet_v2
 from hpdl_mpi.models.resnet import resnet18, resnet18_cifar, resnet20, resnet34, resnet50, resnet56
+from hpdl_mpi.models.seq2seq import seq2seq
 from hpdl_mpi.models.vgg import vgg11_bn, vgg16_bn, vgg16_cifar
 from hpdl_mpi.nn import Layer
 
@@ -27,6 +28,7 @@ MODELS: dict[str, Callable[..., Layer]] = {
     "resnet34": resnet34,
     "resnet50": resnet50,
     "resnet56": resnet56,
+    "seq2seq": seq2seq,
     "vgg11_bn": vgg11_bn,
     "vgg16_bn": vgg16_bn,
     "vgg16_cifar": vgg16_cifar,
@@ -49,6 +51,7 @@ __all__ = [
     "resnet34",
     "resnet50",
     "resnet56",
+    "seq2seq",
     "vgg11_bn",
     "vgg16_bn",
     "vgg16_cifar",

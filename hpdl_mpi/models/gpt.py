@@ -4,18 +4,8 @@ from __future__ import annotations
 
 import math
 
-from hpdl_mpi.nn import (
-    GELU,
-    Dropout,
-    Embedding,
-    Layer,
-    LayerNorm,
-    LearnedPositions,
-    Linear,
-    Residual,
-    SelfAttention,
-    Sequential,
-)
+from hpdl_mpi.models.blocks import added, drop, require_counts
+from hpdl_mpi.nn import GELU, Embedding, Layer, LayerNorm, LearnedPositions, Linear, SelfAttention, Sequential
 from hpdl_mpi.nn.init import Normal
 
 _START = Normal(0.02)
@@ -42,12 +32,13 @@ def gpt(
     dropout : float
         Of embeddings, attention weights and what is added to the residual stream.
     """
+    require_counts(vocabulary=vocabulary, context=context, layers=layers, heads=heads, width=width)
     blocks = {f"transformer.h.{i}": _block(heads, width, layers, dropout) for i in range(layers)}
     return Sequential(
         **{
             "transformer.wte": Embedding(vocabulary, width, init=_START),
             "transformer.wpe": LearnedPositions(context, init=_START),
-            **_dropout("transformer.drop", dropout),
+            **drop("transformer.drop", dropout),
             **blocks,
             "transformer.ln_f": LayerNorm(),
             "lm_head": Linear(vocabulary, bias=False, init=_START),
@@ -78,22 +69,13 @@ def _block(heads: int, width: int, layers: int, dropout: float) -> Layer:
         "attn.c_attn": Linear(3 * width, in_first=True, init=_START),
         "attn": SelfAttention(heads, causal=True, dropout=dropout),
         "attn.c_proj": Linear(width, in_first=True, init=to_stream),
-        **_dropout("attn.resid_dropout", dropout),
+        **drop("attn.resid_dropout", dropout),
     }
     perceptron = {
         "ln_2": LayerNorm(),
         "mlp.c_fc": Linear(4 * width, in_first=True, init=_START),
         "mlp.act": GELU("tanh"),
         "mlp.c_proj": Linear(width, in_first=True, init=to_stream),
-        **_dropout("mlp.dropout", dropout),
+        **drop("mlp.dropout", dropout),
     }
-    return Sequential(
-        **{
-            f"#{name}": Residual(Sequential(**body), names=("", "shortcut"))
-            for name, body in (("attention", attention), ("perceptron", perceptron))
-        }
-    )
-
-
-def _dropout(name: str, rate: float) -> dict[str, Layer]:
-    return {name: Dropout(rate)} if rate else {}
+    return Sequential(**{"#attention": added(**attention), "#perceptron": added(**perceptron)})

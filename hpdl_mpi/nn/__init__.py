@@ -3,7 +3,7 @@
 from hpdl_mpi.nn import init
 from hpdl_mpi.nn.activations import GELU, LeakyReLU, ReLU, ReLU6, Sigmoid, SiLU, Softmax, SwiGLU, Tanh
 from hpdl_mpi.nn.attention import CrossAttention, SelfAttention
-from hpdl_mpi.nn.branches import Parallel, Residual
+from hpdl_mpi.nn.branches import Each, Parallel, Residual
 from hpdl_mpi.nn.containers import Recompute, Sequential, leaves
 from hpdl_mpi.nn.context import Context, MicroBatch, Ranks
 from hpdl_mpi.nn.conv import Conv2d, make_exact
@@ -12,7 +12,7 @@ from hpdl_mpi.nn.embedding import Embedding, LearnedPositions, Rotary, Sinusoida
 from hpdl_mpi.nn.flat import images_in
 from hpdl_mpi.nn.layer import Layer, Parameter, Shape, has_parameters, walk
 from hpdl_mpi.nn.layout import Layout, Segment, make_statistics
-from hpdl_mpi.nn.linear import JoinedLinear, Linear
+from hpdl_mpi.nn.linear import CrossLinear, JoinedLinear, Linear
 from hpdl_mpi.nn.losses import CrossEntropy, Huber, Loss, LossSums, MeanSquaredError
 from hpdl_mpi.nn.members import joined_members, member_shapes, members, read_shape, shape_after
 from hpdl_mpi.nn.normalization import BatchNorm2d, GroupNorm, LayerNorm, RMSNorm
@@ -33,8 +33,10 @@ __all__ = [
     "Conv2d",
     "CrossAttention",
     "CrossEntropy",
+    "CrossLinear",
     "Dropout",
     "Dropout2d",
+    "Each",
     "Embedding",
     "Flatten",
     "GlobalAvgPool2d",

@@ -1,4 +1,4 @@
-"""Layers whose branches read the same input, and whose outputs are added or joined."""
+"""Layers whose branches read the same input, and whose outputs are added or joined; or each an array of its own."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from hpdl_mpi.nn.containers import Container, numbered
 from hpdl_mpi.nn.context import Addend, Context
 from hpdl_mpi.nn.flat import images_in, joined
 from hpdl_mpi.nn.layer import Layer, Shape
-from hpdl_mpi.nn.members import add_to, joined_members, member_shapes, members, read_shape, shape_after, take_for_sum
+from hpdl_mpi.nn.members import add_to, joined_members, member_shapes, members, shape_after, take_for_sum
 
 
 class Residual(Container):
@@ -64,9 +64,6 @@ class Residual(Container):
     def output_shape(self, input_shape: Shape) -> Shape:
         body = next(iter(self._layers.values()))
         return member_shapes(shape_after(body, input_shape))[0]
-
-    def operations(self, input_shape: Shape) -> int:
-        return sum(layer.operations(read_shape(layer, input_shape)) for layer in self._layers.values())
 
     def forward(self, x: Any, ctx: Context) -> np.ndarray:
         (body, inner), *shortcut = self._contexts(ctx)
@@ -135,9 +132,6 @@ class Parallel(Container):
     def output_shape(self, input_shape: Shape) -> Shape:
         return joined([layer.output_shape(input_shape) for layer in self._layers.values()])
 
-    def operations(self, input_shape: Shape) -> int:
-        return sum(layer.operations(input_shape) for layer in self._layers.values())
-
     def forward(self, x: np.ndarray, ctx: Context) -> np.ndarray:
         outputs = [layer.forward(x, child) for layer, child in self._contexts(ctx)]
         y = ctx.take((*outputs[0].shape[:-1], sum(self._widths)), outputs[0].dtype)
@@ -163,3 +157,55 @@ class Parallel(Container):
         ends = list(accumulate(self._widths, initial=0))
         matrix = joined.reshape(-1, ends[-1])
         return [matrix[:, start:stop] for start, stop in pairwise(ends)]
+
+
+class Each(Container):
+    """Each array of an activation goes through a layer of its own; the results follow one another.
+
+    There are as many layers as arrays, and they may make several of one: of the tokens of two texts come the vectors of
+    the first, their mask, and the vectors of the second.
+    """
+
+    def __init__(self, *layers: Layer, **named: Layer) -> None:
+        super().__init__([*numbered(layers), *named.items()])
+        self._results: list[int] = []
+
+    @property
+    def reads(self) -> int:  # type: ignore[override]
+        return len(self._layers)
+
+    @property
+    def writes(self) -> int:  # type: ignore[override]
+        return len(self._layers)
+
+    def build(self, input_shape: Shape) -> None:
+        shapes = member_shapes(input_shape)
+        if len(shapes) != len(self._layers):
+            raise self.refuse(
+                "there is not a layer for each array",
+                found=f"samples of shape {input_shape}",
+                expected=f"{len(self._layers)} arrays, for {', '.join(self._layers)}",
+            )
+        results = [self._build_child(name, shape) for name, shape in zip(self._layers, shapes, strict=True)]
+        self._results = [len(member_shapes(result)) for result in results]
+
+    def input_shapes(self, input_shape: Shape) -> list[Shape]:
+        return list(member_shapes(input_shape))
+
+    def output_shape(self, input_shape: Shape) -> Shape:
+        pairs = zip(self._layers.values(), member_shapes(input_shape), strict=True)
+        return joined_members(tuple(shape for layer, own in pairs for shape in member_shapes(shape_after(layer, own))))
+
+    def forward(self, x: Any, ctx: Context) -> Any:
+        pairs = zip(self._contexts(ctx), members(x), strict=True)
+        return joined_members(
+            tuple(array for (layer, child), own in pairs for array in members(layer.forward(own, child)))
+        )
+
+    def _backward(self, dy: Any, ctx: Context, half: str) -> Any:
+        bounds = list(pairwise(accumulate(self._results, initial=0)))
+        gradients: list[np.ndarray | None] = []
+        for (layer, child), bound in zip(reversed(self._contexts(ctx)), reversed(bounds), strict=True):
+            part = joined_members(members(dy)[slice(*bound)])
+            gradients.append(self._differentiate(layer, part, child, half) if child.needs_backward else None)
+        return joined_members(tuple(reversed(gradients))) if ctx.needs_dx else None

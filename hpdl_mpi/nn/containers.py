@@ -56,6 +56,10 @@ class Container(Layer):
     def reads_tokens(self) -> bool:
         return next((layer.reads_tokens for layer in self._layers.values()), False)
 
+    def input_shapes(self, input_shape: Shape) -> list[Shape]:
+        """Return the shape of what each layer inside reads; here all read the container's own input."""
+        return [read_shape(layer, input_shape) for layer in self._layers.values()]
+
     def _build_child(self, name: str, input_shape: Shape) -> Shape:
         """Build a layer for what it reads of inputs of this shape; return the shape of what comes after it."""
         child = self._layers[name]
@@ -63,6 +67,10 @@ class Container(Layer):
         child.build(read_shape(child, input_shape))
         self._learns[name] = has_parameters(child)
         return shape_after(child, input_shape)
+
+    def operations(self, input_shape: Shape) -> int:
+        shapes = self.input_shapes(input_shape)
+        return sum(layer.operations(shape) for layer, shape in zip(self._layers.values(), shapes, strict=True))
 
     def _contexts(self, ctx: Context) -> list[tuple[Layer, Context]]:
         """Pair each layer with its context; here all layers read the container's own input."""
@@ -183,12 +191,12 @@ class Sequential(Container):
             input_shape = shape_after(layer, input_shape)
         return input_shape
 
-    def operations(self, input_shape: Shape) -> int:
-        total = 0
+    def input_shapes(self, input_shape: Shape) -> list[Shape]:
+        shapes = []
         for layer in self._layers.values():
-            total += layer.operations(read_shape(layer, input_shape))
+            shapes.append(read_shape(layer, input_shape))
             input_shape = shape_after(layer, input_shape)
-        return total
+        return shapes
 
     def _contexts(self, ctx: Context) -> list[tuple[Layer, Context]]:
         """Pair each layer with its context; nothing before the first parameter wants a gradient, unless asked."""
@@ -252,9 +260,6 @@ class Recompute(Container):
     def output_shape(self, input_shape: Shape) -> Shape:
         return self.inner.output_shape(input_shape)
 
-    def operations(self, input_shape: Shape) -> int:
-        return self.inner.operations(input_shape)
-
     def forward(self, x: np.ndarray, ctx: Context) -> np.ndarray:
         saving, ctx.batch.saving = ctx.batch.saving, False
         y = self.inner.forward(x, self._child("", ctx, ctx.needs_dx))
@@ -276,9 +281,8 @@ class Recompute(Container):
 
 def leaves(layer: Layer, input_shape: Shape) -> Iterator[tuple[Layer, Shape]]:
     """Yield the layers inside that hold no others, with the shapes of their inputs, in the order in which they run."""
-    if not layer.children:
+    if not isinstance(layer, Container):
         yield layer, input_shape
-    for child in layer.children.values():
-        yield from leaves(child, read_shape(child, input_shape))
-        if isinstance(layer, Sequential):  # others' layers all read the container's own input
-            input_shape = shape_after(child, input_shape)
+        return
+    for child, shape in zip(layer.children.values(), layer.input_shapes(input_shape), strict=True):
+        yield from leaves(child, shape)

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from hpdl_mpi.base.errors import BadSample, InputError, is_integer
+from hpdl_mpi.base.errors import BadSample, InputError, is_integer, is_number
 from hpdl_mpi.kernels import embedding as kernel
 from hpdl_mpi.kernels.elementwise import add_row_sums, add_rows
 from hpdl_mpi.kernels.rotary import rotate
@@ -16,7 +16,7 @@ from hpdl_mpi.nn.layer import Layer, Shape, require_count, require_initializer
 
 
 class Embedding(Layer):
-    """y[i] = weight[x[i]]: a row of a table for each token.
+    """y[i] = scale weight[x[i]]: a row of a table for each token.
 
     Parameters
     ----------
@@ -27,19 +27,29 @@ class Embedding(Layer):
     mask : int, optional
         A token that stands for nothing, such as padding. With it the result has a second member: 1 where a token is
         another one, and 0 where it is this one.
+    scale : float
+        The root of `dim` in "Attention is all you need".
     init : Initializer
     """
 
     reads_tokens = True
 
     def __init__(
-        self, num_embeddings: int, dim: int, *, mask: int | None = None, init: Initializer = Normal(1.0)
+        self,
+        num_embeddings: int,
+        dim: int,
+        *,
+        mask: int | None = None,
+        scale: float = 1.0,
+        init: Initializer = Normal(1.0),
     ) -> None:
         self.num_embeddings = require_count(self, num_embeddings, "embeddings")
         self.dim = require_count(self, dim, "dim")
         if mask is not None and not (is_integer(mask, 0) and mask < num_embeddings):
             raise self.refuse("mask is no token", found=repr(mask), expected=f"0 to {num_embeddings - 1}, or None")
-        self.mask = mask
+        if not (is_number(scale) and scale > 0):
+            raise self.refuse("scale out of range", found=repr(scale), expected="a number above 0")
+        self.mask, self.scale = mask, float(scale)
         self.init = require_initializer(self, init, "init")
 
     def build(self, input_shape: Shape) -> None:
@@ -54,7 +64,7 @@ class Embedding(Layer):
         self._check(tokens, ctx)
         weight = self.params["weight"]
         y = ctx.take((*x.shape, self.dim), weight.dtype)
-        kernel.take_rows(weight, tokens, y.reshape(-1, self.dim))
+        kernel.take_rows(weight, tokens, self.scale, y.reshape(-1, self.dim))
         ctx.save(tokens=tokens)
         if self.mask is None:
             return y
@@ -80,7 +90,7 @@ class Embedding(Layer):
 
     def backward_weight(self, ctx: Context) -> None:
         dy = ctx.saved["dy"]
-        kernel.add_to_rows(self.grads["weight"], ctx.saved["tokens"], dy.reshape(-1, self.dim))
+        kernel.add_to_rows(self.grads["weight"], ctx.saved["tokens"], self.scale, dy.reshape(-1, self.dim))
         ctx.drop("tokens", "dy")
 
 

@@ -16,6 +16,7 @@ from hpdl_mpi.nn.context import Context
 from hpdl_mpi.nn.flat import images_in
 from hpdl_mpi.nn.init import Constant, HeUniform, Initializer
 from hpdl_mpi.nn.layer import Layer, Shape, require_count, require_flag, require_initializer
+from hpdl_mpi.nn.members import member_shapes
 
 
 class Linear(Layer):
@@ -179,4 +180,88 @@ class JoinedLinear(Layer):
             matmul(columns, x, self.grads[f"{name}.weight"], trans_a=True, accumulate=True)
             if self.bias:
                 add_row_sums(columns, self.grads[f"{name}.bias"])
+        ctx.drop("x", "dy")
+
+
+class CrossLinear(Layer):
+    """The queries of one array, and the keys and values of another, the memory, by one matrix.
+
+    q = x W[:k]^T + b[:k] and kv = memory W[k:]^T + b[k:], with k `query_features`; x and memory have equally many
+    features. It stands in front of `CrossAttention`. PyTorch's MultiheadAttention has its weights so.
+
+    Parameters
+    ----------
+    query_features, memory_features : int
+    init : Initializer
+    names : (str, str)
+        Of W and b.
+    """
+
+    reads, writes = 2, 2
+
+    def __init__(
+        self,
+        query_features: int,
+        memory_features: int,
+        *,
+        init: Initializer = HeUniform(),
+        names: tuple[str, str] = ("weight", "bias"),
+    ) -> None:
+        self.query_features = require_count(self, query_features, "query features")
+        self.memory_features = require_count(self, memory_features, "memory features")
+        self.init = require_initializer(self, init, "init")
+        self.names = names
+
+    def build(self, input_shape: Shape) -> None:
+        shapes = member_shapes(input_shape)
+        if len(shapes) != 2 or not all(shapes) or shapes[0][-1] != shapes[1][-1] or shapes[0][-1] < 1:
+            raise self.refuse(
+                "needs an array and a memory",
+                found=f"samples of shape {input_shape}",
+                expected="two arrays of equally many features",
+            )
+        fans = shapes[0][-1], self.query_features + self.memory_features
+        self.declare(self.names[0], fans[::-1], self.init, fans)
+        self.declare(self.names[1], fans[1:], Constant(0.0), fans)
+
+    def output_shape(self, input_shape: Shape) -> Shape:
+        x, memory = member_shapes(input_shape)
+        return (*x[:-1], self.query_features), (*memory[:-1], self.memory_features)  # type: ignore[return-value]
+
+    def operations(self, input_shape: Shape) -> int:
+        x, memory = member_shapes(input_shape)
+        return 2 * (math.prod(x) * self.query_features + math.prod(memory) * self.memory_features)
+
+    def _parts(self, arrays: dict[str, np.ndarray]) -> tuple[tuple[np.ndarray, np.ndarray], ...]:
+        """Return the parts of W and b, or of their gradients, that queries have, and that keys and values have."""
+        weight, bias = (arrays[name] for name in self.names)
+        first = self.query_features
+        return (weight[:first], bias[:first]), (weight[first:], bias[first:])
+
+    def forward(self, x: Any, ctx: Context) -> Any:
+        results = []
+        for array, (weight, bias) in zip(x, self._parts(self.params), strict=True):
+            y = ctx.take((*array.shape[:-1], len(weight)), array.dtype)
+            fill_rows(bias, as_matrix(y))
+            matmul(as_matrix(array), weight, as_matrix(y), trans_b=True, accumulate=True)
+            results.append(y)
+        ctx.save(x=x)
+        return tuple(results)
+
+    def backward_input(self, dy: Any, ctx: Context) -> Any:
+        ctx.save(dy=dy)
+        if not ctx.needs_dx:
+            return None
+        gradients = []
+        for gradient, (weight, _) in zip(dy, self._parts(self.params), strict=True):
+            dx = ctx.take((*gradient.shape[:-1], weight.shape[1]), gradient.dtype)
+            matmul(as_matrix(gradient), weight, as_matrix(dx))
+            gradients.append(dx)
+        return tuple(gradients)
+
+    def backward_weight(self, ctx: Context) -> None:
+        pairs = zip(ctx.saved["x"], ctx.saved["dy"], strict=True)
+        for (x, dy), (weight, bias) in zip(pairs, self._parts(self.grads), strict=True):
+            matmul(as_matrix(dy), as_matrix(x), weight, trans_a=True, accumulate=True)
+            add_row_sums(as_matrix(dy), bias)
         ctx.drop("x", "dy")

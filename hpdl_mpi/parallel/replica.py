@@ -265,12 +265,12 @@ class Replica:
         """Run a batch forward only and compare it with its targets; like `learn`."""
         return self.evaluator(loss).run(feed)[0]
 
-    def predict(self, inputs: np.ndarray, sample_ids: np.ndarray) -> np.ndarray:
+    def predict(self, inputs: Any, sample_ids: np.ndarray) -> np.ndarray:
         """Return the model's outputs for samples that all ranks of the pipeline give. Collective on the pipeline.
 
         Parameters
         ----------
-        inputs : array, shape (n, *input_shape)
+        inputs : array, shape (n, *input_shape), or tuple of such
             Borrowed.
         sample_ids : int64 array, shape (n,)
 
@@ -279,7 +279,7 @@ class Replica:
         array, shape (n, *output_shape)
             On every rank; the caller owns it.
         """
-        result = np.empty((len(inputs), *self.output_shape), self.dtype)
+        result = np.empty((len(sample_ids), *self.output_shape), self.dtype)
         # One that raises is not used again.
         predictor, self._predictor = self._predictor or self.evaluator(None), None
         outputs = predictor.run(Feed(sample_ids, inputs))[1]

@@ -145,7 +145,8 @@ class _Measurement:
         self._num_parameters, self._learns = layout.size, learns
         noise = np.random.default_rng(0)
         if layer.reads_tokens:
-            self._x: Activation = np.zeros((size, *shape), np.int64)
+            tokens = tuple(np.zeros((size, *sample), np.int64) for sample in member_shapes(shape))
+            self._x: Activation = joined_members(tokens)
         else:
             self._x = self._take(shape, noise)
         self._dy = self._take(layer.output_shape(shape), noise)

@@ -14,9 +14,9 @@ from hpdl_mpi.base.shares import share
 from hpdl_mpi.base.trace import Trace, now
 from hpdl_mpi.comm import Arena, Communicator
 from hpdl_mpi.data import Batch
-from hpdl_mpi.nn import Context, Layer, Loss, LossSums, MicroBatch, Pool, Ranks
+from hpdl_mpi.nn import Context, Layer, Loss, LossSums, MicroBatch, Pool, Ranks, joined_members, members
 from hpdl_mpi.parallel.pipeline.action import Action, Op, Schedule
-from hpdl_mpi.parallel.pipeline.flow import Flow
+from hpdl_mpi.parallel.pipeline.flow import Activation, Flow
 from hpdl_mpi.parallel.pipeline.slots import Key, SharedSlots
 from hpdl_mpi.parallel.pipeline.stages import Stage
 
@@ -29,7 +29,7 @@ class Feed:
     ----------
     sample_ids : int64 array, shape (n,)
         On every rank.
-    inputs : array, shape (n, ...), optional
+    inputs : array, shape (n, ...), or tuple of such, optional
         Where the first stage is.
     targets : array, shape (n, ...), optional
         Where the last stage is, unless it is to predict.
@@ -39,7 +39,7 @@ class Feed:
     """
 
     sample_ids: np.ndarray
-    inputs: np.ndarray | None = None
+    inputs: Activation | None = None
     targets: np.ndarray | None = None
     epoch: int = 0
     scale: float = 1.0
@@ -172,7 +172,7 @@ class Executor:
         outputs : list of array
             Where the last stage is and there is no loss: each micro-batch's outputs. The caller owns them.
         """
-        for array in (feed.inputs, feed.targets):
+        for array in (*members(feed.inputs), feed.targets):
             assert array is None or len(array) == len(feed.sample_ids), "each sample has its number"
         self._feed = feed
         self._sums = LossSums(0.0, 0.0, 0.0)
@@ -257,20 +257,22 @@ class Executor:
         else:
             self._end(key, visit)
 
-    def _samples(self, part: slice) -> np.ndarray:
+    def _samples(self, part: slice) -> Activation:
         assert self._feed.inputs is not None, "the first stage is fed"
-        x = self._feed.inputs[part]
+        arrays = tuple(array[part] for array in members(self._feed.inputs))
         shape, dtype = self._stages[0].input_shape, self._dtype
         if self._stages[0].model.reads_tokens:
             dtype = np.dtype(np.int64)
-        if x.shape[1:] != shape or x.dtype != dtype or not x.flags.c_contiguous:  # kernels would misread them
-            raise InputError(
+        fit = joined_members(tuple(array.shape[1:] for array in arrays)) == shape
+        if not (fit and all(array.dtype == dtype and array.flags.c_contiguous for array in arrays)):
+            found = (f"shape {array.shape}, {array.dtype}, strides {array.strides}" for array in arrays)
+            raise InputError(  # kernels would misread them
                 "the model cannot take these samples",
                 where="inputs",
-                found=f"shape {x.shape}, {x.dtype}, strides {x.strides}",
+                found="; ".join(found),
                 expected=f"C-contiguous samples of shape {shape}, {dtype}",
             )
-        return x
+        return joined_members(arrays)
 
     def _finish(self, y: np.ndarray, part: slice, visit: _Visit, key: Key) -> None:
         """Compare the model's outputs with their targets, or keep a copy of them."""

@@ -1,0 +1,166 @@
+"""Models for sequences are cut between any two of their layers, and learn on every grid of ranks as one rank does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+
+from hpdl_mpi.base.errors import InputError
+from hpdl_mpi.base.shares import share
+from hpdl_mpi.comm import Communicator, SingleCommunicator, run_threads
+from hpdl_mpi.data import Batch
+from hpdl_mpi.models import seq2seq
+from hpdl_mpi.nn import CrossEntropy, Layer, Sequential, joined_members, member_shapes, members
+from hpdl_mpi.optim import SGD, Adam
+from hpdl_mpi.parallel import ProcessGrid, Replica, TrainingStep
+from hpdl_mpi.parallel.pipeline import Pipeline, make_schedule
+
+VOCABULARY = 7
+BATCH = 8
+MICRO_BATCHES = 2
+SUMS = 1e-12
+"""Some tens of terms of size 1 and less in another order, 1e-15, which two steps with a rate of 0.1 carry on."""
+
+
+class Subject(NamedTuple):
+    """A model, the shape of its samples, and whether sums of a tied weight come in another order where it is cut."""
+
+    make: Callable[[], Layer]
+    shape: tuple[Any, ...]
+    tied: bool = False
+
+
+TEXTS = ((5,), (4,))
+SIZES = {"layers": 2, "heads": 2, "width": 8}
+TRANSFORMER = SIZES | {"hidden": 12, "dropout": 0.1}
+
+SUBJECTS = {
+    "seq2seq": Subject(lambda: seq2seq(VOCABULARY, VOCABULARY, **TRANSFORMER), TEXTS),
+    "seq2seq, norm first, tied": Subject(
+        lambda: seq2seq(VOCABULARY, VOCABULARY, **TRANSFORMER, norm_first=True, tied=True), TEXTS, tied=True
+    ),
+}
+
+
+class Outcome(NamedTuple):
+    """What two steps leave on a rank: parameters by full name, the loss of each step, and predictions."""
+
+    arrays: dict[str, np.ndarray]
+    losses: list[float]
+    predictions: np.ndarray
+
+
+def batch(subject: Subject, output_shape: tuple[int, ...]) -> tuple[Any, np.ndarray]:
+    """Return inputs and targets: tokens that end in padding, or images."""
+    rng = np.random.default_rng(0)
+    arrays = []
+    for shape in member_shapes(subject.shape):
+        if len(shape) == 3:
+            arrays.append(rng.normal(size=(BATCH, *shape)))
+        else:
+            tokens = rng.integers(1, VOCABULARY, size=(BATCH, *shape))
+            arrays.append(np.where(np.arange(shape[0]) < rng.integers(1, shape[0] + 1, size=(BATCH, 1)), tokens, 0))
+    targets = rng.integers(output_shape[-1], size=(BATCH, *output_shape[:-1]))
+    return joined_members(tuple(arrays)), targets
+
+
+def train(comm: Communicator, subject: Subject, dp: int, cut: int | None) -> Outcome:
+    """Take two steps on a grid of all ranks, and predict. Collective."""
+    grid = ProcessGrid(comm, {"pp": comm.size // dp, "dp": dp})
+    try:
+        schedule = make_schedule("1f1b", comm.size // dp, MICRO_BATCHES)
+        pipeline = Pipeline(grid.axis("pp"), schedule, () if cut is None else (cut,))
+        replica = Replica(subject.make(), subject.shape, SGD(0.1), dtype=np.float64, seed=0, pipeline=pipeline)
+        learn = TrainingStep(replica, CrossEntropy(), grid)
+        inputs, targets = batch(subject, replica.output_shape)
+        ids = np.arange(BATCH) + 100
+        own = slice(*share(BATCH, grid.coordinate("dp"), dp))
+        part = joined_members(tuple(array[own] for array in members(inputs)))
+        fed = Batch(
+            part if pipeline.reads_inputs else None,
+            targets[own] if pipeline.reads_targets else None,
+            ids[own],
+            BATCH,
+            0,
+        )
+        losses = [learn(fed, epoch=epoch, lr=0.1).sums.loss for epoch in range(2)]
+        return Outcome(replica.layout.views(replica.params), losses, replica.predict(inputs, ids))
+    finally:
+        grid.free()
+
+
+def places() -> list[Any]:
+    """Return each subject with each number of a layer at which a second stage can begin."""
+    found = []
+    for name, subject in SUBJECTS.items():
+        model = subject.make()
+        assert isinstance(model, Sequential)
+        found += [pytest.param(subject, cut, id=f"{name}, cut at {cut}") for cut in range(1, len(model.children))]
+    return found
+
+
+@pytest.fixture(scope="module")
+def alone() -> Callable[[Subject], Outcome]:
+    """Return what returns the outcome of a subject on one rank, computed once."""
+    found: dict[int, Outcome] = {}
+
+    def outcome(subject: Subject) -> Outcome:
+        if id(subject) not in found:
+            found[id(subject)] = train(SingleCommunicator(), subject, 1, None)
+        return found[id(subject)]
+
+    return outcome
+
+
+@pytest.mark.parametrize(("subject", "cut"), places())
+def test_two_stages_train_as_one_rank_does(subject: Subject, cut: int, alone: Callable[[Subject], Outcome]) -> None:
+    whole = alone(subject)
+    first, second = run_threads(2, lambda comm: train(comm, subject, 1, cut))
+    together = first.arrays | second.arrays
+    assert together.keys() == whole.arrays.keys()
+    assert subject.tied or not first.arrays.keys() & second.arrays.keys()
+    tolerance = SUMS if subject.tied else 0
+    for part in (first, second):
+        for name, values in part.arrays.items():
+            np.testing.assert_allclose(values, whole.arrays[name], rtol=0, atol=tolerance, err_msg=name)
+        np.testing.assert_allclose(part.losses, whole.losses, rtol=SUMS if subject.tied else 0)
+        np.testing.assert_allclose(part.predictions, whole.predictions, rtol=0, atol=10 * tolerance)
+
+
+@pytest.mark.parametrize("subject", SUBJECTS.values(), ids=SUBJECTS)
+def test_pipelines_side_by_side_train_as_one_rank_does(subject: Subject, alone: Callable[[Subject], Outcome]) -> None:
+    whole, model = alone(subject), subject.make()
+    cut = len(model.children) // 2
+    for part in run_threads(4, lambda comm: train(comm, subject, 2, cut)):
+        for name, values in part.arrays.items():
+            np.testing.assert_allclose(values, whole.arrays[name], rtol=0, atol=SUMS, err_msg=name)
+        np.testing.assert_allclose(part.losses, whole.losses, rtol=SUMS)
+        np.testing.assert_allclose(part.predictions, whole.predictions, rtol=0, atol=10 * SUMS)
+
+
+@pytest.mark.parametrize("subject", SUBJECTS.values(), ids=SUBJECTS)
+def test_models_learn_a_few_samples_by_heart(subject: Subject) -> None:
+    replica = Replica(subject.make(), subject.shape, Adam(), dtype=np.float64, seed=0)
+    learn = TrainingStep(replica, CrossEntropy(), ProcessGrid(SingleCommunicator(), {"pp": 1, "dp": 1}))
+    inputs, targets = batch(subject, replica.output_shape)
+    fed = Batch(inputs, targets, np.arange(BATCH), BATCH, 0)
+    first, *_, last = (learn(fed, epoch=epoch, lr=0.02).sums.loss for epoch in range(60))
+    assert last < first / 2
+
+
+IMPOSSIBLE: dict[str, tuple[Callable[[], Layer], str]] = {
+    "half a layer": (
+        lambda: seq2seq(layers=2.5),
+        "layers: out of range. Found 2.5; expected an integer of at least 1.",
+    ),
+}
+
+
+@pytest.mark.parametrize(("make", "message"), IMPOSSIBLE.values(), ids=IMPOSSIBLE)
+def test_impossible_arguments_are_refused(make: Callable[[], Layer], message: str) -> None:
+    with pytest.raises(InputError) as caught:
+        make()
+    assert message in str(caught.value)
