@@ -60,6 +60,7 @@ _GPT = ("gpt2_124m", "gpt_nano", "gpt_small")
 
 TORCH_MODELS = {
     "lenet": lenet,
+    "lstm_lm": _made_in("torch_recurrent", "lstm_lm"),
     "mlp": mlp,
     "mlp_deep": mlp_deep,
     **{name: _made_in("torch_gpt", name) for name in _GPT},

@@ -59,6 +59,7 @@ WORKLOADS = {
     "gpt2_124m": _text(50257, 256),
     "gpt_nano": _text(65, 64),
     "gpt_small": _text(256, 256),
+    "lstm_lm": _text(256, 64),
     "lenet": Workload((28, 28, 1), 10),
     "mlp": Workload((784,), 10),
     "mlp_deep": Workload((1024,), 1024),

@@ -180,7 +180,7 @@ def silu_gate(x, y):
     for p in prange(x.shape[0]):
         a, b, target = x[p, :width], x[p, width:], y[p]
         for c in range(width):
-            gate, _ = _logistic(a[c], one)
+            gate, _ = logistic(a[c], one)
             target[c] = _pass(a[c], gate) * b[c]
 
 
@@ -191,6 +191,6 @@ def silu_gate_backward(dy, x, dx):
     for p in prange(x.shape[0]):
         a, b, gradient, da, db = x[p, :width], x[p, width:], dy[p], dx[p, :width], dx[p, width:]
         for c in range(width):
-            gate, slope = _logistic(a[c], one)
+            gate, slope = logistic(a[c], one)
             da[c] = gradient[c] * b[c] * _slope(a[c], gate, slope)
             db[c] = gradient[c] * _pass(a[c], gate)

@@ -56,9 +56,9 @@ Place = tuple[int, int, int, int]
 step to step, and from head to head."""
 
 
-def layout_of(sizes: tuple[int, int, int, int, int, int], q: Place, k: Place, v: Place, out: Place) -> np.ndarray:
-    """Return what `attend` has to know of its arrays, of (n, queries, keys, heads, groups, dim) and four places."""
-    return np.array([sizes[:4], (*sizes[4:], 0, 0), q, k, v, out], np.int64)
+def layout_of(sizes: tuple[int, int, int, int, int, int], *places: Place) -> np.ndarray:
+    """Return what `attend` has to know of (n, queries, keys, heads, groups, dim), and of the places of q, k, v, out."""
+    return np.array([sizes[:4], (*sizes[4:], 0, 0), *places], np.int64)
 
 
 @inline

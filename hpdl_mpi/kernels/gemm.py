@@ -186,12 +186,10 @@ def _gemm(a, a_row, b, b_row, c, c_row, k, flags, rows, columns, workspace):
         depth = (run + 1) * k // runs - t
         plus = add or run > 0
         if few:
-            left_place, b_first = (
-                (rows[0] * a_row + t, a_row),
-                columns[0] * b_row + t if trans_b else t * b_row + columns[0],
-            )
+            b_first = columns[0] * b_row + t if trans_b else t * b_row + columns[0]
+            a_place, b_place = (rows[0] * a_row + t, a_row), (b_first, b_row)
             c_place, size = (rows[0] * c_row + columns[0], c_row), (rows[1] - rows[0], columns[1] - columns[0])
-            multiply_few(depth, a, left_place, b, (b_first, b_row), trans_b, c, c_place, size, plus, panels)
+            multiply_few(depth, a, a_place, b, b_place, trans_b, c, c_place, size, plus, panels)
             continue
         padded = -(-depth // lanes) * lanes  # what is transposed into the last panel fills up its depth
         groups = strips if rows[1] - rows[0] <= FEW else -(-strips // (panels.size // (padded * full)))

@@ -76,7 +76,7 @@ class _Attention(Layer):
         self, sources: list[np.ndarray], layout: np.ndarray, offset: int, visible: np.ndarray, ctx: Context
     ) -> tuple[np.ndarray, np.ndarray]:
         """Return the outputs for what holds queries, keys and values, and the logarithms of sums of exponentials."""
-        n, queries, keys, heads, _, dim = (*layout[0].tolist(), *layout[1, :2].tolist())
+        (n, queries, keys, heads), dim = layout[0].tolist(), int(layout[1, 1])
         dtype = visible.dtype
         y = ctx.take((n, queries, heads * dim), dtype)
         sums = ctx.take((n, heads, queries), dtype)

@@ -168,15 +168,8 @@ class Each(Container):
 
     def __init__(self, *layers: Layer, **named: Layer) -> None:
         super().__init__([*numbered(layers), *named.items()])
+        self.reads = self.writes = len(self._layers)
         self._results: list[int] = []
-
-    @property
-    def reads(self) -> int:  # type: ignore[override]
-        return len(self._layers)
-
-    @property
-    def writes(self) -> int:  # type: ignore[override]
-        return len(self._layers)
 
     def build(self, input_shape: Shape) -> None:
         shapes = member_shapes(input_shape)

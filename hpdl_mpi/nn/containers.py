@@ -43,18 +43,12 @@ class Container(Layer):
                     remedy="call the class of a layer, ReLU(), and unpack a list of them, *layers",
                 )
         self._learns: dict[str, bool] = {}
+        self.reads = max((layer.reads for _, layer in pairs), default=1)
+        self.reads_tokens = bool(pairs) and pairs[0][1].reads_tokens
 
     @property
     def children(self) -> dict[str, Layer]:
         return self._layers
-
-    @property
-    def reads(self) -> int:
-        return max((layer.reads for layer in self._layers.values()), default=1)
-
-    @property
-    def reads_tokens(self) -> bool:
-        return next((layer.reads_tokens for layer in self._layers.values()), False)
 
     def input_shapes(self, input_shape: Shape) -> list[Shape]:
         """Return the shape of what each layer inside reads; here all read the container's own input."""
@@ -130,10 +124,7 @@ class Sequential(Container):
         super().__init__([*numbered(layers), *named.items()])
         self._ties: dict[str, str] = {}
         self._passings: list[Passing] = []
-
-    @property
-    def writes(self) -> int:
-        return self.reads  # all that comes in comes out again, from one layer or another
+        self.writes = self.reads  # all that comes in comes out again, from one layer or another
 
     def build(self, input_shape: Shape) -> None:
         self._passings.clear()
@@ -244,15 +235,12 @@ class Recompute(Container):
 
     def __init__(self, layer: Layer) -> None:
         super().__init__([("", layer)])
+        self.writes = layer.writes
 
     @property
     def inner(self) -> Layer:
         """The layer."""
         return self._layers[""]
-
-    @property
-    def writes(self) -> int:
-        return self.inner.writes
 
     def build(self, input_shape: Shape) -> None:
         self._build_child("", input_shape)

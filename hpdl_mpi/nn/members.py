@@ -50,7 +50,7 @@ class Passing(NamedTuple):
 
     Attributes
     ----------
-    count : int
+    total : int
         Members that come in.
     reads, writes : int
         How many of them the layer reads, and how many its result replaces.
@@ -58,7 +58,7 @@ class Passing(NamedTuple):
         Members of the result.
     """
 
-    count: int
+    total: int
     reads: int
     writes: int
     results: int
@@ -66,9 +66,9 @@ class Passing(NamedTuple):
     @classmethod
     def of(cls, layer: Layer, shape: Shape) -> Passing:
         """Return how a built layer passes on an activation of this shape."""
-        count = len(member_shapes(shape))
+        total = len(member_shapes(shape))
         results = len(member_shapes(layer.output_shape(read_shape(layer, shape))))
-        return cls(count, min(layer.reads, count), min(layer.writes, count), results)
+        return cls(total, min(layer.reads, total), min(layer.writes, total), results)
 
     def read(self, x: Any) -> Any:
         """Return what the layer reads of an activation."""
@@ -90,7 +90,7 @@ class Passing(NamedTuple):
         handed = members(dy)[self.results :]
         own = members(dx) if dx is not None else (None,) * self.reads
         gradients = []
-        for i in range(self.count):
+        for i in range(self.total):
             passed = handed[i - self.writes] if i >= self.writes else None
             ctx.retain(passed)
             gradients.append(add_to(own[i], passed, ctx) if i < self.reads else passed)

@@ -12,6 +12,7 @@ from hpdl_mpi.kernels import random
 from hpdl_mpi.nn.context import Context
 from hpdl_mpi.nn.init import Uniform
 from hpdl_mpi.nn.layer import Layer, require_count, require_flag
+from hpdl_mpi.nn.members import joined_members, member_shapes, members
 from hpdl_mpi.nn.recurrent_passes import Cell, Kept, Pass
 
 
@@ -26,8 +27,7 @@ class _Members(NamedTuple):
 
 def _join(x: Any, mask: Any, states: tuple[Any, ...]) -> Any:
     """Return parts as an activation, or as the shape of one."""
-    members = x, *(() if mask is None else (mask,)), *states
-    return members if len(members) > 1 else x
+    return joined_members((x, *(() if mask is None else (mask,)), *states))
 
 
 class Recurrent(Layer):
@@ -52,6 +52,7 @@ class Recurrent(Layer):
         self.dropout = dropout
         self.bias = require_flag(self, bias, "bias")
         self.carry = require_flag(self, carry, "carry")
+        self.reads = self.writes = 2 + len(self._state_shapes)
 
     @property
     def _directions(self) -> int:
@@ -88,8 +89,8 @@ class Recurrent(Layer):
             features = self._width
 
     def output_shape(self, input_shape: Any) -> Any:
-        members = self._split(input_shape)
-        return _join((members.x[0], self._width), members.mask, self._state_shapes)
+        parts = self._split(input_shape)
+        return _join((parts.x[0], self._width), parts.mask, self._state_shapes)
 
     def operations(self, input_shape: Any) -> int:
         steps, features = self._split(input_shape).x
@@ -127,7 +128,7 @@ class Recurrent(Layer):
 
     def backward_input(self, dy: Any, ctx: Context) -> Any:
         mask, count = ctx.saved["mask"], ctx.saved["count"]
-        gradient, *others = dy if isinstance(dy, tuple) else (dy,)
+        gradient, *others = members(dy)
         dlast = tuple(others[len(others) - len(self._state_shapes) :])
         ctx.retain(gradient)
         for layer in reversed(range(self.num_layers)):
@@ -141,7 +142,7 @@ class Recurrent(Layer):
             ctx.release(gradient)
             gradient = None if dx is None else self._drop(dx, layer, ctx)
         ctx.drop("mask", "count")
-        return gradient if count == 1 or gradient is None else (gradient, *[None] * (count - 1))
+        return None if gradient is None else joined_members((gradient, *[None] * (count - 1)))
 
     def backward_weight(self, ctx: Context) -> None:
         for layer in reversed(range(self.num_layers)):
@@ -190,22 +191,22 @@ class Recurrent(Layer):
 
     def _split(self, shape: Any) -> _Members:
         """Return the parts of a shape: of a sample, or of the samples in a tuple of arrays."""
-        members: tuple[Any, ...] = shape if shape and isinstance(shape[0], tuple) else (shape,)
-        mask = members[1] if len(members) > 1 and len(members[1]) == 1 else None
-        x, states = members[0], tuple(members[1 if mask is None else 2 :])
+        x, *others = shapes = member_shapes(shape)
+        mask = others.pop(0) if others and len(others[0]) == 1 else None
+        states = tuple(others)
         sequences = len(x) == 2 and x[1] > 0 and mask in (None, x[:1])
         if not sequences or states not in ((), self._state_shapes):
-            others = ", ".join(str(part) for part in ("(steps,)", *self._state_shapes))
+            wanted = ", ".join(str(part) for part in ("(steps,)", *self._state_shapes))
             raise self.refuse(
                 "takes sequences",
                 found=f"samples of shape {shape}",
-                expected=f"(steps, features), or a tuple of that and a mask{' or states' * self.carry}: {others}",
+                expected=f"(steps, features), or a tuple of that and a mask{' or states' * self.carry}: {wanted}",
             )
-        return _Members(x, mask, states, len(members))
+        return _Members(x, mask, states, len(shapes))
 
     def _members(self, x: Any) -> _Members:
         """Return the parts of an activation."""
-        members = x if isinstance(x, tuple) else (x,)
-        shapes = self._split(tuple(member.shape[1:] for member in members))
-        mask = None if shapes.mask is None else members[1]
-        return _Members(members[0], mask, tuple(members[len(members) - len(shapes.states) :]), len(members))
+        arrays = members(x)
+        shapes = self._split(tuple(array.shape[1:] for array in arrays))
+        mask = None if shapes.mask is None else arrays[1]
+        return _Members(arrays[0], mask, arrays[len(arrays) - len(shapes.states) :], len(arrays))

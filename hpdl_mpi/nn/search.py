@@ -1,4 +1,4 @@
-"""How sequences are made of logits: greedily, by draws, or by beam search. It knows nothing of models but a `Stepper`."""
+"""How sequences are made of logits: greedily, by draws, or by beam search. Of models it knows a `Stepper` alone."""
 
 from __future__ import annotations
 

@@ -45,6 +45,8 @@ class Members(Layer):
         The numbers of those that stay, each once.
     """
 
+    reads = writes = 2**30  # all of them
+
     def __init__(self, *order: int) -> None:
         if not order or len(set(order)) < len(order) or not all(is_integer(number, 0) for number in order):
             raise self.refuse("needs the numbers of arrays", found=order, expected="different numbers from 0 on")
@@ -56,14 +58,6 @@ class Members(Layer):
         if max(self._order) >= self._count:
             found = f"{self._order} of {self._count}"
             raise self.refuse("there are not so many arrays", found=found, expected=f"0 to {self._count - 1}")
-
-    @property
-    def reads(self) -> int:  # type: ignore[override]
-        return 2**30  # all of them
-
-    @property
-    def writes(self) -> int:  # type: ignore[override]
-        return 2**30
 
     def output_shape(self, input_shape: Shape) -> Shape:
         shapes = member_shapes(input_shape)

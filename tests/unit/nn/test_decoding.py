@@ -187,7 +187,7 @@ def test_a_layer_that_cannot_take_pieces_says_so(make: Callable[[], Layer]) -> N
 def test_a_sequence_above_the_capacity_is_refused() -> None:
     decoder = Decoder(built(MODELS["gpt"]()), (STEPS,), STEPS)
     decoder(drawn())
-    with pytest.raises(InputError, match="longer than the context. Found 13 steps; expected at most 12"):
+    with pytest.raises(InputError, match=r"longer than the context\. Found 13 steps; expected at most 12"):
         decoder(np.zeros((3, 1), np.int64))
 
 

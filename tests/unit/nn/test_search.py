@@ -26,7 +26,8 @@ class Table:
         self.last = np.zeros(0, np.int64)
 
     def __call__(self, tokens: np.ndarray) -> np.ndarray:
-        assert tokens.dtype == np.int64 and tokens.flags.c_contiguous
+        assert tokens.dtype == np.int64
+        assert tokens.flags.c_contiguous
         self.last = tokens[:, -1]
         return self.logits[self.last]
 
@@ -78,7 +79,7 @@ def test_draws_come_as_often_as_their_probabilities_say() -> None:
     drawn = choose(np.repeat(row, count, 0), np.zeros(count, np.int64))
     weights = np.exp(row[0] / 0.7)
     expected = count * weights / weights.sum()
-    # the sum of squared deviations over expectations exceeds 22 once in 16,000 seeds (chi squared, 3 degrees of freedom)
+    # squared deviations over expectations add up to more than 22 once in 16,000 seeds (chi squared, 3 degrees of freedom)
     assert ((np.bincount(drawn, minlength=4) - expected) ** 2 / expected).sum() < 22
 
 

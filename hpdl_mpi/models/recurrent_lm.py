@@ -1,0 +1,44 @@
+"""Recurrent language models: an embedding, recurrent layers, and logits of the next token at each step."""
+
+from __future__ import annotations
+
+from hpdl_mpi.nn import LSTM, RNN, Dropout, Embedding, Layer, Linear, Sequential
+from hpdl_mpi.nn.init import FanInUniform, Normal
+
+
+def rnn_lm(
+    vocabulary: int = 256, *, layers: int = 2, hidden: int = 512, dropout: float = 0.0, tied: bool = False
+) -> Layer:
+    """Return a language model of Elman's networks (Mikolov et al., 2010), for samples of tokens (steps,).
+
+    Parameters
+    ----------
+    vocabulary : int
+    layers, hidden : int
+        Recurrent layers, and the width of each and of the embedding.
+    dropout : float
+        Of the embedding, between the layers, and of the last one's outputs.
+    tied : bool
+        Whether embedding and head have one weight (Press and Wolf, 2017).
+    """
+    return _language_model(vocabulary, RNN(hidden, layers, dropout=dropout if layers > 1 else 0.0), dropout, tied)
+
+
+def lstm_lm(
+    vocabulary: int = 256, *, layers: int = 2, hidden: int = 512, dropout: float = 0.0, tied: bool = False
+) -> Layer:
+    """Return a language model of long short-term memory (Zaremba et al., 2014); arguments as `rnn_lm` takes them."""
+    return _language_model(vocabulary, LSTM(hidden, layers, dropout=dropout if layers > 1 else 0.0), dropout, tied)
+
+
+def _language_model(vocabulary: int, recurrent: RNN | LSTM, dropout: float, tied: bool) -> Layer:
+    hidden = recurrent.hidden_size
+    start = Normal(hidden**-0.5) if tied else Normal(1.0)  # of the head too, whose logits shall not be large
+    model = Sequential(
+        embedding=Embedding(vocabulary, hidden, init=start),
+        **({"embedding_dropout": Dropout(dropout)} if dropout else {}),
+        recurrent=recurrent,
+        **({"output_dropout": Dropout(dropout)} if dropout else {}),
+        head=Linear(vocabulary, init=FanInUniform()),
+    )
+    return model.tie("head.weight", to="embedding.weight") if tied else model
