@@ -79,7 +79,7 @@ def test_draws_come_as_often_as_their_probabilities_say() -> None:
     drawn = choose(np.repeat(row, count, 0), np.zeros(count, np.int64))
     weights = np.exp(row[0] / 0.7)
     expected = count * weights / weights.sum()
-    # squared deviations over expectations add up to more than 22 once in 16,000 seeds (chi squared, 3 degrees of freedom)
+    # squared deviations over expectations add up to more than 22 once in 16,000 seeds (chi squared of 3 degrees)
     assert ((np.bincount(drawn, minlength=4) - expected) ** 2 / expected).sum() < 22
 
 
