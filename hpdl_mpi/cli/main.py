@@ -46,6 +46,7 @@ app = typer.Typer(
 app.command()(runs.train)
 app.command("eval")(runs.evaluate)
 app.command()(runs.predict)
+app.command()(runs.generate)
 app.command()(runs.summary)
 app.command()(runs.export)
 app.add_typer(data.app, name="data")

@@ -17,6 +17,7 @@ from numba import prange
 from hpdl_mpi.base.memory import aligned
 from hpdl_mpi.kernels.emit import VECTOR_BYTES, memory_of
 from hpdl_mpi.kernels.jit import exact_kernel, inline, kernel, parallel_kernel, thread_count
+from hpdl_mpi.kernels.matvec import FEW, multiply_few
 from hpdl_mpi.kernels.vector import ROWS, VECTORS, copy_strips, multiply_panel, transpose_square
 
 _DTYPES = (np.float32, np.float64)
@@ -175,6 +176,7 @@ def _gemm(a, a_row, b, b_row, c, c_row, k, flags, rows, columns, workspace):
     gathered = workspace[_PACKED_BYTES // c.itemsize :]
     gather = trans_a and a_row > _GATHERED_ABOVE
     left = gathered if gather else a
+    few = rows[1] - rows[0] <= FEW and not trans_a and (rows[1] - rows[0] == 1 or not trans_b)
     runs = -(-k * c.itemsize // DEPTH_BYTES)
     tiles = -(-(rows[1] - rows[0]) // ROWS)
     blocks = -(-tiles // _BLOCK_TILES)
@@ -183,8 +185,14 @@ def _gemm(a, a_row, b, b_row, c, c_row, k, flags, rows, columns, workspace):
         t = run * k // runs
         depth = (run + 1) * k // runs - t
         plus = add or run > 0
+        if few:
+            b_first = columns[0] * b_row + t if trans_b else t * b_row + columns[0]
+            a_place, b_place = (rows[0] * a_row + t, a_row), (b_first, b_row)
+            c_place, size = (rows[0] * c_row + columns[0], c_row), (rows[1] - rows[0], columns[1] - columns[0])
+            multiply_few(depth, a, a_place, b, b_place, trans_b, c, c_place, size, plus, panels)
+            continue
         padded = -(-depth // lanes) * lanes  # what is transposed into the last panel fills up its depth
-        groups = -(-strips // (panels.size // (padded * full)))
+        groups = strips if rows[1] - rows[0] <= FEW else -(-strips // (panels.size // (padded * full)))
         for group in range(groups):
             j = columns[0] + group * strips // groups * full
             width = min(columns[1], columns[0] + (group + 1) * strips // groups * full) - j

@@ -149,6 +149,11 @@ def exact_kernel(function: Callable) -> Any:
     return _compile(function, fastmath=False)
 
 
+def contracting_kernel(function: Callable) -> Any:
+    """Compile as `exact_kernel`, but let a product and the sum that it goes into be rounded at once."""
+    return _compile(function, fastmath={"contract"})
+
+
 def inline(function: Callable) -> Any:
     """Compile a small function that its callers absorb."""
     return _compile(function, inline="always")

@@ -218,6 +218,19 @@ def copy_strips(width: Callable[[int], int]) -> Any:
     return copy_strips
 
 
+def transposed(emit: Emitter, square: list[Any]) -> list[Any]:
+    """Return the columns of a square of lanes x lanes elements, of which a vector is a row."""
+    # Row i and row i + half interleave to rows 2 i and 2 i + 1: a perfect shuffle of the bits of both indices,
+    # which after log2(lanes) rounds has exchanged them.
+    half = emit.lanes // 2
+    low = [lane for i in range(half) for lane in (i, emit.lanes + i)]
+    high = [lane + half for lane in low]
+    for _ in range(emit.lanes.bit_length() - 1):
+        pairs = list(zip(square[:half], square[half:], strict=True))
+        square = [emit.shuffle(a, b, order) for a, b in pairs for order in (low, high)]
+    return square
+
+
 @intrinsic
 def transpose_square(typing_context, source, source_place, size, target, target_place):
     """target[j, i] = source[i, j] for a square of lanes x lanes elements.
@@ -240,15 +253,7 @@ def transpose_square(typing_context, source, source_place, size, target, target_
         for i in range(emit.lanes):
             there = builder.select(builder.icmp_signed("<", index(i), rows), index(i), last)
             square.append(emit.load(builder.gep(source, [builder.mul(source_row, there)]), inside))
-        # Row i and row i + half interleave to rows 2 i and 2 i + 1: a perfect shuffle of the bits of both indices,
-        # which after log2(lanes) rounds has exchanged them.
-        half = emit.lanes // 2
-        low = [lane for i in range(half) for lane in (i, emit.lanes + i)]
-        high = [lane + half for lane in low]
-        for _ in range(emit.lanes.bit_length() - 1):
-            pairs = list(zip(square[:half], square[half:], strict=True))
-            square = [emit.shuffle(a, b, order) for a, b in pairs for order in (low, high)]
-        for i, vector in enumerate(square):
+        for i, vector in enumerate(transposed(emit, square)):
             emit.store(vector, builder.gep(target, [builder.mul(target_row, index(i))]))
 
     def generate(context, builder, signature, arguments):

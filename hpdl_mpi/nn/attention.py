@@ -13,6 +13,7 @@ import numpy as np
 
 from hpdl_mpi.base.errors import is_number
 from hpdl_mpi.kernels import attention as kernel
+from hpdl_mpi.kernels.attention_step import attend_one
 from hpdl_mpi.kernels.jit import thread_count
 from hpdl_mpi.nn.context import Context
 from hpdl_mpi.nn.layer import Layer, Shape, require_count, require_flag
@@ -64,16 +65,27 @@ class _Attention(Layer):
 
     def _forward(self, inputs: tuple[np.ndarray, ...], mask: np.ndarray | None, ctx: Context) -> np.ndarray:
         layout, dtype = self._layout(inputs), inputs[0].dtype
+        visible = np.zeros((len(inputs[0]), 0), dtype) if mask is None else mask
+        sources = [inputs[number] for number in self._sources]
+        y, sums = self._attend(sources, layout, self._offset(int(layout[0, 2])), visible, ctx)
+        ctx.save(inputs=inputs, visible=visible, y=y, sums=sums)
+        ctx.release(sums)
+        return y
+
+    def _attend(
+        self, sources: list[np.ndarray], layout: np.ndarray, offset: int, visible: np.ndarray, ctx: Context
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return the outputs for what holds queries, keys and values, and the logarithms of sums of exponentials."""
         (n, queries, keys, heads), dim = layout[0].tolist(), int(layout[1, 1])
-        visible = np.zeros((n, 0), dtype) if mask is None else mask
+        dtype = visible.dtype
         y = ctx.take((n, queries, heads * dim), dtype)
         sums = ctx.take((n, heads, queries), dtype)
         scratch = ctx.take((thread_count(), kernel.scratch_size(keys, dim)), dtype)
         kernel.attend(
-            *(inputs[number].reshape(-1) for number in self._sources),
+            *(array.reshape(-1) for array in sources),
             y.reshape(-1),
             layout,
-            self._offset(keys),
+            offset,
             visible,
             *self._drop(ctx),
             ctx.batch.sample_ids,
@@ -81,8 +93,21 @@ class _Attention(Layer):
             scratch,
         )
         ctx.release(scratch)
-        ctx.save(inputs=inputs, visible=visible, y=y, sums=sums)
-        ctx.release(sums)
+        return y, sums
+
+    def _attend_one(
+        self, queries: np.ndarray, memory: np.ndarray, keys: int, mask: np.ndarray | None, ctx: Context
+    ) -> np.ndarray:
+        """Return the outputs of a single step, (n, 1, heads dim), that looks at the first steps of a memory."""
+        n, dtype = len(queries), queries.dtype
+        dim = memory.shape[2] // (2 * self.num_kv_heads)
+        y = ctx.take((n, 1, self.num_heads * dim), dtype)
+        scores = ctx.take((n, self.num_heads, memory.shape[1]), dtype)
+        visible = ctx.take((n, 0), dtype) if mask is None else mask
+        attend_one(queries[:, 0], memory, keys, self.num_kv_heads, visible, scores, y[:, 0])
+        ctx.release(scores)
+        if mask is None:
+            ctx.release(visible)
         return y
 
     def _drop(self, ctx: Context) -> tuple[float, np.uint64]:
@@ -183,7 +208,38 @@ class SelfAttention(_Attention):
 
     def forward(self, x: Any, ctx: Context) -> np.ndarray:
         qkv, *mask = members(x)
+        if ctx.remembers:
+            self._require_one_way(mask)
+            return self._go_on(qkv, ctx)
         return self._forward((qkv,), mask[0] if mask else None, ctx)
+
+    def _require_one_way(self, mask: list[np.ndarray]) -> None:
+        if not self.causal or mask:
+            raise self.refuse(
+                "cannot take a sequence in pieces",
+                found="a mask" if mask else "a layer that looks at later steps",
+                expected="causal attention without a mask",
+            )
+
+    def _go_on(self, qkv: np.ndarray, ctx: Context) -> np.ndarray:
+        """Return the outputs of steps that also see those before them, whose keys and values are remembered."""
+        n, steps, width = qkv.shape
+        past, seen, dim = ctx.batch.past, ctx.batch.past + steps, width // self._parts
+        memory = ctx.recall("keys and values")
+        if memory is None:
+            memory = ctx.take((n, ctx.batch.capacity, 2 * self.num_kv_heads * dim), qkv.dtype)
+            ctx.remember("keys and values", memory, grows=True)
+            ctx.release(memory)
+        memory[:, past:seen] = qkv[:, :, self.num_heads * dim :]
+        if steps == 1:
+            return self._attend_one(qkv, memory, seen, None, ctx)
+        places = (_place(memory.shape, first, dim) for first in (0, self.num_kv_heads * dim))
+        result = (n, steps, self.num_heads * dim)
+        sizes = (n, steps, seen, self.num_heads, self.num_kv_heads, dim)
+        layout = kernel.layout_of(sizes, _place(qkv.shape, 0, dim), *places, _place(result, 0, dim))
+        y, sums = self._attend([qkv, memory, memory], layout, past, np.zeros((n, 0), qkv.dtype), ctx)
+        ctx.release(sums)
+        return y
 
 
 class CrossAttention(_Attention):
@@ -227,4 +283,6 @@ class CrossAttention(_Attention):
 
     def forward(self, x: Any, ctx: Context) -> np.ndarray:
         queries, memory, *mask = x
+        if ctx.remembers and queries.shape[1] == 1:
+            return self._attend_one(queries, memory, memory.shape[1], mask[0] if mask else None, ctx)
         return self._forward((queries, memory), mask[0] if mask else None, ctx)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -41,12 +41,15 @@ class MicroBatch:
         With whom batch normalisation, while training, takes the moments of all their samples; they may be none here.
     sample_ids : int64 array, shape (n,)
         The samples' numbers in the dataset: randomness belongs to them, not to ranks or positions.
+    capacity : int
+        Steps of a sequence that layers are to remember, see `nn.decoding`; 0 but for that: each forward stands alone.
     past : int
-        Steps of the sequences that layers have seen before and remember, see `nn.decoding`; 0 but for that.
+        Steps of the sequences that layers have seen before and remember.
     seed, epoch : int
     """
 
     __slots__ = (
+        "capacity",
         "epoch",
         "kept",
         "landed",
@@ -68,7 +71,7 @@ class MicroBatch:
         self.saving = False
         self.recomputing = False
         self.kept = 0
-        self.past = 0
+        self.capacity = self.past = 0
         self.landed: Callable[[Any], None] | None = None
         self.sample_ids: np.ndarray = np.zeros(0, np.int64)
 
@@ -116,11 +119,24 @@ class Context:
         What `save` keeps until `drop`.
     addend : Addend or None
         What a layer that `adds` is to add to its output.
+    remembered : dict
+        What `remember` keeps until `forget`: pairs of an array, and whether it grows.
     donated : bool
         Whether a layer that works `in_place` may do so: whoever calls it needs what it hands over, x or dy, no more.
     """
 
-    __slots__ = ("_children", "_key", "addend", "batch", "donated", "needs_backward", "needs_dx", "path", "saved")
+    __slots__ = (
+        "_children",
+        "_key",
+        "addend",
+        "batch",
+        "donated",
+        "needs_backward",
+        "needs_dx",
+        "path",
+        "remembered",
+        "saved",
+    )
 
     def __init__(self, batch: MicroBatch, path: str = "", *, needs_dx: bool = False, needs_backward: bool = True):
         self.batch = batch
@@ -128,6 +144,7 @@ class Context:
         self.needs_dx = needs_dx
         self.needs_backward = needs_backward
         self.saved: dict[str, Any] = {}
+        self.remembered: dict[str, tuple[np.ndarray, bool]] = {}
         self.addend: Addend | None = None
         self.donated = False
         self._children: dict[str, Context] = {}
@@ -191,6 +208,30 @@ class Context:
         for name in names:
             self.batch.pool.release(self.saved.pop(name))
             self.batch.kept -= 1
+
+    @property
+    def remembers(self) -> bool:
+        """Whether sequences come in pieces: a layer that looks back is to remember what it has seen."""
+        return self.batch.capacity > 0
+
+    def recall(self, name: str) -> np.ndarray | None:
+        """Return what an earlier piece of the sequences has left under a name, or None if none has."""
+        return self.remembered[name][0] if name in self.remembered else None
+
+    def remember(self, name: str, array: np.ndarray, *, grows: bool = False) -> None:
+        """Keep an array, of the sequences one after the other, for their next piece, in place of that of the last.
+
+        One that `grows` has room for `capacity` steps of each, (n, capacity, ...), of which those seen are written.
+        """
+        self.retain(array)
+        self.release(self.recall(name))
+        self.remembered[name] = array, grows
+
+    def descendants(self) -> Iterator[Context]:
+        """Yield this context and all below."""
+        yield self
+        for child in self._children.values():
+            yield from child.descendants()
 
     def leftovers(self) -> list[str]:
         """Return the paths and names of all that is still kept here and below: nothing, after a whole step."""

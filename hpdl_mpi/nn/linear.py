@@ -240,10 +240,16 @@ class CrossLinear(Layer):
 
     def forward(self, x: Any, ctx: Context) -> Any:
         results = []
-        for array, (weight, bias) in zip(x, self._parts(self.params), strict=True):
-            y = ctx.take((*array.shape[:-1], len(weight)), array.dtype)
-            fill_rows(bias, as_matrix(y))
-            matmul(as_matrix(array), weight, as_matrix(y), trans_b=True, accumulate=True)
+        for name, array, (weight, bias) in zip(("queries", "memory"), x, self._parts(self.params), strict=True):
+            y = ctx.recall(name)  # while a sequence comes in pieces the memory is the same for all of them
+            if y is None:
+                y = ctx.take((*array.shape[:-1], len(weight)), array.dtype)
+                fill_rows(bias, as_matrix(y))
+                matmul(as_matrix(array), weight, as_matrix(y), trans_b=True, accumulate=True)
+                if ctx.remembers and name == "memory":
+                    ctx.remember(name, y)
+            else:
+                ctx.retain(y)
             results.append(y)
         ctx.save(x=x)
         return tuple(results)

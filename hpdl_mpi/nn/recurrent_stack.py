@@ -109,11 +109,14 @@ class Recurrent(Layer):
             y = ctx.take((n, steps, self._width), current.dtype)
             for number, one in enumerate(self._passes(layer), layer * self._directions):
                 state = self._take_state(states, number, current, ctx)
+                self._go_on(one, state, ctx)
                 kept = one.forward(self.params, current, present, state, y, ctx)
                 ctx.save(**{one.name: tuple(kept)})
                 ctx.release((kept.gates, kept.before))
                 for values, part in zip(last, self._parts(state), strict=False):
                     values[:, number] = part
+                if ctx.remembers:
+                    ctx.remember(one.name, state)
                 ctx.release(state)
             ctx.release(current)
             current = y
@@ -157,6 +160,18 @@ class Recurrent(Layer):
         random.dropout(x.reshape(rows), key, ctx.batch.sample_ids, self.dropout, y.reshape(rows))
         ctx.release(x)
         return y
+
+    def _go_on(self, one: Pass, state: np.ndarray, ctx: Context) -> None:
+        """Let a sequence that comes in pieces begin with the state in which its last piece has left the layer."""
+        if ctx.remembers and self._directions > 1:
+            raise self.refuse(
+                "cannot take a sequence in pieces",
+                found="a layer that looks at later steps",
+                expected="one direction alone",
+            )
+        before = ctx.recall(one.name)
+        if before is not None:
+            state[...] = before
 
     def _take_state(
         self, states: tuple[np.ndarray | None, ...], number: int, x: np.ndarray, ctx: Context

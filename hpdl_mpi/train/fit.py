@@ -34,6 +34,7 @@ from hpdl_mpi.train.runfolder import MetricsLog, RunFolder
 from hpdl_mpi.train.signals import StopSignals
 from hpdl_mpi.train.source import PathLike, Source
 from hpdl_mpi.train.tracing import Recorder, check_trace, describe_communication, describe_times, explain
+from hpdl_mpi.train.vocabulary import keep_tokenizers
 
 
 @dataclass(frozen=True)
@@ -355,6 +356,8 @@ def _begin_log(
     stack.callback(_give_up, folder, replica)
     if course.describe:
         write_json(folder.job, course.describe(assembly.source))
+    if course.source.context is not None or course.source.pairs:
+        keep_tokenizers(folder, course.source.path)
     # With early stopping a resumed run repeats the evaluation of what its checkpoint holds.
     kept = 0 if course.early_stopping else replica.step
     return stack.enter_context(closing(MetricsLog(folder.metrics, progress.metrics_bytes, kept)))

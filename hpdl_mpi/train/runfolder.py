@@ -1,4 +1,4 @@
-"""The run folder: the resolved job, metrics, checkpoints and the summary of one run."""
+"""The run folder: the resolved job, metrics, checkpoints and the summary of one run, and its tokenizers."""
 
 from __future__ import annotations
 
@@ -43,6 +43,7 @@ class RunFolder:
         self.metrics = self.path / "metrics.jsonl"
         self.checkpoints = self.path / "checkpoints"
         self.summary = self.path / "summary.json"
+        self.tokenizers = self.path / "tokenizer.json"
         self._lock_file = self.path / ".lock"
         self._lock: io.BufferedWriter | None = None
         self._made: list[Path] = []  # of `path` and its parents, by `claim`; inner ones first
@@ -62,6 +63,7 @@ class RunFolder:
         if not self.holds_checkpoint:
             self.job.unlink(missing_ok=True)
             self.metrics.unlink(missing_ok=True)
+            self.tokenizers.unlink(missing_ok=True)
 
     def claim(self, *, resume: bool) -> None:
         """Make the folder, or accept the run that it holds.

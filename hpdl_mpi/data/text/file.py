@@ -58,8 +58,6 @@ def read_tokenizers(path: str | os.PathLike[str]) -> dict[str, Tokenizer]:
 def find_tokenizers(dataset: str | os.PathLike[str]) -> dict[str, Tokenizer]:
     """Return the tokenizers that lie beside the shards of a dataset or in the folder above; empty if there are none.
 
-    A file of the library `tokenizers`, which names no array, is taken for that of running text.
-
     Parameters
     ----------
     dataset : path-like
@@ -70,11 +68,28 @@ def find_tokenizers(dataset: str | os.PathLike[str]) -> dict[str, Tokenizer]:
     InputError
         There is no such dataset, or the file is damaged.
     """
+    path = tokenizer_file(dataset)
+    return named_tokenizers(path) if path else {}
+
+
+def named_tokenizers(path: str | os.PathLike[str]) -> dict[str, Tokenizer]:
+    """Return what `read_tokenizers` does, of a file that lies beside data, where each is of an array.
+
+    A file of the library `tokenizers`, which names no array, is taken for that of running text.
+    """
+    return {name or TOKENS: one for name, one in read_tokenizers(path).items()}
+
+
+def tokenizer_file(dataset: str | os.PathLike[str]) -> Path | None:
+    """Return the file of the tokenizers of a dataset, beside its shards or in the folder above, if there is one.
+
+    Raises
+    ------
+    InputError
+        There is no such dataset.
+    """
     folder = find_shards(dataset)[0].absolute().parent
-    for place in (folder / NAME, folder.parent / NAME):
-        if place.is_file():
-            return {name or TOKENS: one for name, one in read_tokenizers(place).items()}
-    return {}
+    return next((place for place in (folder / NAME, folder.parent / NAME) if place.is_file()), None)
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -1,0 +1,74 @@
+"""The tokenizers of a run: kept in its folder when it begins, found again when text is made."""
+
+from __future__ import annotations
+
+from hpdl_mpi.base.errors import InputError, StorageError, amended
+from hpdl_mpi.base.files import write_file
+from hpdl_mpi.data.text import Tokenizer, find_tokenizers, named_tokenizers, tokenizer_file
+from hpdl_mpi.train.job import Job
+from hpdl_mpi.train.runfolder import RunFolder
+from hpdl_mpi.train.source import PathLike
+
+
+def keep_tokenizers(folder: RunFolder, dataset: PathLike) -> None:
+    """Copy the file of the tokenizers of a dataset, if it has one, into a run folder.
+
+    Raises
+    ------
+    StorageError
+        It cannot be read or written.
+    """
+    path = tokenizer_file(dataset)
+    if path is None:
+        return
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise StorageError("the file could not be read", where=path, found=error.strerror) from error
+    write_file(folder.tokenizers, content)
+
+
+def find_run_tokenizers(run: PathLike, job: Job) -> dict[str, Tokenizer]:
+    """Return the tokenizers of a run by the names of arrays: its own, or else those beside its training data.
+
+    Raises
+    ------
+    InputError
+        There are none, or the file is damaged.
+    """
+    folder = RunFolder(run)
+    if folder.tokenizers.is_file():
+        return named_tokenizers(folder.tokenizers)
+    with amended(after=" The run folder has no tokenizer.json of its own."):
+        found = find_tokenizers(job.data.train)
+    if not found:
+        raise InputError(
+            "the run has no tokenizer",
+            where=folder.tokenizers,
+            remedy="copy the tokenizer.json that was written with the training data there",
+        )
+    return found
+
+
+def text_tokenizer(run: PathLike, job: Job) -> Tokenizer:
+    """Return the tokenizer of a run on running text.
+
+    Raises
+    ------
+    InputError
+        The run is none of a language model, or there is no tokenizer.
+    """
+    if job.data.context is None:
+        what = "pairs: hpdl predict writes what it makes of sources" if job.data.pairs else "samples that are no text"
+        raise InputError(
+            "the run is none of a language model",
+            where=run,
+            found=f"one on {what}",
+            expected="one on running text, with data.context",
+        )
+    found = find_run_tokenizers(run, job)
+    if job.data.inputs not in found:
+        raise InputError(
+            "no tokenizer of this array", where=run, found=", ".join(found) or "none", expected=job.data.inputs
+        )
+    return found[job.data.inputs]
