@@ -17,6 +17,7 @@ from hpdl_mpi.nn import (
     LayerNorm,
     LearnedPositions,
     Linear,
+    Residual,
     SelfAttention,
     Sequential,
 )
@@ -60,12 +61,11 @@ def vit(
         "#positions": LearnedPositions(steps, name="position_embeddings", leading=True),
         **drop("dropout", dropout),
     }
-    blocks = {f"vit.encoder.layer.{i}": _block(heads, width, dropout) for i in range(layers)}
+    blocks = {f"vit.encoder.layer.{i}": _block(heads, width, dropout, last=i + 1 == layers) for i in range(layers)}
     return Sequential(
         **{
             "vit.embeddings": Sequential(**embeddings),
             **blocks,
-            "#class": FirstStep(),  # the others need no normalisation
             "vit.layernorm": LayerNorm(eps=_EPS),
             "classifier": Linear(outputs, init=_START),
         }
@@ -77,13 +77,17 @@ def vit_tiny(outputs: int = 1000) -> Layer:
     return vit(224, 16, outputs, layers=12, heads=3, width=192)
 
 
-def _block(heads: int, width: int, rate: float) -> Layer:
-    """Return a block: attention and a perceptron, each normalised before and added to what came in."""
+def _block(heads: int, width: int, rate: float, *, last: bool) -> Layer:
+    """Return a block: attention and a perceptron, each normalised before and added to what came in.
+
+    Behind the attention of the last one nothing but the first step is computed: what tells the class is read there.
+    """
     projections = {f"attention.attention.{name}": width for name in ("query", "key", "value")}
     attention = {
         "layernorm_before": LayerNorm(eps=_EPS),
         "#projections": JoinedLinear(projections, init=_START),
         "attention.attention": SelfAttention(heads, dropout=rate),
+        **({"#class": FirstStep()} if last else {}),
         "attention.output.dense": Linear(width, init=_START),
         **drop("attention.output.dropout", rate),
     }
@@ -94,4 +98,5 @@ def _block(heads: int, width: int, rate: float) -> Layer:
         "output.dense": Linear(width, init=_START),
         **drop("output.dropout", rate),
     }
-    return Sequential(**{"#attention": added(**attention), "#perceptron": added(**perceptron)})
+    attended = Residual(Sequential(**attention), FirstStep() if last else None, names=("", "#class"))
+    return Sequential(**{"#attention": attended, "#perceptron": added(**perceptron)})
