@@ -15,11 +15,12 @@ def scale_rows(x, weight, eps, inverses, y):
 
     Parameters
     ----------
-    x, y : array, shape (rows, c)
+    x : array, shape (rows, c)
     weight : array, shape (c,)
     eps : float
     inverses : array, shape (rows,)
         Written: 1 / the root, for `scale_backward`.
+    y : array, shape (rows, c)
     """
     one, count = x.dtype.type(1), x.dtype.type(x.shape[1])
     for p in prange(x.shape[0]):
@@ -39,11 +40,12 @@ def scale_backward(x, dy, weight, inverses, parts, dx):
 
     Parameters
     ----------
-    x, dy, dx : array, shape (rows, c)
+    x, dy : array, shape (rows, c)
     weight : array, shape (c,)
     inverses : array, shape (rows,)
         Of `scale_rows`.
     parts : array, shape (normalization.num_blocks(rows), c)
+    dx : array, shape (rows, c)
     """
     rows, channels = x.shape
     count = x.dtype.type(channels)

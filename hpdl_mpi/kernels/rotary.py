@@ -15,12 +15,13 @@ def rotate(x, cosines, sines, heads, y):
 
     Parameters
     ----------
-    x, y : array, shape (n, steps, width)
-        y may be x.
+    x : array, shape (n, steps, width)
     cosines, sines : array, shape (steps, dim / 2)
         Of the angles.
     heads : int
         heads dim is at most the width.
+    y : array, shape (n, steps, width)
+        It may be x.
     """
     n, steps, width = x.shape
     half = cosines.shape[1]

@@ -7,7 +7,7 @@ import math
 from numba import prange
 
 from hpdl_mpi.kernels.elementary import exp
-from hpdl_mpi.kernels.elementwise import lies_at
+from hpdl_mpi.kernels.elementwise import largest, lies_at
 from hpdl_mpi.kernels.jit import inline, kernel, parallel_kernel
 
 
@@ -48,20 +48,6 @@ LOSS_ROWS = 32
 
 LOSS_SUMS = 5
 """What a block of rows gives: the loss, the rows that count, those classified rightly or nearly so, and a bad one."""
-
-
-@inline
-def _largest(row):
-    """Return the largest element of a row; four at a time, since each has to wait for the one before."""
-    least = row.dtype.type(-math.inf)
-    tops = (least, least, least, least)
-    whole = row.size - row.size % 4
-    for j in range(0, whole, 4):
-        tops = (max(row[j], tops[0]), max(row[j + 1], tops[1]), max(row[j + 2], tops[2]), max(row[j + 3], tops[3]))
-    top = max(max(tops[0], tops[1]), max(tops[2], tops[3]))
-    for j in range(whole, row.size):
-        top = max(row[j], top)
-    return top
 
 
 @inline
@@ -110,7 +96,8 @@ def _row_loss(logits, target, other, part, smoothing, scale, dlogits):
     """
     count = logits.size
     even, own = smoothing / count, 1.0 - smoothing
-    top, value, other_value = _largest(logits), logits[target], logits[other]
+    least = logits.dtype.type(-math.inf)
+    top, value, other_value = largest(logits, least), logits[target], logits[other]
     better, better_than_other = _count_before(logits, target), _count_before(logits, other)
     distances = 0.0
     if even > 0:  # else an impossible class, of logit -inf, would turn 0 times inf into NaN

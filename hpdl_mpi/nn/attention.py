@@ -12,7 +12,9 @@ from typing import Any
 import numpy as np
 
 from hpdl_mpi.base.errors import is_number
-from hpdl_mpi.kernels import attention as kernel
+from hpdl_mpi.kernels.attention import attend
+from hpdl_mpi.kernels.attention_backward import attend_backward
+from hpdl_mpi.kernels.attention_blocks import Place, layout_of, scratch_size
 from hpdl_mpi.kernels.attention_step import attend_one
 from hpdl_mpi.kernels.jit import thread_count
 from hpdl_mpi.nn.context import Context
@@ -46,7 +48,7 @@ class _Attention(Layer):
         """Return the dim of a head."""
 
     @abc.abstractmethod
-    def _places(self, shapes: tuple[Shape, ...], dim: int) -> tuple[kernel.Place, ...]:
+    def _places(self, shapes: tuple[Shape, ...], dim: int) -> tuple[Place, ...]:
         """Return where queries, keys and values lie in inputs of these shapes."""
 
     def _layout(self, inputs: tuple[np.ndarray, ...]) -> np.ndarray:
@@ -56,7 +58,7 @@ class _Attention(Layer):
             dim = self._dim(joined_members(tuple(shape[1:] for shape in shapes)))
             sizes = shapes[0][0], shapes[0][1], shapes[-1][1], self.num_heads, self.num_kv_heads, dim
             result = (*shapes[0][:2], self.num_heads * dim)
-            self._laid_out = shapes, kernel.layout_of(sizes, *self._places(shapes, dim), _place(result, 0, dim))
+            self._laid_out = shapes, layout_of(sizes, *self._places(shapes, dim), _place(result, 0, dim))
         return self._laid_out[1]
 
     def _offset(self, keys: int) -> int:
@@ -80,8 +82,8 @@ class _Attention(Layer):
         dtype = visible.dtype
         y = ctx.take((n, queries, heads * dim), dtype)
         sums = ctx.take((n, heads, queries), dtype)
-        scratch = ctx.take((thread_count(), kernel.scratch_size(keys, dim)), dtype)
-        kernel.attend(
+        scratch = ctx.take((thread_count(), scratch_size(keys, dim)), dtype)
+        attend(
             *(array.reshape(-1) for array in sources),
             y.reshape(-1),
             layout,
@@ -118,8 +120,8 @@ class _Attention(Layer):
         layout = self._layout(inputs)
         keys, dim = int(layout[0, 2]), int(layout[1, 1])
         gradients = tuple(ctx.take(array.shape, array.dtype) for array in inputs)
-        scratch = ctx.take((thread_count(), kernel.scratch_size(keys, dim)), y.dtype)
-        kernel.attend_backward(
+        scratch = ctx.take((thread_count(), scratch_size(keys, dim)), y.dtype)
+        attend_backward(
             *(inputs[number].reshape(-1) for number in self._sources),
             y.reshape(-1),
             dy.reshape(-1),
@@ -138,7 +140,7 @@ class _Attention(Layer):
         return joined_members((*gradients, None) if masked else gradients)
 
 
-def _place(shape: Shape, first: int, dim: int) -> kernel.Place:
+def _place(shape: Shape, first: int, dim: int) -> Place:
     """Return the place of heads side by side in the last dim of an array (n, steps, width), from `first` on."""
     _, steps, width = shape
     return first, steps * width, width, dim
@@ -202,7 +204,7 @@ class SelfAttention(_Attention):
         steps, width = self.output_shape(input_shape)
         return 4 * steps * steps * width // (2 if self.causal else 1)
 
-    def _places(self, shapes: tuple[Shape, ...], dim: int) -> tuple[kernel.Place, ...]:
+    def _places(self, shapes: tuple[Shape, ...], dim: int) -> tuple[Place, ...]:
         firsts = (0, self.num_heads * dim, (self.num_heads + self.num_kv_heads) * dim)
         return tuple(_place(shapes[0], first, dim) for first in firsts)
 
@@ -236,7 +238,7 @@ class SelfAttention(_Attention):
         places = (_place(memory.shape, first, dim) for first in (0, self.num_kv_heads * dim))
         result = (n, steps, self.num_heads * dim)
         sizes = (n, steps, seen, self.num_heads, self.num_kv_heads, dim)
-        layout = kernel.layout_of(sizes, _place(qkv.shape, 0, dim), *places, _place(result, 0, dim))
+        layout = layout_of(sizes, _place(qkv.shape, 0, dim), *places, _place(result, 0, dim))
         y, sums = self._attend([qkv, memory, memory], layout, past, np.zeros((n, 0), qkv.dtype), ctx)
         ctx.release(sums)
         return y
@@ -277,7 +279,7 @@ class CrossAttention(_Attention):
         (steps, width), (memory, _), *_ = member_shapes(input_shape)
         return 4 * steps * memory * width
 
-    def _places(self, shapes: tuple[Shape, ...], dim: int) -> tuple[kernel.Place, ...]:
+    def _places(self, shapes: tuple[Shape, ...], dim: int) -> tuple[Place, ...]:
         queries, memory = shapes
         return _place(queries, 0, dim), _place(memory, 0, dim), _place(memory, self.num_kv_heads * dim, dim)
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from hpdl_mpi.base.errors import BadSample, InputError
-from hpdl_mpi.kernels import attention as kernel
+from hpdl_mpi.kernels.attention_blocks import scratch_size
 from hpdl_mpi.kernels.threads import set_threads
 from hpdl_mpi.nn import (
     Context,
@@ -205,7 +205,7 @@ def test_attention_gives_the_same_bits_on_several_threads() -> None:
 
 
 def test_memory_of_attention_grows_with_the_length_and_not_with_its_square() -> None:
-    assert kernel.scratch_size(4096, 64) < 5 * kernel.scratch_size(1024, 64)
+    assert scratch_size(4096, 64) < 5 * scratch_size(1024, 64)
     peaks = []
     for steps in (512, 2048):
         pool = Pool()

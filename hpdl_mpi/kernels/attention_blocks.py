@@ -1,0 +1,160 @@
+"""What attention in blocks is made of, forward and backward; see `kernels.attention`."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from hpdl_mpi.kernels.elementary import exp
+from hpdl_mpi.kernels.emit import VECTOR_BYTES
+from hpdl_mpi.kernels.gemm import pack_panels
+from hpdl_mpi.kernels.jit import inline, kernel
+from hpdl_mpi.kernels.random import philox
+from hpdl_mpi.kernels.vector import ROWS, VECTORS
+
+QUERIES = 16 * ROWS
+"""Of a block."""
+
+KEYS = 256
+"""Of a block: whole panels. Scores of a block stay in the second-level cache."""
+
+PITCH = KEYS + 16
+"""From row to row of a block's scores. Whole pages apart they would share few sets of a cache."""
+
+LEAST = -1e30
+"""Stands for the largest of no scores: finite, so that infinities are not subtracted."""
+
+UNSEEN = math.inf
+"""Stands for the logarithm of the sum of a query that sees no key: all its weights are 0."""
+
+_HEAD, _QUERY = 2**42, 2**21
+"""Between the places, in a sample's stream of random numbers, of heads and of queries."""
+
+
+def scratch_size(keys: int, dim: int) -> int:
+    """Return the elements that one task needs beside its arrays, linear in the number of keys.
+
+    A multiple of 16: what begins there is aligned for vectors.
+    """
+    padded_keys, padded_dim = -(-keys // KEYS) * KEYS, -(-dim // 16) * 16
+    return 3 * padded_keys * padded_dim + 2 * QUERIES * (padded_dim + PITCH) + 3 * QUERIES
+
+
+Place = tuple[int, int, int, int]
+"""Where heads lie in a flat array: at which element the first begins, and the distances from sample to sample, from
+step to step, and from head to head."""
+
+
+def layout_of(sizes: tuple[int, int, int, int, int, int], *places: Place) -> np.ndarray:
+    """Return what `attend` has to know of (n, queries, keys, heads, groups, dim), and of the places of q, k, v, out."""
+    return np.array([sizes[:4], (*sizes[4:], 0, 0), *places], np.int64)
+
+
+@inline
+def padded_size(keys, dim):
+    """Return the elements of a head's panels of keys, or of values."""
+    return -(-keys // KEYS) * KEYS * (-(-dim // 16) * 16)
+
+
+@inline
+def whole_panels(columns, most, itemsize):
+    """Return a number of columns filled up to whole panels, but at most `most`."""
+    width = VECTORS * (VECTOR_BYTES // itemsize)
+    return min(most, -(-columns // width) * width)
+
+
+@inline
+def num_seen(visible, keys):
+    """Return how many keys there are up to the last that is visible; `visible` may be empty: all are."""
+    seen = keys
+    while visible.size > 0 and seen > 0 and visible[seen - 1] <= 0:
+        seen -= 1
+    return seen
+
+
+@inline
+def row_limit(query, keys, offset):
+    """Return how many of so many keys a query looks at; an `offset` of the number of keys or more hides none."""
+    return max(0, min(keys, query + offset + 1))
+
+
+@kernel
+def hide(row, first, visible):
+    """Set the scores of keys that are not visible, from key `first` on, to -inf."""
+    for c in range(row.size):
+        if visible[first + c] <= 0:
+            row[c] = -math.inf
+
+
+@kernel
+def exponentials(row, scale, top):
+    """Put exp(scale (score - top)) in place of a row of scores; return the sum."""
+    total = row.dtype.type(0)
+    for c in range(row.size):
+        weight = exp(scale * (row[c] - top))
+        row[c] = weight
+        total += weight
+    return total
+
+
+@kernel
+def exponentials_less(row, scale, less):
+    """Put exp(scale score - less) in place of a row of scores."""
+    for c in range(row.size):
+        row[c] = exp(scale * row[c] - less)
+
+
+@kernel
+def _drop_weights(source, target, key, sample, head, query, first, rate):
+    """target = source / (1 - rate) where a weight is kept, else 0: drawn for (key, sample, head, query, key of it).
+
+    `first`, the number of the first key, is a multiple of 4.
+    """
+    threshold = np.uint64(rate * 4294967296.0)
+    scale = source.dtype.type(1.0 / (1.0 - rate))
+    zero = source.dtype.type(0.0)
+    place = np.uint64(head * _HEAD + query * _QUERY + first // 4)
+    for start in range(0, source.size, 4):
+        words = philox(key, np.uint64(sample), place + np.uint64(start // 4))
+        for j in range(min(4, source.size - start)):
+            target[start + j] = source[start + j] * scale if words[j] >= threshold else zero
+
+
+@kernel
+def drop_block(source, target, size, query, drop):
+    """Do `_drop_weights` for a block of (rows, columns, first key), whose rows lie `PITCH` apart."""
+    rate, key, sample, head = drop
+    for r in range(size[0]):
+        row, kept = source[r * PITCH : r * PITCH + size[1]], target[r * PITCH : r * PITCH + size[1]]
+        _drop_weights(row, kept, key, sample, head, query + r, size[2], rate)
+
+
+@inline
+def head_at(place, sample, head):
+    """Return the index of the first element of a sample's head, and the distance from step to step."""
+    return place[0] + sample * place[1] + head * place[3], place[2]
+
+
+@kernel
+def zero_rows(array, start, pitch, rows, dim):
+    """Zero so many rows of a flat array, each of `dim` elements, `pitch` apart."""
+    for r in range(rows):
+        row = array[start + r * pitch : start + r * pitch + dim]
+        for c in range(dim):
+            row[c] = 0
+
+
+@kernel
+def pack_blocks(source, pitch, keys, dim, panels):
+    """Pack blocks of `KEYS` rows as matrices of their own; that from row i on begins at i times the padded dim."""
+    padded = -(-dim // 16) * 16
+    for first in range(0, keys, KEYS):
+        terms = np.int64(first), min(np.int64(first + KEYS), keys)
+        pack_panels(source, pitch, False, terms, (np.int64(0), dim), panels[first * padded :])
+
+
+@inline
+def sizes_of(layout):
+    """Return n, queries, keys, heads, groups and dim."""
+    return layout[0, 0], layout[0, 1], layout[0, 2], layout[0, 3], layout[1, 0], layout[1, 1]
