@@ -10,6 +10,8 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any
 
+import numpy as np
+
 from hpdl_mpi.base.errors import InputError
 from hpdl_mpi.bench.contender import Contender, pool_sizes, worker_command
 from hpdl_mpi.bench.machine import describe_command, describe_machine, describe_versions
@@ -95,6 +97,11 @@ def bench_generate(
         "versions": describe_versions(*(["torch", "transformers"] if vs else [])),
         "command": describe_command(),
     }
+
+
+def random_prompt(model: str, tokens: int) -> np.ndarray:
+    """Return tokens of a model's vocabulary, int64 (tokens,); always the same."""
+    return np.random.default_rng(0).integers(SHAPES[model]["vocab_size"], size=tokens)
 
 
 def _check(model: str, threads: int, vs: str | None, prompt_tokens: int, new_tokens: int, num_rounds: int) -> None:

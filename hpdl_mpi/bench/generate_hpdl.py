@@ -11,7 +11,7 @@ def load(model: str, threads: int, prompt_tokens: int, new_tokens: int) -> Calla
     """Import, set the threads, wake Numba; return what builds the model and its text."""
     import numpy as np
 
-    from hpdl_mpi.bench.workloads import WORKLOADS
+    from hpdl_mpi.bench.generate import SHAPES, random_prompt
     from hpdl_mpi.kernels.elementwise import add
     from hpdl_mpi.kernels.threads import set_threads
     from hpdl_mpi.models import MODELS
@@ -23,14 +23,14 @@ def load(model: str, threads: int, prompt_tokens: int, new_tokens: int) -> Calla
     add(np.zeros(1), np.zeros(1), np.zeros(1))
 
     def build() -> Subject:
-        network, shape = MODELS[model](), WORKLOADS[model].input_shape
+        network, shape = MODELS[model](), (SHAPES[model]["n_positions"],)
         network.build(shape)
         layout = Layout(network)
         params = layout.allocate("float32")
         layout.initialize(params, 0)
         layout.bind(network, params, params)  # nobody asks for gradients
         decoder = Decoder(network, shape, prompt_tokens + new_tokens)
-        prompt = WORKLOADS[model].batch(1)[0][0, :prompt_tokens]
+        prompt = random_prompt(model, prompt_tokens)
 
         def write() -> None:
             decoder.forget()

@@ -13,8 +13,7 @@ def load(model: str, threads: int, prompt_tokens: int, new_tokens: int) -> Calla
     import torch
     from transformers import GPT2Config, GPT2LMHeadModel
 
-    from hpdl_mpi.bench.generate import SHAPES
-    from hpdl_mpi.bench.workloads import WORKLOADS
+    from hpdl_mpi.bench.generate import SHAPES, random_prompt
 
     torch.set_num_threads(threads)
 
@@ -23,7 +22,7 @@ def load(model: str, threads: int, prompt_tokens: int, new_tokens: int) -> Calla
         sizes: dict[str, Any] = dict(SHAPES[model])
         network = GPT2LMHeadModel(GPT2Config(**sizes, bos_token_id=0, eos_token_id=0)).eval()
         network.generation_config.eos_token_id = None  # as many tokens as were asked for
-        prompt = torch.from_numpy(WORKLOADS[model].batch(1)[0][:, :prompt_tokens].copy())
+        prompt = torch.from_numpy(random_prompt(model, prompt_tokens)[None])
         seen = torch.ones_like(prompt)
 
         def write() -> None:
