@@ -39,6 +39,28 @@ def step_table(result: dict[str, Any]) -> Table:
     return table
 
 
+def generate_table(result: dict[str, Any]) -> Table:
+    """Return the result of `bench_generate` as a table, a row for each contender; ratios are its time over ours."""
+    threads = counted(result["threads"], "thread")
+    title = (
+        f"Text: {result['model']}, {result['new_tokens']} tokens after {result['prompt_tokens']}, float32, {threads}"
+    )
+    caption = f"{_rounds(result)}; memory above the level after imports"
+    numbers = ("text, ms", "quartiles", "tokens/s", "peak, MiB", "ratio")
+    table = _table(title, caption, ("contender",), numbers)
+    for name, spread in result["spread"].items():
+        seconds = spread["median"]
+        table.add_row(
+            name,
+            _milliseconds(seconds),
+            "-".join(_milliseconds(spread[key]) for key in ("lower_quartile", "upper_quartile")),
+            f"{result['new_tokens'] / seconds:.1f}",
+            f"{(result if name == OURS else result['vs'][name])['peak_bytes'] / 2**20:.0f}",
+            f"{seconds / result['step_seconds']:.2f}",
+        )
+    return table
+
+
 def pipeline_table(result: dict[str, Any]) -> Table:
     """Return the result of `bench_pipeline` as a table, a row for each contender; ratios are its step over ours."""
     title = (

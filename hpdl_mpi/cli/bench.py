@@ -162,6 +162,40 @@ def loader(
 
 
 @app.command()
+def generate(
+    model: Annotated[str, typer.Option(help="gpt2_124m, gpt_small or gpt_nano.")] = "gpt2_124m",
+    threads: Annotated[int, typer.Option(min=1, help="Threads of each contender.")] = 1,
+    vs: Annotated[str | None, typer.Option(metavar="KEY", help="transformers.")] = None,
+    prompt_tokens: Annotated[int, typer.Option(min=1, help="Tokens that are read first.")] = 32,
+    new_tokens: Annotated[int, typer.Option(min=1, help="Tokens that are written.")] = 64,
+    rounds: Annotated[int, typer.Option(min=10, help="Every contender takes a turn in each.")] = 10,
+    json_file: JsonFile = None,
+) -> None:
+    """Time how a language model writes text, one token after the other."""
+    require_one_rank("hpdl bench generate")
+    from rich.console import Console
+
+    from hpdl_mpi.base.files import check_destination, write_json
+    from hpdl_mpi.bench.generate import bench_generate
+    from hpdl_mpi.bench.table import generate_table
+
+    if json_file:
+        check_destination(json_file)
+    result = bench_generate(
+        model,
+        threads,
+        vs,
+        prompt_tokens=prompt_tokens,
+        new_tokens=new_tokens,
+        num_rounds=rounds,
+        say=partial(typer.echo, err=True),
+    )
+    Console().print(generate_table(result))
+    if json_file:
+        write_json(json_file, result)
+
+
+@app.command()
 def pipeline(
     model: Annotated[str, typer.Option(help="A model that can be cut: mlp_deep, mlp, lenet.")] = "mlp_deep",
     schedule: Annotated[str, typer.Option(help="A name that `hpdl schedule show` knows, or a CSV file.")] = "1f1b",

@@ -13,7 +13,7 @@ from hpdl_mpi.base.errors import BAD_INPUT, FAILURE, HpdlError
 from hpdl_mpi.base.failure import ends_other_ranks, exit_code, message
 from hpdl_mpi.base.launcher import launcher_rank
 from hpdl_mpi.base.output import drop_output, flush_output
-from hpdl_mpi.cli import bench, data, runs, schedule
+from hpdl_mpi.cli import bench, data, runs, schedule, text
 
 
 class _PastClick(BaseException):
@@ -46,7 +46,7 @@ app = typer.Typer(
 app.command()(runs.train)
 app.command("eval")(runs.evaluate)
 app.command()(runs.predict)
-app.command()(runs.generate)
+app.command()(text.generate)
 app.command()(runs.summary)
 app.command()(runs.export)
 app.add_typer(data.app, name="data")

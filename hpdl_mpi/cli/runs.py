@@ -1,10 +1,9 @@
-"""``hpdl train``, ``eval``, ``predict``, ``generate``, ``export`` and ``summary``."""
+"""``hpdl train``, ``eval``, ``predict``, ``export`` and ``summary``."""
 
 from __future__ import annotations
 
 import json
 import os
-import sys
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -42,7 +41,7 @@ PREDICTIONS, WEIGHTS = "predictions.csv", "model.safetensors"
 
 
 @contextmanager
-def _all_ranks() -> Iterator[Communicator]:
+def all_ranks() -> Iterator[Communicator]:
     """Yield all ranks of the job, under watch."""
     from hpdl_mpi.comm import world
     from hpdl_mpi.train.job import Parallel
@@ -107,7 +106,7 @@ def evaluate(
     from hpdl_mpi.comm import agree
     from hpdl_mpi.train import open_run
 
-    with _all_ranks() as comm:
+    with all_ranks() as comm:
         if json_file:
             agree(comm, partial(check_destination, json_file))
         trainer, job = open_run(run, comm, pp=pp, ema=ema, best=best)
@@ -127,35 +126,56 @@ def evaluate(
 
 def predict(
     run: Run,
+    text: Annotated[
+        str | None, typer.Argument(metavar="[FILE]", help="What --input names.", show_default=False)
+    ] = None,
     source: Annotated[
-        str,
+        str | None,
         typer.Option(
             "--input",
             metavar="PATH",
-            help="A folder of shards, a glob, or one .h5 or .npz file.",
+            help="A folder of shards, a glob, or one .h5 or .npz file; of a run on pairs a .txt or .tsv file.",
             show_default=False,
         ),
-    ],
+    ] = None,
     output: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="A .csv or .npz file.", show_default=f"RUN/{PREDICTIONS}")
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="A .csv or .npz file; of pairs a .tsv file.",
+            show_default=f"RUN/{PREDICTIONS}, or .tsv",
+        ),
     ] = None,
     array: Annotated[str | None, typer.Option(help="The array in the files.", show_default="the job's inputs")] = None,
+    beams: Annotated[
+        int | None, typer.Option(min=1, help="Of pairs: search for the likeliest target with so many beams.")
+    ] = None,
+    length_penalty: Annotated[
+        float, typer.Option(help="Of beams: targets are ranked by log(probability) / length ** this.")
+    ] = 0.6,
     pp: Pipelined = 1,
     ema: Averaged = True,
     best: Best = False,
 ) -> None:
-    """Write the class and its probability, or the value, of each sample of some files.
+    """Write the class and its probability, or the value, of each sample of some files; of lines of text, the target.
 
-    Where the outputs are not finite numbers, the class is -1 and the probability nan.
+    Where the outputs are not finite numbers, the class is -1 and the probability nan. With a run on pairs, the input is
+    a file of text, each line a source (what follows a TAB is passed over); the output has lines of source TAB target.
     """
     from hpdl_mpi.comm import agree
     from hpdl_mpi.train import open_run
     from hpdl_mpi.train.predict import check_output, predict_files
 
-    with _all_ranks() as comm:
-        path, replaces = agree(comm, lambda: _destination(run, output, PREDICTIONS, check_output))
+    path_in = _one_input(text, source)
+    if path_in.endswith((".txt", ".tsv")):
+        from hpdl_mpi.cli.text import predict_lines
+
+        predict_lines(run, path_in, output, beams, length_penalty, ema=ema, best=best)
+        return
+    with all_ranks() as comm:
+        path, replaces = agree(comm, lambda: destination(run, output, PREDICTIONS, check_output))
         trainer, job = open_run(run, comm, pp=pp, ema=ema, best=best)
-        done = predict_files(trainer, source, job.data.inputs if array is None else array, path, job.data)
+        done = predict_files(trainer, path_in, job.data.inputs if array is None else array, path, job.data)
     if comm.rank == 0 and done is not None:
         predictions = counted(done.count, "prediction")
         typer.echo(f"{predictions} written to {in_line(path)}{replaces}")
@@ -167,49 +187,14 @@ def predict(
             )
 
 
-def generate(
-    run: Run,
-    prompt: Annotated[
-        str, typer.Option(metavar="TEXT", help="What the text begins with.", show_default="a new line, or a begin")
-    ] = "",
-    max_tokens: Annotated[int, typer.Option(min=1, help="Tokens that are added, at most.")] = 200,
-    temperature: Annotated[float, typer.Option(help="Below 1 what is likely becomes likelier.")] = 0.8,
-    top_k: Annotated[int, typer.Option(min=0, help="Draw from so many of the likeliest tokens; 0: from all.")] = 40,
-    top_p: Annotated[float, typer.Option(help="Draw from those that have this probability together.")] = 0.95,
-    greedy: Annotated[bool, typer.Option("--greedy", help="Take the likeliest token each time.")] = False,
-    beams: Annotated[int | None, typer.Option(min=1, help="Search for the likeliest text with so many beams.")] = None,
-    length_penalty: Annotated[
-        float, typer.Option(help="Of beams: texts are ranked by log(probability) / length ** this.")
-    ] = 0.6,
-    seed: Annotated[int, typer.Option(min=0, help="The same seed draws the same text.")] = 0,
-    num_samples: Annotated[int, typer.Option(min=1, help="Draw so many texts.")] = 1,
-    ema: Averaged = True,
-    best: Best = False,
-) -> None:
-    """Write text with the language model of a run, as it comes."""
-    require_one_rank("hpdl generate")
+def _one_input(text: str | None, source: str | None) -> str:
+    """Return what is to be predicted, named in either way."""
     from hpdl_mpi.base.errors import InputError
-    from hpdl_mpi.train import open_run
-    from hpdl_mpi.train.generate import Wanted, generate_text
-    from hpdl_mpi.train.runfolder import RunFolder
-    from hpdl_mpi.train.vocabulary import text_tokenizer
 
-    if beams is not None and (greedy or num_samples > 1):
-        found = "--greedy" if greedy else f"--num-samples {num_samples}"
-        raise InputError("beam search finds one text", where="--beams", found=found, remedy="leave one out")
-    if greedy and num_samples > 1:
-        raise InputError("the likeliest tokens are one text", where="--greedy", found=f"--num-samples {num_samples}")
-    wanted = Wanted(max_tokens, temperature, top_k, top_p, seed, greedy, beams, length_penalty)
-    tokenizer = text_tokenizer(run, RunFolder(run).read_job())
-    with _all_ranks() as comm:
-        trainer, _ = open_run(run, comm, ema=ema, best=best)
-        for sample in range(num_samples):
-            for piece in generate_text(trainer, tokenizer, prompt, wanted, sample=sample):
-                sys.stdout.write(piece)
-                sys.stdout.flush()
-            typer.echo()
-            if sample < num_samples - 1:
-                typer.echo("---")
+    if (text is None) == (source is None):
+        found = "neither" if text is None else "both"
+        raise InputError("what is to be predicted", where="--input", found=found, expected="FILE or --input PATH")
+    return str(text if source is None else source)
 
 
 def export(
@@ -227,8 +212,8 @@ def export(
     from hpdl_mpi.comm import agree
     from hpdl_mpi.train import open_run
 
-    with _all_ranks() as comm:
-        path, replaces = agree(comm, lambda: _destination(run, output, WEIGHTS, check_destination))
+    with all_ranks() as comm:
+        path, replaces = agree(comm, lambda: destination(run, output, WEIGHTS, check_destination))
         trainer, _ = open_run(run, comm, pp=pp, ema=ema, best=best)
         trainer.export(path)
     if comm.rank == 0:
@@ -236,7 +221,7 @@ def export(
         typer.echo(f"weights of step {trainer.replica.step}{which} written to {in_line(path)}{replaces}")
 
 
-def _destination(run: Path, output: Path | None, name: str, check: Callable[[Path], None]) -> tuple[Path, str]:
+def destination(run: Path, output: Path | None, name: str, check: Callable[[Path], None]) -> tuple[Path, str]:
     """Return the full path of a result, by default of that name in the run folder, and what to say if it is there."""
     path = run / name if output is None else output
     if output is not None:

@@ -176,38 +176,38 @@ def _gemm(a, a_row, b, b_row, c, c_row, k, flags, rows, columns, workspace):
     gathered = workspace[_PACKED_BYTES // c.itemsize :]
     gather = trans_a and a_row > _GATHERED_ABOVE
     left = gathered if gather else a
-    few = rows[1] - rows[0] <= FEW and not trans_a and (rows[1] - rows[0] == 1 or not trans_b)
+    height = rows[1] - rows[0]
     runs = -(-k * c.itemsize // DEPTH_BYTES)
-    tiles = -(-(rows[1] - rows[0]) // ROWS)
+    if height <= FEW and not trans_a and (height == 1 or not trans_b):
+        b_place = (columns[0] * b_row if trans_b else columns[0]), b_row
+        a_place, c_place = (rows[0] * a_row, a_row), (rows[0] * c_row + columns[0], c_row)
+        size = height, columns[1] - columns[0]
+        multiply_few((k, runs), a, a_place, b, b_place, trans_b, c, c_place, size, add, panels)
+        return
+    tiles = -(-height // ROWS)
     blocks = -(-tiles // _BLOCK_TILES)
     strips = -(-(columns[1] - columns[0]) // full)
     for run in range(runs):
         t = run * k // runs
         depth = (run + 1) * k // runs - t
         plus = add or run > 0
-        if few:
-            b_first = columns[0] * b_row + t if trans_b else t * b_row + columns[0]
-            a_place, b_place = (rows[0] * a_row + t, a_row), (b_first, b_row)
-            c_place, size = (rows[0] * c_row + columns[0], c_row), (rows[1] - rows[0], columns[1] - columns[0])
-            multiply_few(depth, a, a_place, b, b_place, trans_b, c, c_place, size, plus, panels)
-            continue
         padded = -(-depth // lanes) * lanes  # what is transposed into the last panel fills up its depth
-        groups = strips if rows[1] - rows[0] <= FEW else -(-strips // (panels.size // (padded * full)))
+        groups = strips if height <= FEW else -(-strips // (panels.size // (padded * full)))
         for group in range(groups):
             j = columns[0] + group * strips // groups * full
             width = min(columns[1], columns[0] + (group + 1) * strips // groups * full) - j
             pack_panels(b, b_row, trans_b, (t, t + depth), (j, j + width), panels)
             for block in range(blocks):
                 i = rows[0] + block * tiles // blocks * ROWS
-                height = min(rows[1], rows[0] + (block + 1) * tiles // blocks * ROWS) - i
+                present = min(rows[1], rows[0] + (block + 1) * tiles // blocks * ROWS) - i
                 if gather:
-                    tile = _gather(a, (t * a_row + i, a_row), (depth, height), gathered)
+                    tile = _gather(a, (t * a_row + i, a_row), (depth, present), gathered)
                     left_place = 0, 1, ROWS, tile
                 elif trans_a:
                     left_place = t * a_row + i, 1, a_row, ROWS
                 else:
                     left_place = i * a_row + t, a_row, 1, ROWS * a_row
-                multiply_panels(depth, left, left_place, panels, c, (i * c_row + j, c_row), (height, width), plus)
+                multiply_panels(depth, left, left_place, panels, c, (i * c_row + j, c_row), (present, width), plus)
 
 
 @inline

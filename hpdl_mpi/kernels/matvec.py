@@ -24,6 +24,9 @@ FEW = 4
 _STEPS = 8
 """Rows of b that are added up in one pass over the sums."""
 
+_COLUMNS = 64
+"""Of a product with a transposed matrix, of which the terms of all runs are added up before the next."""
+
 
 @contracting_kernel
 def _add_scaled_rows(factors, b, b_row, count, sums):
@@ -110,16 +113,32 @@ def multiply_across(typing_context, depth, a, b, b_place, c, size, add):
                 builder.select(builder.icmp_signed("<", index(i), there), index(i), last) for i in range(emit.lanes)
             ]
             rows = [builder.gep(b, [builder.mul(b_row, builder.add(first, number))]) for number in numbers]
-            total = cgutils.alloca_once_value(builder, emit.zero)
-            with cgutils.for_range_slice(builder, index(0), depth, step, INDEX) as (term, _):
-                inside = emit.first_lanes(builder.sub(depth, term))
-                factors = emit.load(builder.gep(a, [term]), inside)
+            ahead = builder.mul(b_row, step)
+            total = cgutils.alloca_once(builder, emit.type)
+            builder.store(emit.zero, total)
+
+            def add_terms(term, inside):
+                """Add the terms of a square, of which `inside`, if given, says which are there."""
+                for row in rows:
+                    emit.prefetch(builder.gep(row, [builder.add(ahead, term)]), writes=False)
                 square = [emit.load(builder.gep(row, [term]), inside) for row in rows]
+                factors = builder.gep(a, [term])
+                few = None if inside is None else emit.load(factors, inside)
                 value = builder.load(total)
                 for i, column in enumerate(transposed(emit, square)):
-                    factor = emit.splat(builder.extract_element(factors, ir.Constant(ir.IntType(32), i)))
-                    value = emit.fma(factor, column, value)
+                    if few is None:
+                        factor = builder.load(builder.gep(factors, [index(i)]))
+                    else:
+                        factor = builder.extract_element(few, ir.Constant(ir.IntType(32), i))
+                    value = emit.fma(emit.splat(factor), column, value)
                 builder.store(value, total)
+
+            rest = builder.srem(depth, step)
+            whole = builder.sub(depth, rest)
+            with cgutils.for_range_slice(builder, index(0), whole, step, INDEX) as (term, _):
+                add_terms(term, None)
+            with builder.if_then(builder.icmp_signed(">", rest, index(0))):
+                add_terms(whole, emit.first_lanes(rest))
             inside = emit.first_lanes(there)
             target = builder.gep(c, [first])
             before = emit.load(target, builder.and_(inside, adds))
@@ -140,12 +159,24 @@ def multiply_across(typing_context, depth, a, b, b_place, c, size, add):
 
 
 @exact_kernel
-def multiply_few(depth, a, a_place, b, b_place, trans_b, c, c_place, size, add, sums):
-    """c[i, j] = sum of a[i, t] op(b)[t, j] over t in order, of at most `FEW` rows; of one, where `op` transposes.
+def multiply_few(terms, a, a_place, b, b_place, trans_b, c, c_place, size, add, sums):
+    """c[i, j] = sum of a[i, t] op(b)[t, j] over t, of at most `FEW` rows; of one, where `op` transposes.
 
-    For the other parameters, see `multiply_down`.
+    `terms` is how many terms a sum has, and how many runs these are cut into, each added up in order. For the other
+    parameters, see `multiply_down`.
     """
-    if trans_b:
-        multiply_across(depth, a[a_place[0] :], b, b_place, c[c_place[0] :], size[1], add)
-    else:
-        multiply_down(depth, a, a_place, b, b_place, c, c_place, size, add, sums)
+    k, runs = terms
+    # All runs of some columns follow one another where they lie side by side in memory.
+    wide = np.int64(_COLUMNS) if trans_b else max(size[1], np.int64(1))
+    for first in range(0, size[1], wide):
+        columns = min(wide, size[1] - first)
+        for run in range(runs):
+            t = run * k // runs
+            depth, plus = (run + 1) * k // runs - t, add or run > 0
+            if trans_b:
+                row = c[c_place[0] + first :]
+                place = b_place[0] + first * b_place[1] + t, b_place[1]
+                multiply_across(depth, a[a_place[0] + t :], b, place, row, columns, plus)
+            else:
+                a_start, b_start = (a_place[0] + t, a_place[1]), (b_place[0] + t * b_place[1], b_place[1])
+                multiply_down(depth, a, a_start, b, b_start, c, c_place, size, plus, sums)

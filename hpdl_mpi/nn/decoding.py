@@ -64,11 +64,6 @@ class Decoder:
     slides : bool
         Whether sequences may be longer than `capacity`. The later half of what was seen is then read anew, as if it
         were the begin, and the rest forgotten.
-
-    Attributes
-    ----------
-    past : int
-        Steps that layers remember now.
     """
 
     def __init__(
@@ -91,6 +86,7 @@ class Decoder:
 
     @property
     def past(self) -> int:
+        """Steps that layers remember now."""
         return self._batch.past
 
     def __call__(self, tokens: np.ndarray) -> np.ndarray:

@@ -72,3 +72,33 @@ def text_tokenizer(run: PathLike, job: Job) -> Tokenizer:
             "no tokenizer of this array", where=run, found=", ".join(found) or "none", expected=job.data.inputs
         )
     return found[job.data.inputs]
+
+
+def pair_tokenizers(run: PathLike, job: Job) -> tuple[Tokenizer, Tokenizer]:
+    """Return the tokenizers of the sources and of the targets of a run on pairs.
+
+    Raises
+    ------
+    InputError
+        The run is none on pairs, or there are no tokenizers, or one lacks the token that begins or ends a text.
+    """
+    if not job.data.pairs:
+        raise InputError(
+            "the run is none on pairs of text",
+            where=run,
+            found="lines of text to predict from",
+            expected="one with data.pairs = true",
+            remedy="name files of the samples that the run is about",
+        )
+    found = find_run_tokenizers(run, job)
+    missing = [name for name in (job.data.inputs, job.data.targets) if name not in found]
+    if missing:
+        raise InputError("no tokenizer of this array", where=run, found=", ".join(found), expected=missing[0])
+    source, target = found[job.data.inputs], found[job.data.targets]
+    for name, one, wanted in ((job.data.inputs, source, ("eos",)), (job.data.targets, target, ("bos", "eos"))):
+        lacking = [special for special in wanted if special not in one.specials]
+        if lacking:
+            raise InputError(
+                f"the tokenizer of {name} has no {lacking[0]}", where=run, remedy="convert the pairs again"
+            )
+    return source, target

@@ -9,6 +9,7 @@ import pytest
 import torch
 from transformers import GPT2LMHeadModel
 
+from hpdl_mpi.bench.generate import bench_generate
 from hpdl_mpi.nn.decoding import Decoder
 from hpdl_mpi.nn.search import Sampling, beam_search, generate, greedy
 from hpdl_mpi.weights import TensorFile, fill
@@ -85,3 +86,12 @@ def test_draws_are_from_the_same_tokens_as_theirs(top_k: int, top_p: float) -> N
     assert (found[expected == 0] == 0).all()
     # five standard deviations of a share of `count` draws
     assert (abs(found - expected) <= 5 * np.sqrt(expected / count) + 1e-12).all()
+
+
+def test_their_text_is_timed_beside_ours() -> None:
+    result = bench_generate(
+        "gpt_nano", 1, "transformers", prompt_tokens=3, new_tokens=4, num_rounds=2, turn_seconds=0.0
+    )
+    assert set(result["vs"]) == {"transformers"}
+    assert result["ratio"] == pytest.approx(result["vs"]["transformers"]["step_seconds"] / result["step_seconds"])
+    assert result["versions"]["transformers"]

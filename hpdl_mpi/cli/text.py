@@ -1,0 +1,80 @@
+"""``hpdl generate``, and ``hpdl predict`` of lines of text."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from hpdl_mpi.base.errors import in_line
+from hpdl_mpi.base.output import counted
+from hpdl_mpi.cli.alone import require_one_rank
+from hpdl_mpi.cli.runs import Averaged, Best, Run, all_ranks, destination
+
+LINES = "predictions.tsv"
+"""What `predict` of lines writes in the run folder, unless told."""
+
+
+def generate(
+    run: Run,
+    prompt: Annotated[
+        str, typer.Option(metavar="TEXT", help="What the text begins with.", show_default="a new line, or a begin")
+    ] = "",
+    max_tokens: Annotated[int, typer.Option(min=1, help="Tokens that are added, at most.")] = 200,
+    temperature: Annotated[float, typer.Option(help="Below 1 what is likely becomes likelier.")] = 0.8,
+    top_k: Annotated[int, typer.Option(min=0, help="Draw from so many of the likeliest tokens; 0: from all.")] = 40,
+    top_p: Annotated[float, typer.Option(help="Draw from those that have this probability together.")] = 0.95,
+    greedy: Annotated[bool, typer.Option("--greedy", help="Take the likeliest token each time.")] = False,
+    beams: Annotated[int | None, typer.Option(min=1, help="Search for the likeliest text with so many beams.")] = None,
+    length_penalty: Annotated[
+        float, typer.Option(help="Of beams: texts are ranked by log(probability) / length ** this.")
+    ] = 0.6,
+    seed: Annotated[int, typer.Option(min=0, help="The same seed draws the same text.")] = 0,
+    num_samples: Annotated[int, typer.Option(min=1, help="Draw so many texts.")] = 1,
+    ema: Averaged = True,
+    best: Best = False,
+) -> None:
+    """Write text with the language model of a run, as it comes."""
+    require_one_rank("hpdl generate")
+    from hpdl_mpi.base.errors import InputError
+    from hpdl_mpi.train import open_run
+    from hpdl_mpi.train.generate import Wanted, generate_text
+    from hpdl_mpi.train.runfolder import RunFolder
+    from hpdl_mpi.train.vocabulary import text_tokenizer
+
+    if beams is not None and (greedy or num_samples > 1):
+        found = "--greedy" if greedy else f"--num-samples {num_samples}"
+        raise InputError("beam search finds one text", where="--beams", found=found, remedy="leave one out")
+    if greedy and num_samples > 1:
+        raise InputError("the likeliest tokens are one text", where="--greedy", found=f"--num-samples {num_samples}")
+    wanted = Wanted(max_tokens, temperature, top_k, top_p, seed, greedy, beams, length_penalty)
+    tokenizer = text_tokenizer(run, RunFolder(run).read_job())
+    with all_ranks() as comm:
+        trainer, _ = open_run(run, comm, ema=ema, best=best)
+        for sample in range(num_samples):
+            for piece in generate_text(trainer, tokenizer, prompt, wanted, sample=sample):
+                typer.echo(piece, nl=False)
+            typer.echo()
+            if sample < num_samples - 1:
+                typer.echo("---")
+
+
+def predict_lines(
+    run: Path, source: str, output: Path | None, beams: int | None, length_penalty: float, *, ema: bool, best: bool
+) -> None:
+    """Write what a run on pairs makes of the lines of a file."""
+    require_one_rank("hpdl predict of text")
+    from hpdl_mpi.train import open_run
+    from hpdl_mpi.train import predict_lines as lines
+    from hpdl_mpi.train.runfolder import RunFolder
+    from hpdl_mpi.train.vocabulary import pair_tokenizers
+
+    path, replaces = destination(run, output, LINES, lines.check_lines_output)
+    tokenizers = pair_tokenizers(run, RunFolder(run).read_job())
+    with all_ranks() as comm:
+        trainer, _ = open_run(run, comm, ema=ema, best=best)
+        count = lines.predict_lines(
+            trainer, *tokenizers, Path(source), path, beams=beams, length_penalty=length_penalty
+        )
+    typer.echo(f"{counted(count, 'prediction')} written to {in_line(path)}{replaces}")

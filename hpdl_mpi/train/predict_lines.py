@@ -1,0 +1,122 @@
+"""What a model of pairs makes of lines of text."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from hpdl_mpi.base.errors import InputError, amended
+from hpdl_mpi.base.files import check_destination, write_file
+from hpdl_mpi.data.convert.text_files import lines
+from hpdl_mpi.data.pair_batch import PAD
+from hpdl_mpi.data.text import Tokenizer
+from hpdl_mpi.nn.encoder_decoder import Halves, decoder_of, halves
+from hpdl_mpi.nn.search import beam_search, generate, greedy
+from hpdl_mpi.train.trainer import Trainer
+
+_BATCH = 64
+"""Lines that are decoded together, those of like lengths."""
+
+
+def check_lines_output(output: Path) -> None:
+    """Raise an `InputError` if predictions of lines cannot be written to this file."""
+    if output.suffix != ".tsv":
+        raise InputError("a file of unknown format", where="--output", found=output.suffix, expected=".tsv")
+    check_destination(output)
+
+
+def predict_lines(
+    trainer: Trainer,
+    source: Tokenizer,
+    target: Tokenizer,
+    path: Path,
+    output: Path,
+    *,
+    beams: int | None = None,
+    length_penalty: float = 0.6,
+) -> int:
+    """Write lines of source TAB prediction, and return how many; local, on a rank that holds the whole model.
+
+    Parameters
+    ----------
+    trainer : Trainer
+        Holds a model that was trained on pairs.
+    source, target : Tokenizer
+    path : Path
+        A file of lines; what follows a TAB is passed over.
+    output : Path
+        A file that `check_lines_output` has found possible.
+    beams : int, optional
+        Search with so many; by default the likeliest token is taken each time.
+    length_penalty : float
+        See `nn.search.beam_search`.
+
+    Raises
+    ------
+    InputError
+        The file cannot be read, has an empty source or one with something that is not in the vocabulary, or the model
+        is no encoder-decoder.
+    StorageError
+        `output` cannot be written.
+    """
+    texts = list(_sources(path))
+    with amended(f"{path}: "):
+        ids = [np.array([*source.encode(text, number), source.eos], np.int64) for number, text in texts]
+    with trainer.replica.averaged():
+        found = translations(
+            halves(trainer.model, trainer.replica.input_shape), ids, target, beams=beams, length_penalty=length_penalty
+        )
+    written = "".join(f"{text}\t{target.decode(tokens)}\n" for (_, text), tokens in zip(texts, found, strict=True))
+    write_file(output, written.encode())
+    return len(texts)
+
+
+def translations(
+    parts: Halves, sources: list[np.ndarray], target: Tokenizer, *, beams: int | None, length_penalty: float
+) -> list[np.ndarray]:
+    """Return the tokens that a model makes of sources, int64 (length,) each, in their order, without bos and eos.
+
+    A target is at most as long as the longest of training.
+
+    Parameters
+    ----------
+    parts : Halves
+    sources : list of int64 array, shape (length,)
+    target : Tokenizer
+        With bos and eos.
+    beams : int, optional
+    length_penalty : float
+    """
+    capacity = int(parts.target_shape[0][0])  # type: ignore[index]
+    found: list[np.ndarray] = [np.zeros(0, np.int64)] * len(sources)
+    order = sorted(range(len(sources)), key=lambda number: len(sources[number]))
+    size = 1 if beams else _BATCH
+    for start in range(0, len(order), size):
+        numbers = order[start : start + size]
+        padded = np.full((len(numbers), len(sources[numbers[-1]])), PAD, np.int64)
+        for row, number in zip(padded, numbers, strict=True):
+            row[: len(sources[number])] = sources[number]
+        step, begin = decoder_of(parts, padded, capacity), np.array([target.bos])
+        if beams:
+            rows = [
+                beam_search(
+                    step, begin, beams=beams, max_tokens=capacity, end=target.eos, length_penalty=length_penalty
+                )[0].tokens
+            ]
+        else:
+            steps = generate(step, [begin] * len(numbers), greedy, max_tokens=capacity, end=target.eos)
+            rows = list(np.array(list(steps)).T)
+        for number, row in zip(numbers, rows, strict=True):
+            found[number] = row[(row >= 0) & (row != target.eos)]
+    return found
+
+
+def _sources(path: Path) -> Iterator[tuple[int, str]]:
+    """Yield (number, text) of the sources in a file."""
+    for number, line in lines(path):
+        text = line.split("\t")[0]
+        if not text.strip():
+            raise InputError("an empty source", where=f"{path}: line {number}", remedy="remove the line")
+        yield number, text

@@ -1,0 +1,183 @@
+"""Text from a trained model, from its tokens to what is shown."""
+
+from __future__ import annotations
+
+import h5py
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hpdl_mpi import nn, optim
+from hpdl_mpi.base.errors import InputError
+from hpdl_mpi.comm import SingleCommunicator
+from hpdl_mpi.data.text import Tokenizer, tokenizers_json
+from hpdl_mpi.data.text.byte_pairs import BytePairs
+from hpdl_mpi.data.text.characters import Characters
+from hpdl_mpi.data.text.tokenizer import REPLACEMENT
+from hpdl_mpi.data.text.words import Words
+from hpdl_mpi.models import gpt
+from hpdl_mpi.train import Parallel, Trainer
+from hpdl_mpi.train.generate import TextStream, Wanted, encoded_prompt, generate_text
+from hpdl_mpi.train.job import Job
+from hpdl_mpi.train.runfolder import RunFolder
+from hpdl_mpi.train.vocabulary import pair_tokenizers, text_tokenizer
+
+SYMBOLS = "\nabcde"
+CONTEXT = 8
+ALPHABET = Characters(SYMBOLS)
+
+TOKENIZERS: dict[str, Tokenizer] = {
+    "characters": Characters("\n abcdefgé日"),
+    "words": Words(["\n", "a", "bc", "déf", "g日"], ["unk"]),
+    "bpe": BytePairs.learnt(["a déf g日 bc\na déf g日\n"] * 3, 270),
+}
+
+texts = st.lists(st.sampled_from(["a", "bc", "déf", "g日", "\n"]), max_size=12).map(" ".join)
+
+
+@pytest.mark.parametrize("name", TOKENIZERS)
+@settings(max_examples=40, deadline=None)
+@given(text=texts, size=st.integers(1, 4))
+def test_a_stream_shows_the_text_of_all_its_tokens(name: str, text: str, size: int) -> None:
+    tokenizer = TOKENIZERS[name]
+    ids, stream = tokenizer.encode(text), TextStream(tokenizer)
+    pieces = [stream.add(ids[start : start + size]) for start in range(0, len(ids), size)]
+    assert "".join([*pieces, stream.end()]) == tokenizer.decode(ids)
+
+
+def test_a_character_of_several_tokens_is_shown_when_it_is_whole() -> None:
+    tokenizer = BytePairs.learnt(["abc"], 256)
+    stream = TextStream(tokenizer)
+    shown = [stream.add(np.array([token])) for token in tokenizer.encode("a日b")]
+    assert shown == ["a", "", "", "日", "b"]
+    (first, *_) = tokenizer.encode("日")
+    assert stream.add(np.array([first])) == ""
+    assert stream.end() == REPLACEMENT
+
+
+def trained(tmp_path, model: nn.Layer | None = None, run_dir=None, **settings) -> Trainer:
+    """Return a trainer that has learnt that abcde and the end of the line follow one another."""
+    path = tmp_path / "text.h5"
+    with h5py.File(path, "w") as file:
+        file["tokens"] = ALPHABET.encode("abcde\n" * 60).astype(np.uint8)
+    (tmp_path / "tokenizer.json").write_bytes(tokenizers_json({"tokens": ALPHABET}))
+    trainer = Trainer(
+        model or gpt(len(SYMBOLS), CONTEXT, layers=1, heads=2, width=16),
+        loss=nn.CrossEntropy(),
+        optimizer=optim.Adam(0.02),
+        parallel=Parallel(threads=1),
+        comm=SingleCommunicator(),
+        **settings,
+    )
+    trainer.fit(path, steps=30, global_batch_size=8, context=CONTEXT, run_dir=run_dir)
+    return trainer
+
+
+def text_of(trainer: Trainer, prompt: str = "", sample: int = 0, **wanted) -> str:
+    return "".join(generate_text(trainer, ALPHABET, prompt, Wanted(**wanted), sample=sample))
+
+
+def test_a_model_writes_what_it_has_learnt_beyond_its_context(tmp_path) -> None:
+    trainer = trained(tmp_path)
+    assert text_of(trainer, "cd", max_tokens=40, greedy=True) == ("cde\n" + "abcde\n" * 7)[:42]
+    assert text_of(trainer, max_tokens=6, greedy=True) == "\nabcde\n"
+    assert text_of(trainer, "e", max_tokens=20, beams=3) == "e\nabcde\nabcde\nabcde\na"
+
+
+def test_a_text_depends_on_its_seed_and_number_alone(tmp_path) -> None:
+    trainer = trained(tmp_path)
+    wanted = {"max_tokens": 60, "temperature": 3.0, "top_k": 0, "top_p": 1.0}
+    drawn = {(seed, sample): text_of(trainer, "a", sample, seed=seed, **wanted) for seed in (0, 1) for sample in (0, 1)}
+    assert len(set(drawn.values())) == 4
+    assert text_of(trainer, "a", 1, seed=0, **wanted) == drawn[0, 1]
+
+
+def test_averages_of_weights_write_where_there_are_some(tmp_path) -> None:
+    trainer = trained(tmp_path, ema=0.999)  # still nearly what it began with
+    average = text_of(trainer, "ab", max_tokens=12, greedy=True)
+    trainer.replica.average = None
+    assert text_of(trainer, "ab", max_tokens=12, greedy=True) == "abcde\nabcde\nab" != average
+
+
+def test_outputs_behind_the_vocabulary_are_left_out(tmp_path) -> None:
+    trainer = trained(tmp_path, gpt(len(SYMBOLS) + 3, CONTEXT, layers=1, heads=2, width=16))
+    trainer.replica.arrays()["transformer.ln_f.bias"][:] = 0
+    trainer.replica.arrays()["transformer.wte.weight"][len(SYMBOLS) :] *= 50  # likeliest, or least likely, at times
+    text = text_of(trainer, "ab", max_tokens=200, temperature=5.0, top_k=0, top_p=1.0)
+    assert len(text) == 202
+
+
+def test_a_stranger_s_tokenizer_is_refused(tmp_path) -> None:
+    trainer = trained(tmp_path)
+    with pytest.raises(InputError, match=r"none of this model\. Found a vocabulary of 7; expected at most 6"):
+        next(generate_text(trainer, Characters(SYMBOLS + "f")))
+
+
+@pytest.mark.parametrize(
+    ("wanted", "message"), [({"max_tokens": 0}, "max_tokens"), ({"top_p": 2.0}, "top_p"), ({"beams": 0}, "beams")]
+)
+def test_wrong_settings_are_refused(tmp_path, wanted: dict, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        text_of(trained(tmp_path), "a", **wanted)
+
+
+def test_a_prompt_begins_as_texts_do() -> None:
+    assert encoded_prompt(ALPHABET, "ab").tolist() == [1, 2]
+    assert encoded_prompt(ALPHABET, "").tolist() == [0]
+    begun = Characters(SYMBOLS, ["pad", "bos", "eos"])
+    assert encoded_prompt(begun, "").tolist() == [1]
+    assert encoded_prompt(begun, "a").tolist() == [1, 4]
+    with pytest.raises(InputError, match=r"--prompt: line 2: a character is not in the vocabulary\. Found 'x'"):
+        encoded_prompt(ALPHABET, "ab\nx")
+
+
+def job(data: dict) -> Job:
+    return Job.model_validate(
+        {
+            "name": "text",
+            "model": {"name": "gpt_nano"},
+            "data": data,
+            "training": {"steps": 1, "global_batch_size": 1, "loss": "cross_entropy"},
+            "optimizer": {"name": "sgd", "lr": 0.1},
+        }
+    )
+
+
+def test_a_run_keeps_the_tokenizer_of_its_data(tmp_path) -> None:
+    run = tmp_path / "run"
+    trained(tmp_path, run_dir=run)
+    stored = (tmp_path / "tokenizer.json").read_bytes()
+    assert RunFolder(run).tokenizers.read_bytes() == stored
+    settings = job({"train": str(tmp_path / "text.h5"), "context": CONTEXT})
+    (tmp_path / "tokenizer.json").unlink()
+    assert text_tokenizer(run, settings).encode("abc").tolist() == [1, 2, 3]
+    RunFolder(run).tokenizers.unlink()
+    with pytest.raises(InputError, match=r"tokenizer\.json: the run has no tokenizer"):
+        text_tokenizer(run, settings)
+    (tmp_path / "tokenizer.json").write_bytes(stored)  # a run of before
+    assert text_tokenizer(run, settings).encode("abc").tolist() == [1, 2, 3]
+    with pytest.raises(InputError, match=r"no tokenizer of this array\. Found tokens; expected others"):
+        text_tokenizer(run, job({"train": str(tmp_path / "text.h5"), "context": CONTEXT, "inputs": "others"}))
+
+
+def test_runs_on_something_else_are_refused(tmp_path) -> None:
+    with pytest.raises(InputError, match=r"none of a language model\. Found one on pairs"):
+        text_tokenizer(tmp_path, job({"train": "x", "pairs": True}))
+    with pytest.raises(InputError, match=r"none of a language model\. Found one on samples that are no text"):
+        text_tokenizer(tmp_path, job({"train": "x"}))
+    with pytest.raises(InputError, match="none on pairs of text"):
+        pair_tokenizers(tmp_path, job({"train": "x", "context": 3}))
+
+
+def test_pairs_need_tokenizers_that_begin_and_end_texts(tmp_path) -> None:
+    settings, both = job({"train": "x", "pairs": True}), Characters("ab", ["pad", "bos", "eos"])
+    run = RunFolder(tmp_path)
+    run.tokenizers.write_bytes(tokenizers_json({"source": both, "target": both}))
+    assert [one.eos for one in pair_tokenizers(tmp_path, settings)] == [2, 2]
+    run.tokenizers.write_bytes(tokenizers_json({"source": both}))
+    with pytest.raises(InputError, match=r"no tokenizer of this array\. Found source; expected target"):
+        pair_tokenizers(tmp_path, settings)
+    run.tokenizers.write_bytes(tokenizers_json({"source": both, "target": Characters("ab", ["pad", "eos"])}))
+    with pytest.raises(InputError, match="the tokenizer of target has no bos"):
+        pair_tokenizers(tmp_path, settings)
