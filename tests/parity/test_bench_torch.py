@@ -18,7 +18,9 @@ def run(model: str, vs: str) -> dict:
     return bench_step(model, 4, 1, vs, num_rounds=2, turn_seconds=0.0)
 
 
-@pytest.mark.parametrize("model", ["lenet", "mlp", "resnet20", "vgg16_cifar", "mobilenet_v2", "gpt_nano", "seq2seq", "vit_tiny"])
+@pytest.mark.parametrize(
+    "model", ["lenet", "mlp", "resnet20", "vgg16_cifar", "mobilenet_v2", "gpt_nano", "seq2seq", "vit_tiny"]
+)
 def test_eager_runs(model):
     result = run(model, "torch-eager")
     assert set(result["vs"]) == {"torch-eager"}
