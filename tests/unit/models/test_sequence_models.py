@@ -59,8 +59,11 @@ class Outcome(NamedTuple):
     predictions: np.ndarray
 
 
-def batch(subject: Subject, output_shape: tuple[int, ...]) -> tuple[Any, np.ndarray]:
-    """Return inputs and targets: of images, or of tokens that end in padding, where no target counts."""
+def batch(subject: Subject, output_shape: tuple[int, ...], left_out: int = 0) -> tuple[Any, np.ndarray]:
+    """Return inputs and targets: of images, or of tokens that end in padding, where no target counts.
+
+    Of texts the last steps may be left out.
+    """
     rng = np.random.default_rng(0)
     arrays = []
     for shape in member_shapes(subject.shape):
@@ -68,34 +71,40 @@ def batch(subject: Subject, output_shape: tuple[int, ...]) -> tuple[Any, np.ndar
             arrays.append(rng.normal(size=(BATCH, *shape)))
         else:
             tokens = rng.integers(1, VOCABULARY, size=(BATCH, *shape))
-            arrays.append(np.where(np.arange(shape[0]) < rng.integers(1, shape[0] + 1, size=(BATCH, 1)), tokens, 0))
+            lengths = rng.integers(1, shape[0] + 1, size=(BATCH, 1))
+            padded = np.where(np.arange(shape[0]) < lengths, tokens, 0)
+            arrays.append(np.ascontiguousarray(padded[:, : shape[0] - left_out]))
     targets = rng.integers(output_shape[-1], size=(BATCH, *output_shape[:-1]))
-    if targets.shape == arrays[-1].shape:
-        targets[arrays[-1] == 0] = IGNORED
+    if targets.ndim > 1:
+        targets = np.where(arrays[-1] == 0, IGNORED, targets[:, : arrays[-1].shape[1]])
     return joined_members(tuple(arrays)), targets
 
 
 def train(comm: Communicator, subject: Subject, dp: int, cut: int | None) -> Outcome:
-    """Take two steps on a grid of all ranks, and predict. Collective."""
+    """Take two steps on a grid of all ranks, the second one with shorter texts, and predict. Collective."""
     grid = ProcessGrid(comm, {"pp": comm.size // dp, "dp": dp})
     try:
         schedule = make_schedule("1f1b", comm.size // dp, MICRO_BATCHES)
         pipeline = Pipeline(grid.axis("pp"), schedule, () if cut is None else (cut,))
         replica = Replica(subject.make(), subject.shape, SGD(0.1), dtype=np.float64, seed=0, pipeline=pipeline)
         learn = TrainingStep(replica, CrossEntropy(ignore_index=IGNORED), grid)
-        inputs, targets = batch(subject, replica.output_shape)
         ids = np.arange(BATCH) + 100
         own = slice(*share(BATCH, grid.coordinate("dp"), dp))
-        part = joined_members(tuple(array[own] for array in members(inputs)))
-        fed = Batch(
-            part if pipeline.reads_inputs else None,
-            targets[own] if pipeline.reads_targets else None,
-            ids[own],
-            BATCH,
-            0,
-        )
-        losses = [learn(fed, epoch=epoch, lr=0.1).sums.loss for epoch in range(2)]
-        return Outcome(replica.layout.views(replica.params), losses, replica.predict(inputs, ids))
+        losses = []
+        for epoch in range(2):
+            inputs, targets = batch(subject, replica.output_shape, left_out=epoch)
+            part = joined_members(tuple(array[own] for array in members(inputs)))
+            fed = Batch(
+                part if pipeline.reads_inputs else None,
+                targets[own] if pipeline.reads_targets else None,
+                ids[own],
+                BATCH,
+                0,
+                joined_members(tuple(array.shape[1:] for array in members(inputs))),
+            )
+            losses.append(learn(fed, epoch=epoch, lr=0.1).sums.loss)
+        predictions = replica.predict(batch(subject, replica.output_shape)[0], ids)
+        return Outcome(replica.layout.views(replica.params), losses, predictions)
     finally:
         grid.free()
 
