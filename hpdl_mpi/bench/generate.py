@@ -27,7 +27,7 @@ SHAPES: dict[str, dict[str, int]] = {
 
 CONTENDERS = {"transformers": "hpdl_mpi.bench.generate_transformers:load"}
 
-_REMEDY = "Install PyTorch with pip install 'hpdl_mpi[bench]', and transformers"
+_REMEDY = "Install PyTorch and transformers with pip install 'hpdl_mpi[bench]'"
 
 
 def bench_generate(

@@ -19,7 +19,7 @@ def run(model: str, vs: str) -> dict:
 
 
 @pytest.mark.parametrize(
-    "model", ["lenet", "mlp", "resnet20", "vgg16_cifar", "mobilenet_v2", "gpt_nano", "seq2seq", "vit_tiny"]
+    "model", ["lenet", "mlp", "resnet20", "vgg16_cifar", "mobilenet_v2", "gpt_nano", "lstm_lm", "seq2seq", "vit_tiny"]
 )
 def test_eager_runs(model):
     result = run(model, "torch-eager")
