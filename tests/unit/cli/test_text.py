@@ -74,3 +74,45 @@ def test_other_runs_and_inputs_are_refused(folder, tmp_path):
     result = hpdl("generate", folder / "run", "--max-tokens", 0)
     assert result.returncode == 2
     assert "--max-tokens" in result.stderr
+
+
+PAIRS = """
+name = "pairs"
+[model]
+name = "seq2seq"
+source_vocabulary = 7
+target_vocabulary = 7
+layers = 1
+heads = 2
+width = 16
+hidden = 16
+[data]
+train = "{data}/train"
+pairs = true
+[training]
+epochs = 20
+global_batch_size = 8
+loss = {{ name = "cross_entropy", ignore_index = -1 }}
+[optimizer]
+name = "adam"
+lr = 0.01
+[parallel]
+threads = 1
+"""
+
+
+def test_a_run_on_pairs_writes_targets(tmp_path):
+    lines = [f"{a}{b}{c}" for a in "abc" for b in "abc" for c in "abc"]
+    (tmp_path / "pairs.tsv").write_text("".join(f"{line}\t{line.upper()}\n" for line in lines))
+    tokens = ["--pairs", "--tokens", "characters", "--test-fraction", "0"]
+    succeed("data", "convert", tmp_path / "pairs.tsv", tmp_path / "data", *tokens)
+    (tmp_path / "job.toml").write_text(PAIRS.format(data=tmp_path / "data"))
+    succeed("train", tmp_path / "job.toml", "--run-dir", tmp_path / "run")
+    output = succeed("predict", tmp_path / "run", tmp_path / "pairs.tsv", "--output", tmp_path / "out.tsv")
+    assert output == f"27 predictions written to {tmp_path / 'out.tsv'}\n"
+    written = dict(line.split("\t") for line in (tmp_path / "out.tsv").read_text().splitlines())
+    assert list(written) == lines
+    assert sum(target == source.upper() for source, target in written.items()) > 20
+    succeed("predict", tmp_path / "run", "--input", tmp_path / "pairs.tsv", "--beams", 3)
+    assert len((tmp_path / "run/predictions.tsv").read_text().splitlines()) == 27
+    assert "the run is none of a language model. Found one on pairs" in refuse("generate", tmp_path / "run")

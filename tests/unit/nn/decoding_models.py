@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from hpdl_mpi.models import gpt
+from hpdl_mpi.models import gpt, llama
 from hpdl_mpi.nn import (
     GRU,
     LSTM,
@@ -46,6 +46,7 @@ def _learned() -> Layer:
 
 MODELS: dict[str, Callable[[], Layer]] = {
     "gpt": lambda: gpt(VOCABULARY, STEPS, layers=2, heads=2, width=16),
+    "llama": lambda: llama(VOCABULARY, layers=2, heads=4, kv_heads=2, width=16, hidden=24),
     "rotary, shared keys": _rotary,
     "sinusoidal": _sinusoidal,
     "learned positions, tied": _learned,
