@@ -13,6 +13,7 @@ from hpdl_mpi.data import Masking
 from hpdl_mpi.models import bert
 from hpdl_mpi.train import Parallel, Trainer, open_run, run_job
 from hpdl_mpi.train.checkpoint import latest
+from hpdl_mpi.train.predict import predict_files
 from hpdl_mpi.train.runfolder import RunFolder
 from hpdl_mpi.train.signals import Stopped
 from hpdl_mpi.train.vocabulary import text_tokenizer
@@ -192,6 +193,17 @@ def test_a_run_does_not_go_on_with_another_mask(text, tmp_path):
 def test_what_does_not_go_together_is_refused(text, loss, changes, message):
     with pytest.raises(InputError, match=message):
         fit(masked_bert(loss), text, **changes)
+
+
+def test_a_table_of_predictions_has_no_room_for_a_class_of_each_token(text, tmp_path, whole):
+    message = (
+        r"hpdl predict: the model puts out a class for each token\. Found outputs of shape \(8, 9\); expected one "
+        r"class, or values, for each sample\. Take all outputs from Trainer\.predict in Python"
+    )
+    with pytest.raises(InputError, match=message) as caught:
+        predict_files(loaded(whole[0]), text, "windows", tmp_path / "out.csv", RunFolder(whole[0]).read_job().data)
+    assert caught.value.exit_code == 2
+    assert not (tmp_path / "out.csv").exists()
 
 
 def test_a_model_of_hidden_tokens_writes_no_text(whole):
