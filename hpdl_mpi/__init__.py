@@ -12,7 +12,7 @@ from hpdl_mpi.base.start import watch_start
 
 if TYPE_CHECKING:
     from hpdl_mpi import models, nn, optim
-    from hpdl_mpi.data import Augment, Jitter, Transform
+    from hpdl_mpi.data import Augment, Jitter, Masking, Transform
     from hpdl_mpi.train import Checkpoint, EarlyStopping, Parallel, Trainer
 
 __version__ = "0.1.0"
@@ -21,6 +21,7 @@ __all__ = [
     "Checkpoint",
     "EarlyStopping",
     "Jitter",
+    "Masking",
     "Parallel",
     "Trainer",
     "Transform",
@@ -32,7 +33,7 @@ __all__ = [
 
 _MODULES = {"models", "nn", "optim"}
 _NAMES = dict.fromkeys(("Checkpoint", "EarlyStopping", "Parallel", "Trainer"), "hpdl_mpi.train")
-_NAMES |= dict.fromkeys(("Augment", "Jitter", "Transform"), "hpdl_mpi.data")
+_NAMES |= dict.fromkeys(("Augment", "Jitter", "Masking", "Transform"), "hpdl_mpi.data")
 
 
 # Not `hpdl_mpi.comm`: it is loaded only if this process ends before it has started MPI.

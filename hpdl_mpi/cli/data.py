@@ -69,6 +69,9 @@ def convert(
     target_tokens: Annotated[
         Literal["characters", "words", "bpe"] | None, typer.Option(help="Pairs: what a token of the target is.")
     ] = None,
+    mask_token: Annotated[
+        bool, typer.Option("--mask-token", help="Running text: ids for padding and for what a model is to predict.")
+    ] = False,
 ) -> None:
     """Convert images, CIFAR, IDX, NPZ, CSV or text into sharded HDF5, alone or under mpirun or srun."""
     from hpdl_mpi.data.convert import SKIPPED, Options
@@ -95,6 +98,7 @@ def convert(
         tokenizer=tokenizer,
         pairs=pairs,
         target_tokens=target_tokens,
+        mask_token=mask_token,
     )
     # Pillow's own words about an image that we refuse, or leave out.
     warnings.filterwarnings("ignore", message="Image size .* exceeds limit")

@@ -4,6 +4,7 @@ from hpdl_mpi.data.augment import Augment, Jitter
 from hpdl_mpi.data.batch import Batch
 from hpdl_mpi.data.dataset import Dataset
 from hpdl_mpi.data.loader import Loader
+from hpdl_mpi.data.masking import Masking
 from hpdl_mpi.data.pairs import Pairs
 from hpdl_mpi.data.sampler import epoch_order
 from hpdl_mpi.data.samples import Samples
@@ -17,6 +18,7 @@ __all__ = [
     "Dataset",
     "Jitter",
     "Loader",
+    "Masking",
     "Pairs",
     "Samples",
     "Transform",

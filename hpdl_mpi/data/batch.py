@@ -161,7 +161,7 @@ class BatchMaker:
         global_ids : int64 array, shape (global_size,)
         first, last, offset : int
         key : uint64, optional
-            Of (seed, epoch), to draw augmentations with; None to evaluate.
+            Of (seed, epoch), to draw augmentations or masks with; None to evaluate.
         """
         own, mixing = global_ids[first:last], self._mixing
         ids = own if mixing is None or key is None else mixing.choose(key, global_ids, first, last)

@@ -15,6 +15,8 @@ from hpdl_mpi.base.errors import InputError, is_integer, is_one_of, require
 from hpdl_mpi.base.shares import share
 from hpdl_mpi.data.augment import Augment
 from hpdl_mpi.data.batch import Batch, BatchMaker
+from hpdl_mpi.data.masked_batch import MaskedMaker
+from hpdl_mpi.data.masking import Masking
 from hpdl_mpi.data.pair_batch import PairMaker
 from hpdl_mpi.data.pairs import Pairs
 from hpdl_mpi.data.prepare_tokens import refuse_changes
@@ -33,7 +35,7 @@ class Loader:
     global_batch_size : int
         Samples of a batch over all ranks; the last batch of an epoch may be smaller.
     seed : int
-        Of the order of samples and of their augmentation.
+        Of the order of samples, of their augmentation and of what is masked.
     shuffle : {"block", "global", "none"}
         See `sampler.epoch_order`.
     dp_rank, dp_size : int
@@ -43,7 +45,8 @@ class Loader:
     augment : Augment, optional
         Of the inputs, and by mixup of the targets too.
     training : bool
-        Whether samples are augmented; if not, they are cropped in the middle at most.
+        Whether samples are augmented, and tokens masked anew in every epoch; if not, samples are cropped in the middle
+        at most, and the same tokens masked always.
     target_transform : Transform, optional
         Of the targets, which are then floats. Without it integer targets are class numbers.
     dtype : dtype
@@ -53,6 +56,8 @@ class Loader:
         number for each of them. Pairs always are.
     bucket : bool
         Whether samples of like lengths come together, see `sampler.bucketed`: for pairs alone.
+    masking : Masking, optional
+        Inputs are those of the dataset with some tokens hidden, and targets these tokens, -1 elsewhere. Not for pairs.
     depth : int
         Batches to read ahead.
     reads_inputs, reads_targets : bool
@@ -89,6 +94,7 @@ class Loader:
         dtype: DTypeLike = np.float32,
         tokens: bool = False,
         bucket: bool = False,
+        masking: Masking | None = None,
         depth: int = 2,
         reads_inputs: bool = True,
         reads_targets: bool = True,
@@ -113,15 +119,20 @@ class Loader:
         enough = not mixes or global_batch_size > 1
         require("training.global_batch_size", global_batch_size, enough, "2 or more samples to mix")
         max_share = -(-min(global_batch_size, dataset.num_samples) // dp_size)
-        self._maker: BatchMaker | PairMaker
-        if isinstance(dataset, Pairs):
+        self._maker: BatchMaker | PairMaker | MaskedMaker
+        reads = {"reads_inputs": reads_inputs, "reads_targets": reads_targets}
+        are_pairs = isinstance(dataset, Pairs)
+        require("data.bucket", bucket, are_pairs or not bucket, "false: these samples have one length")
+        if are_pairs or masking is not None:
             refuse_changes(transform or Transform(), augment or Augment())
-            classes = target_transform is None
-            require("data.target_transform", target_transform, classes, "none: targets of pairs are tokens")
+            require("data.target_transform", target_transform, target_transform is None, "none: targets are tokens")
+        if isinstance(dataset, Pairs):
+            require("data.masking", masking, masking is None, "none: tokens of pairs are not masked")
             self._lengths = dataset.source_lengths, dataset.target_lengths
-            self._maker = PairMaker(dataset, max_share, reads_inputs=reads_inputs, reads_targets=reads_targets)
+            self._maker = PairMaker(dataset, max_share, **reads)
+        elif masking is not None:
+            self._maker = MaskedMaker(dataset, max_share, masking, **reads)
         else:
-            require("data.bucket", bucket, not bucket, "false: these samples have one length")
             self._maker = BatchMaker(
                 dataset,
                 max_share,
@@ -131,8 +142,7 @@ class Loader:
                 target_transform=target_transform,
                 dtype=dtype,
                 tokens=tokens,
-                reads_inputs=reads_inputs,
-                reads_targets=reads_targets,
+                **reads,
             )
         self.bucket = bucket
         self.input_shape: Any = self._maker.input_shape

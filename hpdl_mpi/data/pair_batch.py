@@ -9,14 +9,11 @@ import numpy as np
 from hpdl_mpi.base.memory import aligned
 from hpdl_mpi.data.batch import Batch
 from hpdl_mpi.data.pairs import Pairs
-from hpdl_mpi.data.prepare_tokens import TOKEN
+from hpdl_mpi.data.prepare_tokens import IGNORED, TOKEN
 from hpdl_mpi.data.transform import Shape
 
 PAD = 0
 """Behind a source, and behind what a decoder has written."""
-
-IGNORED = -1
-"""In place of a target where there is none; a loss passes it over."""
 
 MULTIPLE = 4
 """Lengths of a batch are multiples of it, so that kernels and buffers see few shapes."""

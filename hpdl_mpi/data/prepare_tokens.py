@@ -11,6 +11,9 @@ from hpdl_mpi.data.transform import Shape, Transform
 TOKEN = np.dtype(np.int64)
 """Type of tokens in a batch."""
 
+IGNORED = -1
+"""In place of a target where there is none; a loss passes it over."""
+
 
 class TokenPreparation:
     """Stands where `Preparation` does, for a model that reads tokens.

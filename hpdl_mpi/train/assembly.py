@@ -186,7 +186,7 @@ class Assembly:
             Of all ranks.
         shuffle : {"block", "global", "none"}
         training : bool
-            Whether samples are augmented.
+            Whether samples are augmented, and masked anew in every epoch.
         depth : int
             Batches to read ahead.
         """
@@ -205,6 +205,7 @@ class Assembly:
             dtype=self.dtype,
             tokens=self.model.reads_tokens,
             bucket=self.source.bucket,
+            masking=self.source.masking,
             depth=depth,
             reads_inputs=self.pipeline.reads_inputs,
             reads_targets=self.pipeline.reads_targets,

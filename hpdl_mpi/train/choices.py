@@ -16,7 +16,7 @@ from typing import Any, Literal, TypeVar
 import pydantic
 
 from hpdl_mpi.base.errors import InputError, amended
-from hpdl_mpi.data import Augment, Jitter, Transform
+from hpdl_mpi.data import Augment, Jitter, Masking, Transform
 from hpdl_mpi.models import MODELS
 from hpdl_mpi.nn import CrossEntropy, Huber, Layer, Loss, MeanSquaredError, make_exact
 from hpdl_mpi.optim import OPTIMIZERS, SCHEDULES, Optimizer, Schedule
@@ -41,6 +41,7 @@ def read_job(path: str | Path, overrides: Sequence[str] = ()) -> Job:
     with amended(f"{path}: "):
         make_transforms(job)
         make_augment(job)
+        make_masking(job)
         for make in (make_loss, make_optimizer, make_schedule, make_model):
             make(job)
     return job
@@ -60,6 +61,13 @@ def make_augment(job: Job) -> Augment:
     settings = job.data.augment.model_dump()
     with amended("data."):
         return Augment(**settings | {"jitter": Jitter(**settings["jitter"])})
+
+
+def make_masking(job: Job) -> Masking | None:
+    """Return what a job says of masked tokens, or None."""
+    settings = job.data.masking
+    with amended("data."):
+        return None if settings is None else Masking(**settings.model_dump())
 
 
 def make_loss(job: Job) -> Loss:

@@ -43,6 +43,15 @@ class Augment(Section):
     mixup: float | None = None
 
 
+class Masking(Section):
+    """Which tokens a model is to predict, and what hides them; see `data.Masking`, which checks the numbers."""
+
+    mask: int
+    vocabulary: int
+    specials: int | None = None
+    rate: float = 0.15
+
+
 class Data(Section):
     """Where the samples are and in which order they come."""
 
@@ -54,6 +63,8 @@ class Data(Section):
     """The inputs are sources and the targets what a decoder writes, sequences of tokens."""
     bucket: bool | None = None
     """Pairs of like lengths come in one batch, by default they do."""
+    masking: Masking | None = None
+    """The targets of windows are tokens that the inputs hide, in place of those that follow."""
     inputs: Text = "x"
     targets: Text = "y"
     shuffle: Literal["block", "global", "none"] = "block"
@@ -78,6 +89,8 @@ class Data(Section):
             raise ValueError("context is of running text, pairs = true of pairs: leave one out")
         if self.context is not None and self.targets != self.inputs:
             raise ValueError(f"the targets of windows are what follows in {self.inputs!r}: leave out targets")
+        if self.masking is not None and self.context is None:
+            raise ValueError("masking is of running text: give context, the tokens of a window")
         if self.bucket and not self.pairs:
             raise ValueError("bucket = true is of pairs: give pairs = true, or leave it out")
         return self

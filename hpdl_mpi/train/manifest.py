@@ -39,6 +39,18 @@ def _require_fields(progress: Any) -> Any:
     return progress
 
 
+def _kind_of_shape(value: Any) -> str:
+    """Tell the shape of one array from those of several; the name of the former is empty, and no part of a path."""
+    return "arrays" if isinstance(value, list) and value and isinstance(value[0], list) else ""
+
+
+_Sizes = tuple[Positive, ...]
+InputShape = Annotated[
+    Annotated[_Sizes, pydantic.Tag("")] | Annotated[tuple[_Sizes, ...], pydantic.Tag("arrays")],
+    pydantic.Discriminator(_kind_of_shape),
+]
+
+
 class _Stated(TypedDict):
     format: int
 
@@ -48,7 +60,7 @@ class Manifest(_Stated):
 
     step: Count
     dtype: Literal["float32", "float64"]
-    input_shape: tuple[Positive, ...] | tuple[tuple[Positive, ...], ...]
+    input_shape: InputShape
     parameters: dict[str, tuple[Count, ...]]
     files: list[StoredFile]
     progress: Annotated[Progress, pydantic.BeforeValidator(_require_fields)]
@@ -76,7 +88,7 @@ def read_manifest(checkpoint: Path) -> Manifest:
     except OSError as error:
         raise damaged(path, error.strerror) from error
     except pydantic.ValidationError as error:
-        raise damaged(path, problems(error, json.loads(data))[0]) from None
+        raise damaged(path, problems(error)[0]) from None
     raise InputError(
         "a checkpoint of another format",
         where=checkpoint,

@@ -76,10 +76,11 @@ def predict_files(trainer: Trainer, source: PathLike, array: str, output: Path, 
     Raises
     ------
     InputError
-        A file, the array or its shape does not fit.
+        A file, the array or its shape does not fit, or the model puts out a class for each token.
     StorageError
         `output` cannot be written.
     """
+    _refuse_sequences(trainer, data)
     if trainer.grid.coordinate("dp") > 0:
         return None
     outputs = np.concatenate(list(_outputs(trainer, find_shards(source), array)))
@@ -91,6 +92,22 @@ def predict_files(trainer: Trainer, source: PathLike, array: str, output: Path, 
         columns = _columns(outputs, finite, trainer.loss.task, names)
         write_file(output, _csv(columns) if output.suffix == ".csv" else _npz(columns))
     return Predicted(len(outputs), len(bad), int(bad[0]) if len(bad) else None)
+
+
+def _refuse_sequences(trainer: Trainer, data: Data) -> None:
+    """Raise on all ranks if the model gives a sample many classes: a table has one row for each."""
+    shape = trainer.replica.output_shape
+    if trainer.loss.task == "classification" and len(shape) > 1:
+        writes_text = data.context is not None and data.masking is None
+        raise InputError(
+            "the model puts out a class for each token",
+            where="hpdl predict",
+            found=f"outputs of shape {shape}",
+            expected="one class, or values, for each sample",
+            remedy="write text with hpdl generate, or " * writes_text
+            + "take all outputs from Trainer.predict in Python",
+            shared=True,
+        )
 
 
 def _outputs(trainer: Trainer, files: list[Path], array: str) -> Iterator[np.ndarray]:

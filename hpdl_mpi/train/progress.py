@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from hpdl_mpi.base.errors import InputError
-from hpdl_mpi.data import Augment, Transform
+from hpdl_mpi.data import Augment, Masking, Transform
 from hpdl_mpi.data.sampler import Shuffle
 from hpdl_mpi.nn import LossSums
 from hpdl_mpi.train.stopping import Watch
@@ -31,6 +31,7 @@ class Recipe:
     augment : Augment
     context, pairs, bucket
         As in a job.
+    masking : Masking, optional
     """
 
     seed: int
@@ -47,6 +48,7 @@ class Recipe:
     context: int | None = None
     pairs: bool = False
     bucket: bool = False
+    masking: Masking | None = None
 
     def refuse_changes(self, began: Recipe) -> None:
         """Raise an InputError, alike on all ranks, if the run began with another recipe than this."""

@@ -15,6 +15,7 @@ from hpdl_mpi.train import checkpoint
 from hpdl_mpi.train.choices import (
     make_augment,
     make_loss,
+    make_masking,
     make_model,
     make_optimizer,
     make_schedule,
@@ -76,6 +77,7 @@ def run_job(
         context=job.data.context,
         pairs=job.data.pairs,
         bucket=job.data.bucket,
+        masking=make_masking(job),
         shuffle=job.data.shuffle,
         eval_every=job.training.eval_every,
         early_stopping=job.training.early_stopping,
@@ -185,6 +187,7 @@ def make_source(job: Job) -> Source:
         context=data.context,
         pairs=data.pairs,
         bucket=data.pairs if data.bucket is None else data.bucket,
+        masking=make_masking(job),
     )
 
 

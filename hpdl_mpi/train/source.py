@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 
 from hpdl_mpi.base.errors import InputError, amended
-from hpdl_mpi.data import Augment, Dataset, Pairs, Samples, Transform, Windows, fitted
-from hpdl_mpi.data.pair_batch import IGNORED, batch_shape
+from hpdl_mpi.data import Augment, Dataset, Masking, Pairs, Samples, Transform, Windows, fitted
+from hpdl_mpi.data.pair_batch import batch_shape
 from hpdl_mpi.data.pairs import SOURCE, TARGET
-from hpdl_mpi.data.prepare_tokens import refuse_changes
+from hpdl_mpi.data.prepare_tokens import IGNORED, refuse_changes
 from hpdl_mpi.data.windows import TOKENS
 from hpdl_mpi.nn import Layer, Loss, Shape
 
@@ -45,6 +45,8 @@ class Source:
         Samples are pairs of sequences of tokens, see `data.Pairs`.
     bucket : bool
         Pairs of like lengths come in one batch.
+    masking : Masking, optional
+        Of windows: their targets are then the tokens that it hides.
     """
 
     path: PathLike
@@ -56,6 +58,7 @@ class Source:
     context: int | None = None
     pairs: bool = False
     bucket: bool = False
+    masking: Masking | None = None
 
     def open(self) -> Samples:
         """Return the dataset; reads no samples."""
@@ -81,7 +84,7 @@ class Source:
     @property
     def kind(self) -> dict[str, Any]:
         """Of what kind the samples are, by its keys in a job."""
-        return {"context": self.context, "pairs": self.pairs, "bucket": self.bucket}
+        return {"context": self.context, "pairs": self.pairs, "bucket": self.bucket, "masking": self.masking}
 
     @property
     def unit(self) -> float | None:
@@ -111,6 +114,7 @@ class Source:
             model.build(shape)
         if loss.task == "classification":
             loss.check(model.output_shape(shape), () if self.context is None else shape, np.dtype(np.int64))
+        self._check_masking(model, loss, shape)
         return shape
 
     def check(self, model: Layer, loss: Loss, num_ranks: int, expected: Any = None, *, key: str | None = None) -> Any:
@@ -136,7 +140,7 @@ class Source:
             shape = self.augment.output_shape(shape, self.path)
             target_shape = dataset.target_shape
             if isinstance(dataset, Pairs):
-                _require_ignored(loss)
+                _require_ignored(loss, "targets of pairs have ends of many lengths")
                 shape = batch_shape(dataset.source_lengths, dataset.target_lengths)
                 target_shape = shape[1]
             elif loss.task == "regression":
@@ -150,6 +154,7 @@ class Source:
             elif shape != expected and not self.pairs:
                 raise InputError("samples of another shape", where=self.path, found=shape, expected=expected)
             loss.check(model.output_shape(shape), target_shape, dataset.target_dtype)
+            self._check_masking(model, loss, shape)
             if dataset.num_samples < num_ranks:
                 raise InputError(
                     "fewer samples than ranks that share them",
@@ -175,13 +180,19 @@ class Source:
                 expected="a model that begins with an embedding of tokens",
             )
 
+    def _check_masking(self, model: Layer, loss: Loss, shape: Shape) -> None:
+        """Raise if the loss would learn from tokens that are not masked, or the model lacks some of the vocabulary."""
+        if self.masking is not None:
+            _require_ignored(loss, "data.masking leaves most tokens without a target")
+            self.masking.require_outputs(model.output_shape(shape)[-1])
 
-def _require_ignored(loss: Loss) -> None:
+
+def _require_ignored(loss: Loss, why: str) -> None:
     """Raise if a loss would take for a class what stands where a target has ended."""
     ignored = getattr(loss, "ignore_index", None)
     if ignored != IGNORED:
         raise InputError(
-            "targets of pairs have ends of many lengths",
+            why,
             where="training.loss.ignore_index",
             found=ignored,
             expected=IGNORED,

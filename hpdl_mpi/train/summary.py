@@ -232,6 +232,7 @@ def _reading(job: Job, source: Source, loss: Loss, num_ranks: int, *, tokens: bo
             dtype=job.training.dtype,
             tokens=tokens,
             bucket=source.bucket,
+            masking=source.masking,
         )
     return Reading(loader.nbytes, dataset.cache_bytes)
 

@@ -11,7 +11,7 @@ from numpy.typing import DTypeLike
 
 from hpdl_mpi.base.errors import InputError, amended, is_flag, is_integer, is_one_of, require, require_kind
 from hpdl_mpi.comm import Communicator, agree, world
-from hpdl_mpi.data import Augment, Transform
+from hpdl_mpi.data import Augment, Masking, Transform
 from hpdl_mpi.data.hdf5 import memory_dtype
 from hpdl_mpi.data.prepare import Preparation
 from hpdl_mpi.data.prepare_tokens import TOKEN, TokenPreparation
@@ -128,6 +128,7 @@ class Trainer:
         context: int | None = None,
         pairs: bool = False,
         bucket: bool | None = None,
+        masking: Masking | None = None,
         shuffle: Shuffle = "block",
         eval_every: int | None = None,
         early_stopping: EarlyStopping | None = None,
@@ -165,6 +166,8 @@ class Trainer:
             Inputs and targets are sequences of tokens, see `data.Pairs`.
         bucket : bool, optional
             Whether pairs of like lengths come in one batch; by default they do.
+        masking : Masking, optional
+            Hide some tokens of windows: these are then the targets, and -1 elsewhere, which the loss must ignore.
         shuffle : {"block", "global", "none"}
         eval_every : int, optional
             Steps between evaluations, instead of one after every epoch.
@@ -211,6 +214,7 @@ class Trainer:
             ("transform", transform, Transform),
             ("target_transform", target_transform, Transform),
             ("augment", augment, Augment),
+            ("masking", masking, Masking),
             ("early_stopping", early_stopping, EarlyStopping),
             ("checkpoint", checkpoint, Checkpoint),
         ):
@@ -225,6 +229,7 @@ class Trainer:
         require("fit: context", context, context is None or is_integer(context, 1), "an integer above 0, or None")
         require("fit: pairs", pairs, is_flag(pairs) and not (pairs and context), "true or false, and not with context")
         require("fit: bucket", bucket, bucket is None or (is_flag(bucket) and (pairs or not bucket)), "true for pairs")
+        require("fit: masking", masking, masking is None or context is not None, "none without context")
         require("fit: name", name, name is None or is_model_name(name), MODEL_NAME)
         require("fit: describe", describe, describe is None or callable(describe), "a function, or None")
         patterns = isinstance(init_skip, list | tuple) and all(isinstance(pattern, str) for pattern in init_skip)
@@ -240,6 +245,7 @@ class Trainer:
             context=_plain(context),
             pairs=bool(pairs),
             bucket=bool(pairs if bucket is None else bucket),
+            masking=masking,
         )
         course = Course(
             source,
@@ -307,6 +313,7 @@ class Trainer:
             context=recipe.context,
             pairs=recipe.pairs,
             bucket=recipe.bucket,
+            masking=recipe.masking,
         )
 
     def evaluate(self, data: PathLike, *, batch_size: int = _EVALUATED) -> Metrics:

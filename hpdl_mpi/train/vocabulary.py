@@ -66,6 +66,13 @@ def text_tokenizer(run: PathLike, job: Job) -> Tokenizer:
             found=f"one on {what}",
             expected="one on running text, with data.context",
         )
+    if job.data.masking is not None:
+        raise InputError(
+            "the run is none of a language model",
+            where=run,
+            found="one that predicts hidden tokens (data.masking)",
+            expected="one that predicts what follows",
+        )
     found = find_run_tokenizers(run, job)
     if job.data.inputs not in found:
         raise InputError(

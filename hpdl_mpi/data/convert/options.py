@@ -19,6 +19,7 @@ OWNERS: dict[str, tuple[str, ...]] = {
     "skip_bad": ("images", "pairs"),
     **dict.fromkeys(("tokens", "vocab_size", "tokenizer"), TEXT),
     **dict.fromkeys(("pairs", "target_tokens"), ("pairs",)),
+    "mask_token": ("text",),
 }
 """Formats that an option is for, where it is not for all."""
 
@@ -55,6 +56,8 @@ class Options:
         For text: a file with the tokenizer to take, see `read_tokenizers`.
     pairs : bool
         For text: lines are pairs of source and target with a TAB between.
+    mask_token : bool
+        For running text: ids 0 and the last special are padding and a mask, see `data.Masking`.
     """
 
     shards: int | None = None
@@ -76,6 +79,7 @@ class Options:
     vocab_size: int | None = None
     tokenizer: str | os.PathLike[str] | None = None
     pairs: bool = False
+    mask_token: bool = False
 
     def require_suited(self, kind: str, source: Path) -> None:
         """Raise an `InputError` if an option is not for sources of this format."""

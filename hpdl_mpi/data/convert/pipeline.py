@@ -59,7 +59,7 @@ def _read_csv(source: Path, options: Options) -> dict[str, Split]:
 
 
 def _read_text(files: Files, options: Options, scratch: Path) -> Content:
-    wanted = _wanted(TOKENS, options.tokens, options, ("unk",) if options.tokens == "words" else ())
+    wanted = _wanted(TOKENS, options.tokens, options, text.specials(options.tokens, masked=options.mask_token))
     splits, tokenizer = text.read_splits(files, wanted, options.test_fraction, scratch)
     return Content(splits, notes={TOKENIZERS: tokenizers_json({TOKENS: tokenizer})})
 

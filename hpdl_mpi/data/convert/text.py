@@ -20,6 +20,11 @@ CHUNK_TOKENS = 2**16
 """Tokens of a chunk: many windows, and still read in a moment."""
 
 
+def specials(kind: str | None, *, masked: bool) -> tuple[str, ...]:
+    """Return the specials of a tokenizer: words need `unk`, what is masked a mask, and 0 to be no text, as for BERT."""
+    return ("pad",) * masked + ("unk",) * (kind == "words") + ("mask",) * masked
+
+
 def read_splits(
     files: Files, wanted: Wanted, test_fraction: float, scratch: Path
 ) -> tuple[dict[str, Split], Tokenizer]:

@@ -87,5 +87,5 @@ class Wanted:
                 raise InputError("a tokenizer of another kind", found=tokenizer.kind, expected=self.kind)
             missing = [name for name in self.specials if name != "unk" and name not in tokenizer.specials]
             if missing:
-                raise InputError("lacks ids that pairs need", found=tokenizer.specials, expected=", ".join(missing))
+                raise InputError("lacks ids that are needed", found=tokenizer.specials, expected=", ".join(missing))
         return tokenizer

@@ -10,8 +10,9 @@ import numpy as np
 
 from hpdl_mpi.base.errors import InputError
 
-SPECIALS = ("pad", "bos", "eos", "unk")
-"""What ids can stand for beside text: padding, the begin and the end of a text, and what is not in the vocabulary."""
+SPECIALS = ("pad", "bos", "eos", "unk", "mask")
+"""What ids can stand for beside text: padding, the begin and the end of a text, what is not in the vocabulary, and a
+token that a model is to predict."""
 
 UNKNOWN = -1
 """What `Tokenizer._lookup` gives for text that is not in the vocabulary."""
@@ -78,6 +79,11 @@ class Tokenizer(abc.ABC):
     def unk(self) -> int | None:
         """The id of all that is not in the vocabulary, if there is one."""
         return self._special("unk")
+
+    @property
+    def mask(self) -> int | None:
+        """The id that hides a token from a model that is to predict it, if there is one."""
+        return self._special("mask")
 
     def _special(self, name: str) -> int | None:
         return self.specials.index(name) if name in self.specials else None

@@ -193,3 +193,28 @@ def test_a_full_disk_leaves_nothing(source, tmp_path, monkeypatch) -> None:
     with pytest.raises(StorageError, match="the dataset could not be written"):
         convert(source, tmp_path / "out", Options(tokens="characters"))
     assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "specials"),
+    [("characters", ("pad", "mask")), ("words", ("pad", "unk", "mask")), ("bpe", ("pad", "mask"))],
+)
+def test_a_mask_has_an_id_of_its_own_behind_padding(source, tmp_path, kind: str, specials: tuple[str, ...]) -> None:
+    options = {"tokens": kind, "vocab_size": 280 if kind == "bpe" else None}
+    (train,) = convert(source, tmp_path / "out", Options(mask_token=True, **options))
+    tokenizer = find_tokenizers(train)["tokens"]
+    assert tokenizer.specials == specials
+    assert tokenizer.mask == len(specials) - 1
+    tokens = tokens_of(train)
+    assert tokens.min() >= len(specials)
+    assert tokens.max() < tokenizer.vocabulary_size
+    (plain,) = convert(source, tmp_path / "plain", Options(**options))
+    with pytest.raises(InputError, match=r"tokenizer\.json: lacks ids that are needed.*expected pad, mask"):
+        convert(source, tmp_path / "again", Options(tokenizer=tmp_path / "plain/tokenizer.json", mask_token=True))
+    assert find_tokenizers(plain)["tokens"].mask is None
+
+
+def test_pairs_have_no_mask(tmp_path) -> None:
+    (tmp_path / "a.tsv").write_text("a\tb\nc\td\n")
+    with pytest.raises(InputError, match="--mask-token is for text, not pairs"):
+        convert(tmp_path / "a.tsv", tmp_path / "out", Options(tokens="characters", mask_token=True))

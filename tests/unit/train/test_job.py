@@ -132,6 +132,13 @@ BAD_KEYS = [
     ("data.context=0", "data.context: input should be greater than or equal to 1"),
     ("data.pairs=1", "data.pairs: input should be a valid boolean"),
     ("data.bucket=true", "data: bucket = true is of pairs: give pairs = true, or leave it out"),
+    ("data.masking={mask=1, vocabulary=9}", "data: masking is of running text: give context"),
+    ("data.masking={mask=1}", "data.masking.vocabulary: "),
+    ("data.masking={mask=1, vocabulary=9, token=1}", "data.masking.token: unknown key"),
+    (
+        "data={train='a', context=8, masking={mask=1, vocabulary=2}}",
+        "data.masking.vocabulary: out of range. Found 2; expected an integer above 2, the number of specials",
+    ),
     ("data={train='a', context=8, pairs=true}", "data: context is of running text, pairs = true of pairs"),
     ("data={train='a', context=8, targets='y'}", "data: the targets of windows are what follows in 'tokens'"),
     ("data.train=3", "data.train: input should be a valid string"),

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import h5py
 import numpy as np
 import pytest
 
 from hpdl_mpi import nn
 from hpdl_mpi.base.errors import InputError
-from hpdl_mpi.data import Augment, Pairs, Transform, Windows
+from hpdl_mpi.data import Augment, Masking, Pairs, Transform, Windows
 from hpdl_mpi.train import Source
 from tests.training_cases import write_table
 
@@ -68,6 +70,17 @@ def test_a_model_of_tokens_is_built_for_windows(text):
     assert source.at(text).check(model, nn.CrossEntropy(), 1, (8,)) == (8,)
     with pytest.raises(InputError, match=r"fewer samples than ranks .*6 samples"):
         source.check(Reader(), nn.CrossEntropy(), 7)
+
+
+def test_masked_tokens_need_a_loss_that_passes_over_the_others_and_outputs_for_all(text):
+    loss, source = nn.CrossEntropy(ignore_index=-1), Source(text, "tokens", "tokens", context=8)
+    masked = replace(source, masking=Masking(mask=1, vocabulary=7))
+    assert masked.check(Reader(), loss, 1) == masked.build(Reader(), loss, (8,)) == (8,)
+    for work in (lambda *what: masked.check(*what, 1), lambda *what: masked.build(*what, (8,))):
+        with pytest.raises(InputError, match=r"training\.loss\.ignore_index: data\.masking leaves most tokens without"):
+            work(Reader(), nn.CrossEntropy())
+    with pytest.raises(InputError, match=r"data\.masking\.vocabulary: .*Found 8; expected at most 7"):
+        replace(source, masking=Masking(mask=1, vocabulary=8)).check(Reader(), loss, 1)
 
 
 def test_a_model_of_tokens_is_built_for_the_longest_pair(text):

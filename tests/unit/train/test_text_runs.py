@@ -10,6 +10,8 @@ from hpdl_mpi import nn, optim
 from hpdl_mpi.base.errors import InputError
 from hpdl_mpi.comm import SingleCommunicator
 from hpdl_mpi.train import Parallel, Trainer
+from hpdl_mpi.train.job_data import Data
+from hpdl_mpi.train.predict import predict_files
 from hpdl_mpi.train.signals import Stopped
 from tests.training_cases import StopAfter, metrics_but_times
 
@@ -56,6 +58,16 @@ def test_windows_are_learnt_from_and_predicted(text):
     assert np.array_equal(outputs.argmax(axis=2).ravel(), tokens[1:301])
     with pytest.raises(InputError, match=r"the model reads tokens\. Found numbers of type float64; expected integers"):
         trainer.predict(np.zeros((2, CONTEXT)))
+
+
+def test_a_table_of_predictions_has_no_room_for_a_class_of_each_token(text, tmp_path):
+    trainer, output = bigrams(), tmp_path / "out.csv"
+    fit(trainer, text, epochs=1)
+    message = r"hpdl predict: the model puts out a class for each token\. Found outputs of shape \(5, 7\); expected "
+    with pytest.raises(InputError, match=message + r"one class, .* Write text with hpdl generate, or take") as caught:
+        predict_files(trainer, text, "sentences", output, Data(train=str(text), context=CONTEXT))
+    assert caught.value.exit_code == 2
+    assert not output.exists()
 
 
 def test_a_run_on_text_goes_on_exactly(text, tmp_path):
