@@ -13,7 +13,7 @@ from hpdl_mpi.base.errors import InputError
 from hpdl_mpi.comm import Communicator, SingleCommunicator, run_threads
 from hpdl_mpi.data import Batch
 from hpdl_mpi.kernels.compress import orthonormalize, take_largest
-from hpdl_mpi.nn import LossSums
+from hpdl_mpi.nn import Context, LossSums
 from hpdl_mpi.parallel import ProcessGrid, Replica, TrainingStep
 from hpdl_mpi.parallel.feedback import Compression, compressed_sum
 from hpdl_mpi.parallel.pipeline import Pipeline, make_schedule
@@ -32,7 +32,9 @@ def make_replica(compression: Compression | None, dtype: type = np.float64, seed
 class Still(nn.CrossEntropy):
     """A loss whose gradient is zero."""
 
-    def _evaluate(self, outputs: np.ndarray, targets: np.ndarray, scale: float, doutputs: np.ndarray) -> LossSums:
+    def _evaluate(
+        self, outputs: np.ndarray, targets: np.ndarray, scale: float, doutputs: np.ndarray, ctx: Context
+    ) -> LossSums:
         return super()._evaluate(outputs, targets, 0.0, doutputs)
 
 
