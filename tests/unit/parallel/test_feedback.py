@@ -35,7 +35,7 @@ class Still(nn.CrossEntropy):
     def _evaluate(
         self, outputs: np.ndarray, targets: np.ndarray, scale: float, doutputs: np.ndarray, ctx: Context
     ) -> LossSums:
-        return super()._evaluate(outputs, targets, 0.0, doutputs)
+        return super()._evaluate(outputs, targets, 0.0, doutputs, ctx)
 
 
 @pytest.mark.parametrize("rank", [1, 3, 7])
