@@ -12,7 +12,7 @@ from hpdl_mpi.base.errors import InputError
 from hpdl_mpi.base.shares import share
 from hpdl_mpi.comm import Communicator, SingleCommunicator, run_threads
 from hpdl_mpi.data import Batch
-from hpdl_mpi.models import bert, gpt, gpt2_124m, llama, seq2seq, vit, vit_tiny
+from hpdl_mpi.models import bert, gpt, gpt2_124m, llama, lstm_lm, rnn_lm, seq2seq, vit, vit_tiny
 from hpdl_mpi.nn import CrossEntropy, Layer, Layout, Sequential, joined_members, member_shapes, members
 from hpdl_mpi.optim import SGD, Adam
 from hpdl_mpi.parallel import ProcessGrid, Replica, TrainingStep
@@ -43,6 +43,8 @@ SUBJECTS = {
     "gpt": Subject(lambda: gpt(VOCABULARY, 5, **SIZES, dropout=0.1), (5,), tied=True),
     "llama": Subject(lambda: llama(VOCABULARY, **SIZES, kv_heads=1, hidden=12, dropout=0.1), (5,)),
     "llama, tied": Subject(lambda: llama(VOCABULARY, **SIZES, hidden=12, tied=True), (5,), tied=True),
+    "lstm_lm": Subject(lambda: lstm_lm(VOCABULARY, hidden=8, dropout=0.1), (5,)),
+    "rnn_lm, tied": Subject(lambda: rnn_lm(VOCABULARY, hidden=8, tied=True), (5,), tied=True),
     "seq2seq": Subject(lambda: seq2seq(VOCABULARY, VOCABULARY, **TRANSFORMER), TEXTS),
     "seq2seq, norm first, tied": Subject(
         lambda: seq2seq(VOCABULARY, VOCABULARY, **TRANSFORMER, norm_first=True, tied=True), TEXTS, tied=True
