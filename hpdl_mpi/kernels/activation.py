@@ -135,42 +135,50 @@ def silu_backward(dy, x, dx):
         dx[i] = dy[i] * _slope(x[i], gate, slope)
 
 
-@parallel_kernel
-def gelu(x, y):
-    """y = x Phi(x), with the standard normal distribution Phi."""
-    for i in prange(x.size):
-        gate, _ = normal(x[i])
-        y[i] = _pass(x[i], gate)
+@inline
+def _gelu(x, height):
+    """Return x Phi(x), with the standard normal distribution Phi, whose density at 0 is `height`; and the slope."""
+    gate, density = normal(x)
+    return _pass(x, gate), _slope(x, gate, height * density)
+
+
+@inline
+def _gelu_tanh(x, one, linear, cubic, threefold):
+    """Return x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))) / 2, which is nearly `_gelu`, and its slope."""
+    square = x * x
+    gate, slope = logistic(x * (linear + cubic * square), one)
+    return _pass(x, gate), _slope(x, gate, slope if slope == 0 else slope * (linear + threefold * square))
 
 
 @parallel_kernel
-def gelu_backward(dy, x, dx):
-    """dx = dy times the slope of `gelu` at x."""
+def gelu(x, y, slope):
+    """y = x Phi(x), and its slope unless `slope` is empty; all flat, `slope` may be x."""
     height = x.dtype.type(_NORMAL_HEIGHT)
-    for i in prange(x.size):
-        gate, density = normal(x[i])
-        dx[i] = dy[i] * _slope(x[i], gate, height * density)
+    if slope.size == 0:
+        for i in prange(x.size):
+            y[i], _ = _gelu(x[i], height)
+    elif lies_at(x, slope):
+        for i in prange(x.size):
+            y[i], slope[i] = _gelu(slope[i], height)
+    else:
+        for i in prange(x.size):
+            y[i], slope[i] = _gelu(x[i], height)
 
 
 @parallel_kernel
-def gelu_tanh(x, y):
-    """y = x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))) / 2, which is nearly that of `gelu`."""
+def gelu_tanh(x, y, slope):
+    """y = x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))) / 2; for the rest, see `gelu`."""
     one, linear, cubic = x.dtype.type(1.0), x.dtype.type(_GELU_LINEAR), x.dtype.type(_GELU_CUBIC)
-    for i in prange(x.size):
-        gate, _ = logistic(x[i] * (linear + cubic * x[i] * x[i]), one)
-        y[i] = _pass(x[i], gate)
-
-
-@parallel_kernel
-def gelu_tanh_backward(dy, x, dx):
-    """dx = dy times the slope of `gelu_tanh` at x."""
-    one, linear, cubic = x.dtype.type(1.0), x.dtype.type(_GELU_LINEAR), x.dtype.type(_GELU_CUBIC)
-    three = x.dtype.type(3.0)
-    for i in prange(x.size):
-        square = x[i] * x[i]
-        gate, slope = logistic(x[i] * (linear + cubic * square), one)
-        slope = slope if slope == 0 else slope * (linear + three * cubic * square)
-        dx[i] = dy[i] * _slope(x[i], gate, slope)
+    threefold = x.dtype.type(3.0) * cubic
+    if slope.size == 0:
+        for i in prange(x.size):
+            y[i], _ = _gelu_tanh(x[i], one, linear, cubic, threefold)
+    elif lies_at(x, slope):
+        for i in prange(x.size):
+            y[i], slope[i] = _gelu_tanh(slope[i], one, linear, cubic, threefold)
+    else:
+        for i in prange(x.size):
+            y[i], slope[i] = _gelu_tanh(x[i], one, linear, cubic, threefold)
 
 
 @parallel_kernel

@@ -24,8 +24,10 @@ from hpdl_mpi.kernels.attention_blocks import (
     UNSEEN,
     drop_block,
     exponentials,
+    filled,
     head_at,
     hide,
+    multiply_causal,
     num_seen,
     pack_blocks,
     padded_size,
@@ -35,8 +37,8 @@ from hpdl_mpi.kernels.attention_blocks import (
     zero_rows,
 )
 from hpdl_mpi.kernels.elementary import exp
-from hpdl_mpi.kernels.elementwise import largest
-from hpdl_mpi.kernels.gemm import multiply_deeper_panels, multiply_panels, pack_panels
+from hpdl_mpi.kernels.extrema import largest
+from hpdl_mpi.kernels.gemm import multiply_panels, pack_panels
 from hpdl_mpi.kernels.jit import kernel, parallel_kernel
 from hpdl_mpi.kernels.vector import ROWS
 
@@ -66,7 +68,6 @@ def _attend_block(q, q_at, block, seen, dim, scale, panels, visible, drop, out, 
     scores, dropped = scratch[: QUERIES * PITCH], scratch[QUERIES * PITCH : 2 * QUERIES * PITCH]
     tops, totals = scratch[2 * QUERIES * PITCH :], sums
     padded = -(-dim // 16) * 16
-    zero = q.dtype.type(0)
     for r in range(rows):
         tops[r] = LEAST
         totals[r] = 0
@@ -80,16 +81,14 @@ def _attend_block(q, q_at, block, seen, dim, scale, panels, visible, drop, out, 
         place = np.int64(0), np.int64(PITCH)
         multiply_panels(dim, q, left, keys_across[first * dim :], scores, place, (rows, columns), False)
         for r in range(rows):
-            row = scores[r * PITCH : r * PITCH + columns]
+            row = scores[r * PITCH : r * PITCH + filled(columns)]
             count = max(0, min(columns, row_limit(query + r, keys, offset) - first))
             if visible.size > 0:
                 hide(row[:count], first, visible)
             top = largest(row[:count], tops[r])
             factor = exp(scale * (tops[r] - top))
             tops[r] = top
-            totals[r] = totals[r] * factor + exponentials(row[:count], scale, top)
-            for c in range(count, columns):
-                row[c] = zero
+            totals[r] = totals[r] * factor + exponentials(row, count, scale, top)
             if first > 0 and factor != 1:
                 begun = out[out_at[0] + r * out_at[1] : out_at[0] + r * out_at[1] + dim]
                 for c in range(dim):
@@ -98,9 +97,10 @@ def _attend_block(q, q_at, block, seen, dim, scale, panels, visible, drop, out, 
         if drop[0] > 0:
             weights = dropped
             drop_block(scores, dropped, (rows, columns, first), query, drop)
-        left = np.int64(0), np.int64(PITCH), np.int64(1), np.int64(ROWS * PITCH)
-        below = values[first * padded :]
-        multiply_deeper_panels(columns, present, weights, left, below, out, out_at, (rows, dim), first > 0)
+        begins = row_limit(query, keys, offset) - first
+        multiply_causal(
+            weights, columns, present, values[first * padded :], out, out_at, (rows, dim), begins, first > 0
+        )
     for r in range(rows):
         total = totals[r]
         share = 1 / total if total > 0 else total  # what sees nothing is 0; a NaN stays one

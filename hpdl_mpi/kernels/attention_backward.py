@@ -13,8 +13,11 @@ from hpdl_mpi.kernels.attention_blocks import (
     QUERIES,
     drop_block,
     exponentials_less,
+    filled,
     head_at,
     hide,
+    multiply_causal,
+    multiply_causal_across,
     num_seen,
     pack_blocks,
     padded_size,
@@ -23,7 +26,7 @@ from hpdl_mpi.kernels.attention_blocks import (
     whole_panels,
     zero_rows,
 )
-from hpdl_mpi.kernels.gemm import multiply_deeper_panels, multiply_panels, pack_panels
+from hpdl_mpi.kernels.gemm import multiply_panels, pack_panels
 from hpdl_mpi.kernels.jit import kernel, parallel_kernel
 from hpdl_mpi.kernels.vector import ROWS
 
@@ -47,13 +50,11 @@ def _remake_weights(scores, size, query, seen, scale, visible, sums):
     """
     rows, columns, first = size
     for r in range(rows):
-        row = scores[r * PITCH : r * PITCH + columns]
+        row = scores[r * PITCH : r * PITCH + filled(columns)]
         count = max(0, min(columns, row_limit(query + r, seen[0], seen[1]) - first))
         if visible.size > 0:
             hide(row[:count], first, visible)
-        exponentials_less(row[:count], scale, sums[r])
-        for c in range(count, columns):
-            row[c] = 0
+        exponentials_less(row, count, scale, sums[r])
 
 
 @kernel
@@ -104,8 +105,6 @@ def _backward_block(arrays, places, block, seen, dim, scale, panels, visible, dr
     most = row_limit(query + rows - 1, keys, offset)
     if most == 0:
         zero_rows(dq, q_at[0], q_at[1], rows, dim)
-    down = np.int64(0), np.int64(PITCH), np.int64(1), np.int64(ROWS * PITCH)
-    across = np.int64(0), np.int64(1), np.int64(PITCH), np.int64(ROWS)
     flat = np.int64(0), np.int64(PITCH)
     for first in range(0, most, KEYS):
         present = min(np.int64(KEYS), keys - first)
@@ -113,21 +112,22 @@ def _backward_block(arrays, places, block, seen, dim, scale, panels, visible, dr
         left = q_at[0], q_at[1], np.int64(1), ROWS * q_at[1]
         multiply_panels(dim, q, left, keys_across[first * dim :], weights, flat, (rows, columns), False)
         _remake_weights(weights, (rows, columns, first), query, seen, scale, visible, sums)
+        begins = row_limit(query, keys, offset) - first
         target = v_at[0] + first * v_at[1], v_at[1]
         if drop[0] > 0:
             drop_block(weights, gradients, (rows, columns, first), query, drop)
-            multiply_panels(rows, gradients, across, dout_panel, dv, target, (columns, dim), True)
+            multiply_causal_across(gradients, rows, dout_panel, dv, target, (columns, dim), begins)
         else:
-            multiply_panels(rows, weights, across, dout_panel, dv, target, (columns, dim), True)
+            multiply_causal_across(weights, rows, dout_panel, dv, target, (columns, dim), begins)
         left = out_at[0], out_at[1], np.int64(1), ROWS * out_at[1]
         multiply_panels(dim, dout, left, values_across[first * dim :], gradients, flat, (rows, columns), False)
         if drop[0] > 0:
             drop_block(gradients, gradients, (rows, columns, first), query, drop)
         _through_softmax(weights, gradients, (rows, columns), scale, along)
         below = keys_down[first * padded :]
-        multiply_deeper_panels(columns, present, gradients, down, below, dq, q_at, (rows, dim), first > 0)
+        multiply_causal(gradients, columns, present, below, dq, q_at, (rows, dim), begins, first > 0)
         target = k_at[0] + first * k_at[1], k_at[1]
-        multiply_panels(rows, gradients, across, q_panel, dk, target, (columns, dim), True)
+        multiply_causal_across(gradients, rows, q_panel, dk, target, (columns, dim), begins)
 
 
 @kernel

@@ -8,9 +8,9 @@ import numpy as np
 
 from hpdl_mpi.kernels.elementary import exp
 from hpdl_mpi.kernels.emit import VECTOR_BYTES
-from hpdl_mpi.kernels.gemm import pack_panels
+from hpdl_mpi.kernels.gemm import multiply_terms, pack_panels
 from hpdl_mpi.kernels.jit import inline, kernel
-from hpdl_mpi.kernels.random import philox
+from hpdl_mpi.kernels.random import drop_row
 from hpdl_mpi.kernels.vector import ROWS, VECTORS
 
 QUERIES = 16 * ROWS
@@ -27,6 +27,12 @@ LEAST = -1e30
 
 UNSEEN = math.inf
 """Stands for the logarithm of the sum of a query that sees no key: all its weights are 0."""
+
+_TOGETHER = 64
+"""Elements of a row that are done at once, in whole vectors: none is left to be done alone. `KEYS` is a multiple."""
+
+_FEW_ROWS = 2 * ROWS
+"""That are multiplied at once where rows look at different keys."""
 
 _HEAD, _QUERY = 2**42, 2**21
 """Between the places, in a sample's stream of random numbers, of heads and of queries."""
@@ -87,53 +93,108 @@ def hide(row, first, visible):
             row[c] = -math.inf
 
 
+@inline
+def filled(count):
+    """Return a number of scores filled up to a multiple of `_TOGETHER`."""
+    return -(-count // _TOGETHER) * _TOGETHER
+
+
 @kernel
-def exponentials(row, scale, top):
-    """Put exp(scale (score - top)) in place of a row of scores; return the sum."""
-    total = row.dtype.type(0)
-    for c in range(row.size):
-        weight = exp(scale * (row[c] - top))
+def exponentials(row, count, scale, top):
+    """Put exp(scale (score - top)) in place of the first `count` scores of a row, 0 in place of others; sum them up."""
+    zero, total = row.dtype.type(0), row.dtype.type(0)
+    for c in range(filled(count)):
+        weight = exp(scale * (row[c] - top)) if c < count else zero
         row[c] = weight
         total += weight
+    for c in range(filled(count), row.size):
+        row[c] = zero
     return total
 
 
 @kernel
-def exponentials_less(row, scale, less):
-    """Put exp(scale score - less) in place of a row of scores."""
-    for c in range(row.size):
-        row[c] = exp(scale * row[c] - less)
-
-
-@kernel
-def _drop_weights(source, target, key, sample, head, query, first, rate):
-    """target = source / (1 - rate) where a weight is kept, else 0: drawn for (key, sample, head, query, key of it).
-
-    `first`, the number of the first key, is a multiple of 4.
-    """
-    threshold = np.uint64(rate * 4294967296.0)
-    scale = source.dtype.type(1.0 / (1.0 - rate))
-    zero = source.dtype.type(0.0)
-    place = np.uint64(head * _HEAD + query * _QUERY + first // 4)
-    for start in range(0, source.size, 4):
-        words = philox(key, np.uint64(sample), place + np.uint64(start // 4))
-        for j in range(min(4, source.size - start)):
-            target[start + j] = source[start + j] * scale if words[j] >= threshold else zero
+def exponentials_less(row, count, scale, less):
+    """Put exp(scale score - less) in place of the first `count` scores of a row, 0 in place of others."""
+    zero = row.dtype.type(0)
+    for c in range(filled(count)):
+        row[c] = exp(scale * row[c] - less) if c < count else zero
+    for c in range(filled(count), row.size):
+        row[c] = zero
 
 
 @kernel
 def drop_block(source, target, size, query, drop):
-    """Do `_drop_weights` for a block of (rows, columns, first key), whose rows lie `PITCH` apart."""
+    """target = source / (1 - rate) where a weight is kept, else 0: drawn for (key, sample, head, query, key of it).
+
+    The block is one of (rows, columns, first key), whose rows lie `PITCH` apart; `first` is a multiple of 4.
+    """
     rate, key, sample, head = drop
     for r in range(size[0]):
         row, kept = source[r * PITCH : r * PITCH + size[1]], target[r * PITCH : r * PITCH + size[1]]
-        _drop_weights(row, kept, key, sample, head, query + r, size[2], rate)
+        place = np.uint64(head * _HEAD + (query + r) * _QUERY + size[2] // 4)
+        drop_row(row, key, np.uint64(sample), place, rate, kept)
 
 
 @inline
 def head_at(place, sample, head):
     """Return the index of the first element of a sample's head, and the distance from step to step."""
     return place[0] + sample * place[1] + head * place[3], place[2]
+
+
+@kernel
+def multiply_causal(weights, columns, packed, panels, target, target_at, size, seen, add):
+    """target = weights panels, or += with `add`: the product of a block of weights with what its keys stand for.
+
+    Rows are done a few at a time, each few with no more terms than they look at: in a causal block half of all
+    weights are 0.
+
+    Parameters
+    ----------
+    weights : flat array
+        Rows `PITCH` apart.
+    columns, packed : int
+        Of the block, and the terms that `panels` have.
+    panels : flat array
+    target, target_at : flat array, (start, row)
+    size : (rows, dim)
+    seen : int
+        How many of the block's keys its first row looks at; each row looks at one more than that before.
+    add : bool
+    """
+    few = _FEW_ROWS if seen < columns else size[0]
+    for r in range(0, size[0], few):
+        rows = min(np.int64(few), size[0] - r)
+        terms = np.int64(0), min(columns, max(np.int64(1), seen + r + rows - 1))
+        left = r * PITCH, np.int64(PITCH), np.int64(1), np.int64(ROWS * PITCH)
+        place = target_at[0] + r * target_at[1], target_at[1]
+        onto, bias = (place[0], place[1], add), (np.int64(0), False)
+        multiply_terms(terms, packed, weights, left, panels, target, place, (rows, size[1]), target, onto, target, bias)
+
+
+@kernel
+def multiply_causal_across(weights, rows, panels, target, target_at, size, seen):
+    """target += weights^T panels: what a block's queries give to its keys; see `multiply_causal`.
+
+    Parameters
+    ----------
+    weights : flat array
+    rows : int
+        Of the block.
+    panels : flat array
+        Of as many terms.
+    target, target_at : flat array, (start, row)
+    size : (columns, dim)
+    seen : int
+    """
+    few = _FEW_ROWS if seen < size[0] else size[0]
+    for c in range(0, size[0], few):
+        columns = min(np.int64(few), size[0] - c)
+        terms = max(np.int64(0), c - seen + 1), rows
+        left = terms[0] * PITCH + c, np.int64(1), np.int64(PITCH), np.int64(ROWS)
+        place = target_at[0] + c * target_at[1], target_at[1]
+        if terms[0] < rows:
+            onto, bias, part = (place[0], place[1], True), (np.int64(0), False), (columns, size[1])
+            multiply_terms(terms, rows, weights, left, panels, target, place, part, target, onto, target, bias)
 
 
 @kernel

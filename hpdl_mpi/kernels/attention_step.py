@@ -10,6 +10,7 @@ import math
 from numba import prange
 
 from hpdl_mpi.kernels.elementary import exp
+from hpdl_mpi.kernels.extrema import largest
 from hpdl_mpi.kernels.jit import kernel, parallel_kernel
 
 
@@ -32,12 +33,11 @@ def _add_scaled(factor, source, target):
 @kernel
 def _softmax(scores, visible):
     """Put softmax weights in place of scores; zeros where a key is not visible, or none is."""
-    zero, top = scores.dtype.type(0), scores.dtype.type(-math.inf)
+    zero = scores.dtype.type(0)
     for t in range(visible.size):
         if visible[t] <= 0:
             scores[t] = -math.inf
-    for t in range(scores.size):
-        top = max(scores[t], top)
+    top = largest(scores, scores.dtype.type(-math.inf))
     if top == -math.inf:
         scores[:] = zero
         return

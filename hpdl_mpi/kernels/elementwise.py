@@ -58,19 +58,6 @@ def add_row_sums(x, out) -> None:
 
 
 @inline
-def largest(row, least):
-    """Return the largest element of a row, or `least`; four at a time, since each has to wait for the one before."""
-    tops = (least, least, least, least)
-    whole = row.size - row.size % 4
-    for c in range(0, whole, 4):
-        tops = (max(row[c], tops[0]), max(row[c + 1], tops[1]), max(row[c + 2], tops[2]), max(row[c + 3], tops[3]))
-    top = max(max(tops[0], tops[1]), max(tops[2], tops[3]))
-    for c in range(whole, row.size):
-        top = max(row[c], top)
-    return top
-
-
-@inline
 def clipped(value, least, most):
     """Return a number where it lies from least to most, else the nearer of them; NaN stays."""
     return least if value < least else most if value > most else value
@@ -94,6 +81,17 @@ def add(a, b, out):
     else:
         for i in prange(out.size):
             out[i] = a[i] + b[i]
+
+
+@parallel_kernel
+def multiply(a, b, out):
+    """out = a b, element by element; flat arrays of one size, `out` may be a."""
+    if lies_at(a, out):
+        for i in prange(out.size):
+            out[i] *= b[i]
+    else:
+        for i in prange(out.size):
+            out[i] = a[i] * b[i]
 
 
 @parallel_kernel

@@ -59,25 +59,33 @@ def multiply_panels(depth, a, a_place, panels, c, c_place, size, add):
     The panels follow one another, each as wide as `panel_vectors` says of the columns from its first on; that of
     column j begins at j depth. For the other parameters, see `multiply_panel`.
     """
-    multiply_deeper_panels(depth, depth, a, a_place, panels, c, c_place, size, add)
+    onto_place = c_place[0], c_place[1], add
+    multiply_terms(
+        (np.int64(0), depth), depth, a, a_place, panels, c, c_place, size, c, onto_place, c, (np.int64(0), False)
+    )
 
 
 @kernel
-def multiply_deeper_panels(depth, packed, a, a_place, panels, c, c_place, size, add):
-    """Multiply as `multiply_panels`, with the first `depth` of the `packed` terms that panels have."""
+def multiply_terms(terms, packed, a, a_place, panels, c, c_place, size, onto, onto_place, bias, bias_at):
+    """Multiply as `multiply_panels`, with terms from the first to the second of the `packed` ones that panels have.
+
+    `a_place` is that of the first term that counts; there must be one. For the other parameters, see `multiply_panel`.
+    """
+    depth = terms[1] - terms[0]
     lanes = VECTOR_BYTES // c.itemsize
     rows, columns = size
     j = 0
     while j < columns:
         vectors = panel_vectors(columns - j, lanes)
-        panel, place = panels[j * packed :], (c_place[0] + j, c_place[1])
+        panel, place = panels[j * packed + terms[0] * vectors * lanes :], (c_place[0] + j, c_place[1])
         present = rows, min(vectors * lanes, columns - j)
+        base, shift = (onto_place[0] + j, onto_place[1], onto_place[2]), (bias_at[0] + j, bias_at[1])
         if vectors == VECTORS:
-            _multiply_wide(depth, a, a_place, panel, c, place, present, add)
+            _multiply_wide(depth, a, a_place, panel, c, place, present, onto, base, bias, shift)
         elif vectors == 2:
-            _multiply_double(depth, a, a_place, panel, c, place, present, add)
+            _multiply_double(depth, a, a_place, panel, c, place, present, onto, base, bias, shift)
         else:
-            _multiply_single(depth, a, a_place, panel, c, place, present, add)
+            _multiply_single(depth, a, a_place, panel, c, place, present, onto, base, bias, shift)
         j += vectors * lanes
 
 
@@ -166,10 +174,21 @@ def pack_panels(b, b_row, trans_b, terms, columns, panels):
         j += width
 
 
+@kernel
+def _begin(c, c_row, onto, onto_row, bias, flags, rows, columns):
+    """Write to c[rows, columns] what a product is to be added to, and return whether there is any."""
+    add, biased = flags
+    for i in range(rows[0], rows[1]):
+        for j in range(columns[0], columns[1]):
+            start = onto[i * onto_row + j] if add else c.dtype.type(0)
+            c[i * c_row + j] = start + bias[j] if biased else start
+    return add or biased
+
+
 @exact_kernel
-def _gemm(a, a_row, b, b_row, c, c_row, k, flags, rows, columns, workspace):
+def _gemm(a, a_row, b, b_row, c, c_row, onto, onto_row, bias, k, flags, rows, columns, workspace):
     """Compute c[rows, columns]; matrices are flat arrays with the distance of their rows. See `gemm_part`."""
-    trans_a, trans_b, add = flags
+    trans_a, trans_b, add, biased = flags
     lanes = VECTOR_BYTES // c.itemsize
     full = VECTORS * lanes
     panels = workspace[: _PACKED_BYTES // c.itemsize]
@@ -182,7 +201,8 @@ def _gemm(a, a_row, b, b_row, c, c_row, k, flags, rows, columns, workspace):
         b_place = (columns[0] * b_row if trans_b else columns[0]), b_row
         a_place, c_place = (rows[0] * a_row, a_row), (rows[0] * c_row + columns[0], c_row)
         size = height, columns[1] - columns[0]
-        multiply_few((k, runs), a, a_place, b, b_place, trans_b, c, c_place, size, add, panels)
+        begun = _begin(c, c_row, onto, onto_row, bias, (add, biased), rows, columns)
+        multiply_few((k, runs), a, a_place, b, b_place, trans_b, c, c_place, size, begun, panels)
         return
     tiles = -(-height // ROWS)
     blocks = -(-tiles // _BLOCK_TILES)
@@ -190,7 +210,6 @@ def _gemm(a, a_row, b, b_row, c, c_row, k, flags, rows, columns, workspace):
     for run in range(runs):
         t = run * k // runs
         depth = (run + 1) * k // runs - t
-        plus = add or run > 0
         padded = -(-depth // lanes) * lanes  # what is transposed into the last panel fills up its depth
         groups = strips if height <= FEW else -(-strips // (panels.size // (padded * full)))
         for group in range(groups):
@@ -207,7 +226,14 @@ def _gemm(a, a_row, b, b_row, c, c_row, k, flags, rows, columns, workspace):
                     left_place = t * a_row + i, 1, a_row, ROWS
                 else:
                     left_place = i * a_row + t, a_row, 1, ROWS * a_row
-                multiply_panels(depth, left, left_place, panels, c, (i * c_row + j, c_row), (present, width), plus)
+                c_place, terms, size = (i * c_row + j, c_row), (np.int64(0), depth), (present, width)
+                onto_place, bias_at = (i * onto_row + j, onto_row, add), (j, biased)
+                if run == 0:
+                    multiply_terms(
+                        terms, depth, left, left_place, panels, c, c_place, size, onto, onto_place, bias, bias_at
+                    )
+                else:
+                    multiply_panels(depth, left, left_place, panels, c, c_place, size, True)
 
 
 @inline
@@ -217,17 +243,19 @@ def _share(size, part, parts):
 
 
 @inline
-def gemm_part(a, b, c, trans_a, trans_b, add, workspace, part, parts):
-    """Compute one of `parts` shares of c = op(a) @ op(b), plus c with `add`; shares lie along c's longer side.
+def gemm_part(a, b, c, onto, bias, trans_a, trans_b, add, workspace, part, parts):
+    """Compute one of `parts` shares of c = op(a) @ op(b), plus `onto`, plus `bias`; shares lie along c's longer side.
 
     Parameters
     ----------
     a, b, c : array, 2-d
         As `matmul` takes them, which checks them; c must not overlap the others.
+    onto : array, like c
+        It may be c itself, and is not looked at without `add`.
+    bias : array, shape (n,) or (0,)
     trans_a, trans_b : bool
         Whether `op` transposes.
     add : bool
-        Without it c is overwritten, whatever it holds, NaN too.
     workspace : array, flat
         A row of `workspace`.
     part, parts : int
@@ -237,25 +265,41 @@ def gemm_part(a, b, c, trans_a, trans_b, add, workspace, part, parts):
     rows = _share(m, part if down else 0, parts if down else 1)
     columns = _share(n, 0 if down else part, 1 if down else parts)
     k = a.shape[0] if trans_a else a.shape[1]
-    if k == 0 and not add:
-        c[rows[0] : rows[1], columns[0] : columns[1]] = 0
     a_row, b_row, c_row = a.strides[0] // a.itemsize, b.strides[0] // b.itemsize, c.strides[0] // c.itemsize
-    a_memory, b_memory, c_memory = memory_of(a), memory_of(b), memory_of(c)
+    onto_row = onto.strides[0] // onto.itemsize
+    a_memory, b_memory, c_memory, onto_memory = memory_of(a), memory_of(b), memory_of(c), memory_of(onto)
+    if k == 0:
+        _begin(c_memory, c_row, onto_memory, onto_row, bias, (bool(add), bias.size > 0), rows, columns)
     # Numba would compile anew for a flag that a caller writes as True or False
-    flags = bool(trans_a), bool(trans_b), bool(add)
-    _gemm(a_memory, a_row, b_memory, b_row, c_memory, c_row, k, flags, rows, columns, workspace)
+    flags = bool(trans_a), bool(trans_b), bool(add), bias.size > 0
+    _gemm(
+        a_memory,
+        a_row,
+        b_memory,
+        b_row,
+        c_memory,
+        c_row,
+        onto_memory,
+        onto_row,
+        bias,
+        k,
+        flags,
+        rows,
+        columns,
+        workspace,
+    )
 
 
 @inline
 def gemm(a, b, c, trans_a, trans_b, add, workspace):
     """c = op(a) @ op(b), plus c with `add`, on the calling thread; see `gemm_part`."""
-    gemm_part(a, b, c, trans_a, trans_b, add, workspace, np.int64(0), np.int64(1))
+    gemm_part(a, b, c, c, memory_of(c)[:0], trans_a, trans_b, add, workspace, np.int64(0), np.int64(1))
 
 
 @parallel_kernel
-def _matmul(a, b, c, trans_a, trans_b, add, workspaces, parts):
+def _matmul(a, b, c, onto, bias, trans_a, trans_b, add, workspaces, parts):
     for part in prange(parts):
-        gemm_part(a, b, c, trans_a, trans_b, add, workspaces[part], part, parts)
+        gemm_part(a, b, c, onto, bias, trans_a, trans_b, add, workspaces[part], part, parts)
 
 
 def as_matrix(array: np.ndarray) -> np.ndarray:
@@ -263,7 +307,10 @@ def as_matrix(array: np.ndarray) -> np.ndarray:
     return array.reshape(-1, array.shape[-1])
 
 
-def matmul(a, b, c, *, trans_a: bool = False, trans_b: bool = False, accumulate: bool = False) -> None:
+_NO_BIAS = {dtype: np.zeros(0, dtype) for dtype in map(np.dtype, _DTYPES)}
+
+
+def matmul(a, b, c, *, trans_a: bool = False, trans_b: bool = False, accumulate=False, bias=None) -> None:
     """c = op(a) @ op(b), or c += with `accumulate`, on this process's threads.
 
     Parameters
@@ -273,7 +320,10 @@ def matmul(a, b, c, *, trans_a: bool = False, trans_b: bool = False, accumulate:
         side; rows may lie apart. c must not overlap the others.
     trans_a, trans_b : bool
         Whether `op` transposes.
-    accumulate : bool
+    accumulate : bool or array, shape (m, n)
+        What is added to the product: what c holds, or another array. Else c is overwritten, whatever it holds, NaN too.
+    bias : array, shape (n,), optional
+        Added to each row.
 
     Raises
     ------
@@ -284,13 +334,20 @@ def matmul(a, b, c, *, trans_a: bool = False, trans_b: bool = False, accumulate:
     """
     if c.dtype not in _DTYPES or not a.dtype == b.dtype == c.dtype:
         raise TypeError(f"a product takes float32 or float64, all the same; found {a.dtype}, {b.dtype}, {c.dtype}")
-    for matrix in (a, b, c):
+    add = not isinstance(accumulate, bool)
+    onto = accumulate if add else c
+    for matrix in (a, b, c, onto):
         if not _lies_in_rows(matrix):
             raise ValueError(f"a product needs rows side by side; found shape {matrix.shape}, strides {matrix.strides}")
     left, right = a.shape[::-1] if trans_a else a.shape, b.shape[::-1] if trans_b else b.shape
     if left[1] != right[0] or c.shape != (left[0], right[1]):
         raise ValueError(f"shapes {left} times {right} do not give {c.shape}")
-    _matmul(a, b, c, trans_a, trans_b, accumulate, workspace(c.dtype), thread_count())
+    bias = _NO_BIAS[c.dtype] if bias is None else bias
+    if onto.shape != c.shape or bias.shape not in ((0,), c.shape[1:]) or not bias.flags.c_contiguous:
+        raise ValueError(f"{onto.shape} and {bias.shape} cannot be added to a product of shape {c.shape}")
+    if not c.dtype == onto.dtype == bias.dtype:
+        raise TypeError(f"what is added to a product of {c.dtype} is such; found {onto.dtype}, {bias.dtype}")
+    _matmul(a, b, c, onto, bias, trans_a, trans_b, add or accumulate, workspace(c.dtype), thread_count())
 
 
 def _lies_in_rows(matrix) -> bool:

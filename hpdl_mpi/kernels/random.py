@@ -13,6 +13,7 @@ import math
 import numpy as np
 from numba import prange
 
+from hpdl_mpi.kernels.elementwise import lies_at
 from hpdl_mpi.kernels.jit import inline, kernel, parallel_kernel
 
 _M0 = np.uint64(0xD2511F53)
@@ -88,21 +89,44 @@ def fill_normal(out, key, deviation):
                         out[i] = radius * (math.cos(angle) if j == 0 else math.sin(angle))
 
 
-@parallel_kernel
-def dropout(x, key, sample_ids, rate, y):
-    """y = x / (1 - rate) where kept, else 0; x, y (n, size), sample_ids int64 (n,).
+@inline
+def _drop_fours(x, key, stream, position, threshold, scale, y):
+    """Do `drop_row` for all whole fours; without a loop inside, so that LLVM draws for many of them at once."""
+    zero = x.dtype.type(0.0)
+    for four in range(x.size // 4):
+        a, b, c, d = philox(key, stream, position + np.uint64(four))
+        y[4 * four] = x[4 * four] * scale if a >= threshold else zero
+        y[4 * four + 1] = x[4 * four + 1] * scale if b >= threshold else zero
+        y[4 * four + 2] = x[4 * four + 2] * scale if c >= threshold else zero
+        y[4 * four + 3] = x[4 * four + 3] * scale if d >= threshold else zero
 
-    Element j of a sample is dropped by (key, sample id, j), so the gradient is the same kernel applied to dy.
+
+@kernel
+def drop_row(x, key, stream, position, rate, y):
+    """y = x / (1 - rate) where kept, else 0; x, y (size,), y may be x.
+
+    Four elements share a draw; that of the first ones is at `position`.
     """
     threshold = np.uint64(rate * 4294967296.0)
     scale = x.dtype.type(1.0 / (1.0 - rate))
-    zero = x.dtype.type(0.0)
+    if lies_at(x, y):
+        _drop_fours(y, key, stream, position, threshold, scale, y)
+    else:
+        _drop_fours(x, key, stream, position, threshold, scale, y)
+    start = x.size // 4 * 4
+    words = philox(key, stream, position + np.uint64(x.size // 4))
+    for j in range(x.size - start):
+        y[start + j] = x[start + j] * scale if words[j] >= threshold else x.dtype.type(0.0)
+
+
+@parallel_kernel
+def dropout(x, key, sample_ids, rate, y):
+    """y = x / (1 - rate) where kept, else 0; x, y (n, size), y may be x, sample_ids int64 (n,).
+
+    Element j of a sample is dropped by (key, sample id, j), so the gradient is the same kernel applied to dy.
+    """
     for i in prange(x.shape[0]):
-        stream = np.uint64(sample_ids[i])
-        for start in range(0, x.shape[1], 4):
-            words = philox(key, stream, np.uint64(start // 4))
-            for j in range(min(4, x.shape[1] - start)):
-                y[i, start + j] = x[i, start + j] * scale if words[j] >= threshold else zero
+        drop_row(x[i], key, np.uint64(sample_ids[i]), np.uint64(0), rate, y[i])
 
 
 @parallel_kernel

@@ -7,7 +7,8 @@ import math
 from numba import prange
 
 from hpdl_mpi.kernels.elementary import exp
-from hpdl_mpi.kernels.elementwise import largest, lies_at
+from hpdl_mpi.kernels.elementwise import lies_at
+from hpdl_mpi.kernels.extrema import largest
 from hpdl_mpi.kernels.jit import inline, kernel, parallel_kernel
 
 

@@ -6,7 +6,7 @@ They know neither blocks nor threads: `kernels.gemm` does.
 from __future__ import annotations
 
 from collections.abc import Callable
-from itertools import chain
+from itertools import product
 from typing import Any
 
 from llvmlite import ir
@@ -37,8 +37,8 @@ def multiply_panel(vectors: int) -> Any:
     """Return a function for kernels that multiplies with a panel of op(b), `vectors` vectors wide."""
 
     @intrinsic
-    def multiply_panel(typing_context, depth, a, a_place, panel, c, c_place, size, add):
-        """c[i, j] = sum of a[i, t] panel[t, j] over t in order.
+    def multiply_panel(typing_context, depth, a, a_place, panel, c, c_place, size, onto, onto_place, bias, bias_at):
+        """c[i, j] = sum of a[i, t] panel[t, j] over t in order, plus onto[i, j], plus bias[j].
 
         Parameters
         ----------
@@ -52,24 +52,49 @@ def multiply_panel(vectors: int) -> Any:
             c[i, j] is at start + i row + j.
         size : (rows, columns)
             Of what is computed of c, columns at most vectors lanes. Nothing else of c is touched.
-        add : bool
-            Add to what c holds.
+        onto, onto_place : flat array, (start, row, whether)
+            onto[i, j] is at start + i row + j; it may be c. Without `whether` it is not read.
+        bias, bias_at : flat array, (start, whether)
+            bias[j] is at start + j. Without `whether` it is not read.
         """
 
-        def write(builder, depth, a, a_row, a_step, a_tile, panel, c, c_row, height, columns, add):
+        def write(
+            builder,
+            depth,
+            a,
+            a_row,
+            a_step,
+            a_tile,
+            panel,
+            c,
+            c_row,
+            height,
+            columns,
+            onto,
+            onto_row,
+            adds,
+            bias,
+            biased,
+        ):
             emit = Emitter(builder, dtype)
+            across = [index(j * emit.lanes) for j in range(vectors)]
+            bias_row = [builder.gep(bias, [column]) for column in across]
+
+            def rows_of(matrix: Any, row: Any, top: Any) -> list[list[Any]]:
+                first = builder.gep(matrix, [builder.mul(row, top)])
+                rows = [builder.gep(first, [builder.mul(row, index(i))]) for i in range(ROWS)]
+                return [[builder.gep(start, [column]) for column in across] for start in rows]
+
             with cgutils.for_range_slice(builder, index(0), height, index(ROWS), INDEX) as (top, number):
-                first = builder.gep(c, [builder.mul(c_row, top)])
-                rows = [builder.gep(first, [builder.mul(c_row, index(i))]) for i in range(ROWS)]
-                tile = [[builder.gep(row, [index(j * emit.lanes)]) for j in range(vectors)] for row in rows]
-                for pointer in chain(*tile):
-                    emit.prefetch(pointer)
+                tile, begun = rows_of(c, c_row, top), rows_of(onto, onto_row, top)
                 present = builder.sub(height, top)
                 left = builder.gep(a, [builder.mul(a_tile, number)]), a_row, a_step
 
                 def multiply(count: int) -> None:
-                    sums = _tile_sums(emit, depth, left, (count, present), emit.vector(panel), vectors)
-                    _write_tile(emit, sums, tile[:count], (present, columns), add)
+                    sums = _tile_sums(
+                        emit, depth, left, (count, present), emit.vector(panel), vectors, (tile[0][0], c_row)
+                    )
+                    _write_tile(emit, sums, tile[:count], (present, columns), (begun, adds), (bias_row, biased))
 
                 # the last tile may be a short one
                 with builder.if_else(builder.icmp_signed("<=", present, index(ROWS // 2))) as (then, otherwise):
@@ -81,30 +106,41 @@ def multiply_panel(vectors: int) -> Any:
         def generate(context, builder, signature, arguments):
             # a caller of the kernel that absorbed it would be optimized with it, over and over
             builder.function.attributes.add("noinline")
-            depth_, a_, a_place_, panel_, c_, c_place_, size_, add_ = arguments
+            depth_, a_, a_place_, panel_, c_, c_place_, size_, onto_, onto_place_, bias_, bias_at_ = arguments
             a_start, *a_strides = cgutils.unpack_tuple(builder, a_place_)
             c_start, c_row = cgutils.unpack_tuple(builder, c_place_)
-            a_data, panel_data, c_data = (
+            onto_start, onto_row, adds = cgutils.unpack_tuple(builder, onto_place_)
+            bias_start, biased = cgutils.unpack_tuple(builder, bias_at_)
+            a_data, panel_data, c_data, onto_data, bias_data = (
                 element_pointer(context, builder, array, value, start)
-                for array, value, start in ((a, a_, a_start), (panel, panel_, index(0)), (c, c_, c_start))
+                for array, value, start in (
+                    (a, a_, a_start),
+                    (panel, panel_, index(0)),
+                    (c, c_, c_start),
+                    (onto, onto_, onto_start),
+                    (bias, bias_, bias_start),
+                )
             )
             sizes = cgutils.unpack_tuple(builder, size_)
-            values = [depth_, a_data, *a_strides, panel_data, c_data, c_row, *sizes, add_]
+            values = [depth_, a_data, *a_strides, panel_data, c_data, c_row, *sizes]
+            values += [onto_data, onto_row, adds, bias_data, biased]
             call_apart(builder, f"hpdl_multiply_panel_{vectors}_{DTYPE_NAMES[dtype]}", values, write)
             return context.get_dummy_value()
 
         dtype = c.dtype
-        return types.void(depth, a, a_place, panel, c, c_place, size, add), generate
+        result = types.void(depth, a, a_place, panel, c, c_place, size, onto, onto_place, bias, bias_at)
+        return result, generate
 
     return multiply_panel
 
 
 def _tile_sums(
-    emit: Emitter, depth: Any, a_place: tuple, rows: tuple[int, Any], b_first: Any, vectors: int
+    emit: Emitter, depth: Any, a_place: tuple, rows: tuple[int, Any], b_first: Any, vectors: int, target: tuple
 ) -> list[list[Any]]:
     """Write the loop over a tile's terms and return its sums, rows x `vectors` vectors.
 
-    `rows` is how many are computed, and how many of these are there.
+    `rows` is how many are computed, and how many of these are there. Meanwhile the tile of c at `target`, (first, row),
+    is fetched, line by line: all lines at once would keep the panel's from coming.
     """
     builder = emit.builder
     a_first, a_row, a_step = a_place
@@ -113,6 +149,7 @@ def _tile_sums(
     last = builder.sub(present, index(1))
     numbers = [builder.select(builder.icmp_signed("<", index(i), present), index(i), last) for i in range(count)]
     offsets = [builder.mul(a_row, number) for number in numbers]
+    pace = builder.udiv(index((ROWS * vectors << 32) - 1), depth)  # lines in a term, in 32 bits behind the point
     entry = builder.block
     loop, done = builder.append_basic_block("terms"), builder.append_basic_block("sums")
     builder.branch(loop)
@@ -123,7 +160,7 @@ def _tile_sums(
         phi.add_incoming(first, entry)
         return phi
 
-    term, a, b = counter(index(0)), counter(a_first), counter(b_first)
+    term, a, b, fetched = counter(index(0)), counter(a_first), counter(b_first), counter(index(0))
     sums = [[counter(emit.zero) for _ in range(vectors)] for _ in range(count)]
     operands = [builder.load(builder.gep(b, [index(j)]), align=VECTOR_BYTES) for j in range(vectors)]
     factors = [emit.splat(builder.load(builder.gep(a, [offset]))) for offset in offsets]
@@ -131,6 +168,11 @@ def _tile_sums(
         [emit.fma(factor, operand, before) for operand, before in zip(operands, row, strict=True)]
         for factor, row in zip(factors, sums, strict=True)
     ]
+    number = builder.lshr(fetched, index(32))
+    row = builder.mul(builder.udiv(number, index(vectors)), target[1])
+    column = builder.mul(builder.urem(number, index(vectors)), index(emit.lanes))
+    emit.prefetch(builder.gep(target[0], [builder.add(row, column)]))
+    fetched.add_incoming(builder.add(fetched, pace), loop)
     following = builder.add(term, index(1))
     term.add_incoming(following, loop)
     a.add_incoming(builder.gep(a, [a_step]), loop)
@@ -143,19 +185,26 @@ def _tile_sums(
     return totals
 
 
-def _write_tile(emit: Emitter, sums: list[list[Any]], tile: list[list[Any]], size: tuple[Any, Any], add: Any) -> None:
-    """Write a tile's sums, plus what is there if `add`, as far as the tile is inside the matrix."""
+def _write_tile(
+    emit: Emitter, sums: list[list[Any]], tile: list[list[Any]], size: tuple[Any, Any], onto: tuple, bias: tuple
+) -> None:
+    """Write a tile's sums as far as the tile is inside the matrix.
+
+    To these comes what lies at the pointers of `onto` and of `bias`, each with whether it does.
+    """
     builder = emit.builder
     rows, columns = size
     in_columns = [emit.first_lanes(builder.sub(columns, index(j * emit.lanes))) for j in range(len(tile[0]))]
     in_rows = [emit.splat(builder.icmp_signed("<", index(i), rows)) for i in range(len(tile))]
-    adds = emit.splat(add)
+    adds, biased = emit.splat(onto[1]), emit.splat(bias[1])
+    shifts = [
+        emit.load(pointer, builder.and_(inside, biased)) for pointer, inside in zip(bias[0], in_columns, strict=True)
+    ]
     written = []
-    for pointers, vectors, in_row in zip(tile, sums, in_rows, strict=True):
-        for pointer, vector, in_column in zip(pointers, vectors, in_columns, strict=True):
-            inside = builder.and_(in_row, in_column)
-            before = emit.load(pointer, builder.and_(inside, adds))
-            written.append((builder.fadd(before, vector), pointer, inside))
+    for i, j in product(range(len(tile)), range(len(tile[0]))):
+        inside = builder.and_(in_rows[i], in_columns[j])
+        before = builder.fadd(emit.load(onto[0][i][j], builder.and_(inside, adds)), shifts[j])
+        written.append((builder.fadd(before, sums[i][j]), tile[i][j], inside))
     whole = builder.and_(
         builder.icmp_signed(">=", rows, index(len(tile))),
         builder.icmp_signed(">=", columns, index(len(tile[0]) * emit.lanes)),

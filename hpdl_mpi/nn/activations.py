@@ -11,6 +11,7 @@ import numpy as np
 from hpdl_mpi.base.errors import is_number, is_one_of
 from hpdl_mpi.kernels import activation as kernel
 from hpdl_mpi.kernels import softmax as softmax_kernel
+from hpdl_mpi.kernels.elementwise import multiply
 from hpdl_mpi.kernels.gemm import as_matrix
 from hpdl_mpi.nn.context import Context
 from hpdl_mpi.nn.layer import Layer, Shape
@@ -52,7 +53,7 @@ class _Activation(Layer):
         """Write dx."""
 
     def forward(self, x: np.ndarray, ctx: Context) -> np.ndarray:
-        y = ctx.reuse_or_take(x)
+        y = ctx.take(x.shape, x.dtype) if self.keeps_input else ctx.reuse_or_take(x)
         self._apply(x, y)
         ctx.save(kept=x if self.keeps_input else y)
         return y
@@ -136,8 +137,10 @@ class SiLU(_Activation):
         kernel.silu_backward(dy.reshape(-1), kept.reshape(-1), dx.reshape(-1))
 
 
-class GELU(_Activation):
+class GELU(Layer):
     """y = x Phi(x), with the standard normal distribution Phi (Hendrycks and Gimpel, 2016).
+
+    It keeps its slope, in the place of x where nobody else needs that: what forward has computed serves both.
 
     Parameters
     ----------
@@ -145,20 +148,30 @@ class GELU(_Activation):
         With "tanh", Phi is replaced by (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))) / 2, as in GPT-2.
     """
 
-    keeps_input = True
+    in_place = True
 
     def __init__(self, approximate: Literal["none", "tanh"] = "none") -> None:
         if not is_one_of(approximate, ("none", "tanh")):
             raise self.refuse("no such form", found=repr(approximate), expected="'none' or 'tanh'")
         self.approximate = approximate
 
-    def _apply(self, x: np.ndarray, y: np.ndarray) -> None:
-        forward = kernel.gelu if self.approximate == "none" else kernel.gelu_tanh
-        forward(x.reshape(-1), y.reshape(-1))
+    def output_shape(self, input_shape: Shape) -> Shape:
+        return input_shape
 
-    def _differentiate(self, dy: np.ndarray, kept: np.ndarray, dx: np.ndarray) -> None:
-        backward = kernel.gelu_backward if self.approximate == "none" else kernel.gelu_tanh_backward
-        backward(dy.reshape(-1), kept.reshape(-1), dx.reshape(-1))
+    def forward(self, x: np.ndarray, ctx: Context) -> np.ndarray:
+        y = ctx.take(x.shape, x.dtype)
+        slope = ctx.reuse_or_take(x) if ctx.saves else None
+        run = kernel.gelu if self.approximate == "none" else kernel.gelu_tanh
+        run(x.reshape(-1), y.reshape(-1), x.reshape(-1)[:0] if slope is None else slope.reshape(-1))
+        ctx.save(slope=slope)
+        ctx.release(slope)
+        return y
+
+    def backward_input(self, dy: np.ndarray, ctx: Context) -> np.ndarray:
+        dx = ctx.reuse_or_take(dy)
+        multiply(dy.reshape(-1), ctx.saved["slope"].reshape(-1), dx.reshape(-1))
+        ctx.drop("slope")
+        return dx
 
 
 class SwiGLU(_Activation):

@@ -194,9 +194,14 @@ class Context:
         """Let go of an array held once."""
         self.batch.pool.release(array)
 
+    @property
+    def saves(self) -> bool:
+        """Whether `save` keeps anything: backward will come."""
+        return self.batch.saving and self.needs_backward
+
     def save(self, **values: Any) -> None:
         """Keep arrays (held until `drop`) and plain values for backward, if backward will come."""
-        if self.batch.saving and self.needs_backward:
+        if self.saves:
             for name, value in values.items():
                 assert name not in self.saved, f"{self.path}: one micro-batch at a time may use a context"
                 self.saved[name] = value

@@ -13,7 +13,7 @@ from typing import ClassVar
 import numpy as np
 
 from hpdl_mpi.kernels import conv2d, depthwise, winograd, winograd_gradient
-from hpdl_mpi.kernels.elementwise import add_row_sums, fill_rows
+from hpdl_mpi.kernels.elementwise import add_row_sums
 from hpdl_mpi.kernels.gemm import as_matrix, matmul
 from hpdl_mpi.kernels.jit import thread_count
 from hpdl_mpi.kernels.pixels import gather_pixels, spread_pixels
@@ -85,9 +85,7 @@ class Pointwise(Method):
 
     def forward(self, x: np.ndarray, weight: np.ndarray, bias: np.ndarray, y: np.ndarray, ctx: Context) -> None:
         met = self._met(x, ctx)
-        if bias.size:
-            fill_rows(bias, as_matrix(y))
-        matmul(as_matrix(met), as_matrix(weight), as_matrix(y), trans_b=True, accumulate=bool(bias.size))
+        matmul(as_matrix(met), as_matrix(weight), as_matrix(y), trans_b=True, bias=bias)
         ctx.release(met)
 
     def backward_input(self, dy: np.ndarray, weight: np.ndarray, dx: np.ndarray, ctx: Context) -> None:

@@ -38,7 +38,7 @@ class _Dropout(Layer):
         if not ctx.training or self.rate == 0:
             ctx.retain(x)
             return x
-        y = ctx.take(x.shape, x.dtype)
+        y = ctx.reuse_or_take(x)
         self._write(x, y, ctx)
         return y
 
@@ -52,6 +52,8 @@ class Dropout(_Dropout):
 
     Srivastava et al. (2014).
     """
+
+    in_place = True
 
     def _write(self, x: np.ndarray, y: np.ndarray, ctx: Context) -> None:
         rows = (len(x), math.prod(x.shape[1:]))

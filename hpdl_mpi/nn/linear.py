@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from hpdl_mpi.kernels.activation import clip
-from hpdl_mpi.kernels.elementwise import add_row_sums, add_rows, fill_rows
+from hpdl_mpi.kernels.elementwise import add_row_sums
 from hpdl_mpi.kernels.gemm import as_matrix, matmul
 from hpdl_mpi.nn.context import Context
 from hpdl_mpi.nn.flat import images_in
@@ -77,24 +77,18 @@ class Linear(Layer):
 
     def forward(self, x: np.ndarray, ctx: Context) -> np.ndarray:
         y = ctx.take((*x.shape[:-1], self.out_features), x.dtype)
-        begun = self._begin(as_matrix(y), ctx)
-        matmul(as_matrix(x), self.params[self.names[0]], as_matrix(y), trans_b=not self.in_first, accumulate=begun)
+        matmul(
+            as_matrix(x),
+            self.params[self.names[0]],
+            as_matrix(y),
+            trans_b=not self.in_first,
+            accumulate=as_matrix(ctx.addend.values) if ctx.addend else False,
+            bias=self.params[self.names[1]] if self.bias else None,
+        )
         if ctx.addend and math.isfinite(min(map(abs, ctx.addend.limits))):
             clip(y.reshape(-1), *ctx.addend.limits, y.reshape(-1))
         ctx.save(x=x)
         return y
-
-    def _begin(self, y: np.ndarray, ctx: Context) -> bool:
-        """Write to y what the product is to be added to, and return whether there is any."""
-        if ctx.addend:
-            addend = as_matrix(ctx.addend.values)
-            if self.bias:
-                add_rows(addend, self.params[self.names[1]], y)
-            else:
-                np.copyto(y, addend)
-        elif self.bias:
-            fill_rows(self.params[self.names[1]], y)
-        return self.bias or ctx.addend is not None
 
     def backward_input(self, dy: np.ndarray, ctx: Context) -> np.ndarray | None:
         ctx.save(dy=dy)
@@ -158,9 +152,8 @@ class JoinedLinear(Layer):
     def forward(self, x: np.ndarray, ctx: Context) -> np.ndarray:
         y = ctx.take(self.output_shape(x.shape), x.dtype)
         for name, columns in self._parts(y):
-            if self.bias:
-                fill_rows(self.params[f"{name}.bias"], columns)
-            matmul(as_matrix(x), self.params[f"{name}.weight"], columns, trans_b=True, accumulate=self.bias)
+            bias = self.params[f"{name}.bias"] if self.bias else None
+            matmul(as_matrix(x), self.params[f"{name}.weight"], columns, trans_b=True, bias=bias)
         ctx.save(x=x)
         return y
 
@@ -244,8 +237,7 @@ class CrossLinear(Layer):
             y = ctx.recall(name)  # while a sequence comes in pieces the memory is the same for all of them
             if y is None:
                 y = ctx.take((*array.shape[:-1], len(weight)), array.dtype)
-                fill_rows(bias, as_matrix(y))
-                matmul(as_matrix(array), weight, as_matrix(y), trans_b=True, accumulate=True)
+                matmul(as_matrix(array), weight, as_matrix(y), trans_b=True, bias=bias)
                 if ctx.remembers and name == "memory":
                     ctx.remember(name, y)
             else:

@@ -50,6 +50,16 @@ class _Segment:
         return isinstance(base, memoryview) and base.obj is self._memory.obj
 
 
+class _Holding:
+    """A buffer that is handed out, and how many hold it."""
+
+    __slots__ = ("buffer", "count", "segment", "start")
+
+    def __init__(self, segment: _Segment, start: int, buffer: np.ndarray) -> None:
+        self.segment, self.start, self.buffer = segment, start, buffer
+        self.count = 1
+
+
 class Pool:
     """Hands out aligned arrays and takes them back, counting how many hold each of them.
 
@@ -65,7 +75,7 @@ class Pool:
     def __init__(self, poison: bool = False) -> None:
         self.poison = poison
         self._segments: list[_Segment] = []
-        self._live: dict[int, tuple[_Segment, int, np.ndarray, int]] = {}
+        self._live: dict[int, _Holding] = {}
         self.bytes_live = 0
         """Bytes of the buffers handed out now."""
         self.peak_live = 0
@@ -81,10 +91,10 @@ class Pool:
         dtype = np.dtype(dtype)
         nbytes = math.prod(shape) * dtype.itemsize
         segment, start, buffer = self._cut(max(ALIGNMENT, -(-nbytes // ALIGNMENT) * ALIGNMENT))
-        self._live[id(buffer)] = segment, start, buffer, 1
+        self._live[id(buffer)] = _Holding(segment, start, buffer)
         self.bytes_live += buffer.nbytes
         self.peak_live = max(self.peak_live, self.bytes_live)
-        array = buffer[:nbytes].view(dtype).reshape(shape)
+        array: np.ndarray = np.ndarray(shape, dtype, buffer)
         if self.poison:
             array.fill(np.nan if dtype.kind == "f" else np.iinfo(dtype).max)
         return array
@@ -94,9 +104,8 @@ class Pool:
         if isinstance(array, tuple):
             for member in array:
                 self.retain(member)
-        elif isinstance(array, np.ndarray) and id(array.base) in self._live:
-            segment, start, buffer, count = self._live[id(array.base)]
-            self._live[id(array.base)] = segment, start, buffer, count + 1
+        elif isinstance(array, np.ndarray) and (holding := self._live.get(id(array.base))):
+            holding.count += 1
 
     def release(self, array: Any) -> None:
         """Count one holder less; the last one's release frees the buffer.
@@ -109,20 +118,20 @@ class Pool:
         if isinstance(array, tuple):
             for member in array:
                 self.release(member)
-        elif isinstance(array, np.ndarray) and id(array.base) in self._live:
-            segment, start, buffer, count = self._live[id(array.base)]
-            if count > 1:
-                self._live[id(array.base)] = segment, start, buffer, count - 1
-            else:
+        elif isinstance(array, np.ndarray) and (holding := self._live.get(id(array.base))):
+            holding.count -= 1
+            if holding.count == 0:
+                nbytes = holding.buffer.nbytes
                 del self._live[id(array.base)]
-                self.bytes_live -= buffer.nbytes
-                segment.join(start, start + buffer.nbytes)
+                self.bytes_live -= nbytes
+                holding.segment.join(holding.start, holding.start + nbytes)
         elif isinstance(array, np.ndarray) and any(segment.owns(array) for segment in self._segments):
             raise RuntimeError(f"an array of shape {array.shape} was released more often than it was held")
 
     def count(self, array: np.ndarray) -> int:
         """Return how many hold an array of the pool; 0 if it came from elsewhere."""
-        return self._live[id(array.base)][-1] if id(array.base) in self._live else 0
+        holding = self._live.get(id(array.base))
+        return holding.count if holding else 0
 
     def _cut(self, nbytes: int) -> tuple[_Segment, int, np.ndarray]:
         """Return a buffer, from the first hole that is large enough."""

@@ -52,19 +52,35 @@ def integers(rng: np.random.Generator, shape: tuple[int, int], dtype: type, marg
 
 
 def check_exactly(
-    m: int, n: int, k: int, trans_a: bool, trans_b: bool, accumulate: bool, margin: int, dtype: type
+    m: int,
+    n: int,
+    k: int,
+    trans_a: bool,
+    trans_b: bool,
+    accumulate: bool,
+    margin: int,
+    dtype: type,
+    onto: bool = False,
+    biased: bool = False,
 ) -> None:
-    """Multiply integers that lie inside wider matrices, and compare all of the wider result."""
+    """Multiply integers that lie inside wider matrices, and compare all of the wider result.
+
+    With `onto` it is another matrix that the product is added to.
+    """
     rng = np.random.default_rng(m + n + k)
     a, _ = integers(rng, (k, m) if trans_a else (m, k), dtype, margin)
     b, _ = integers(rng, (n, k) if trans_b else (k, n), dtype, margin)
     c, wide = integers(rng, (m, n), dtype, margin)
     product = (a.T if trans_a else a).astype(np.float64) @ (b.T if trans_b else b).astype(np.float64)
     expected = wide.copy()
-    expected[margin : m + margin, margin : n + margin] = product + (c if accumulate else 0)
-    if not accumulate:
+    added = integers(rng, (m, n), dtype, margin + 1)[0] if onto else c
+    bias = rng.integers(-8, 9, n).astype(dtype) if biased else None
+    expected[margin : m + margin, margin : n + margin] = (
+        product + (added if accumulate or onto else 0) + (0 if bias is None else bias)
+    )
+    if onto or not accumulate:
         c[:] = np.nan
-    matmul(a, b, c, trans_a=trans_a, trans_b=trans_b, accumulate=accumulate)
+    matmul(a, b, c, trans_a=trans_a, trans_b=trans_b, accumulate=added if onto else accumulate, bias=bias)
     np.testing.assert_array_equal(wide, expected)
 
 
@@ -77,11 +93,13 @@ SIZES = st.one_of(st.integers(1, 40), st.sampled_from([63, 64, 65, 129, RUN, RUN
     flags=st.tuples(st.booleans(), st.booleans(), st.booleans()),
     margin=st.integers(0, 3),
     dtype=st.sampled_from(FLOATS),
+    onto=st.booleans(),
+    biased=st.booleans(),
 )
 def test_slices_of_any_size_give_the_exact_product_and_nothing_else_is_touched(
-    sizes: tuple[int, int, int], flags: tuple[bool, bool, bool], margin: int, dtype: type
+    sizes: tuple[int, int, int], flags: tuple[bool, bool, bool], margin: int, dtype: type, onto: bool, biased: bool
 ) -> None:
-    check_exactly(*sizes, *flags, margin=margin, dtype=dtype)
+    check_exactly(*sizes, *flags, margin=margin, dtype=dtype, onto=onto, biased=biased)
 
 
 @pytest.mark.parametrize("threads", [1, 2])
@@ -94,6 +112,7 @@ def test_matrices_of_many_blocks_give_the_exact_product(m: int, n: int, k: int, 
     try:
         for trans_a, trans_b in itertools.product((False, True), repeat=2):
             check_exactly(m, n, k, trans_a, trans_b, accumulate=True, margin=0, dtype=dtype)
+            check_exactly(m, n, k, trans_a, trans_b, False, 0, dtype, onto=True, biased=True)
     finally:
         set_threads(1)
 
@@ -176,6 +195,29 @@ def test_content_of_the_result_is_ignored_unless_added_to() -> None:
     c = np.full((2, 2), np.nan)
     matmul(np.eye(2), np.eye(2), c)
     np.testing.assert_array_equal(c, np.eye(2))
+
+
+def test_a_product_of_no_terms_is_what_it_is_added_to() -> None:
+    c = np.full((2, 3), np.nan)
+    matmul(np.zeros((2, 0)), np.zeros((0, 3)), c, accumulate=np.ones((2, 3)), bias=np.arange(3.0))
+    np.testing.assert_array_equal(c, [[1, 2, 3], [1, 2, 3]])
+
+
+@pytest.mark.parametrize(
+    ("settings", "error"),
+    [
+        ({"accumulate": np.zeros((2, 3), np.float32)}, ValueError),
+        ({"accumulate": np.zeros((2, 2))}, TypeError),
+        ({"accumulate": np.zeros((2, 2), np.float32).T[::-1]}, ValueError),
+        ({"bias": np.zeros(3, np.float32)}, ValueError),
+        ({"bias": np.zeros((2, 2), np.float32)}, ValueError),
+        ({"bias": np.zeros(4, np.float32)[::2]}, ValueError),
+        ({"bias": np.zeros(2)}, TypeError),
+    ],
+)
+def test_what_cannot_be_added_is_refused(settings: dict, error: type[Exception]) -> None:
+    with pytest.raises(error, match=r"added to a product|side by side"):
+        matmul(lying((2, 2)), lying((2, 2)), lying((2, 2)), **settings)
 
 
 def lying(shape: tuple[int, int]) -> np.ndarray:

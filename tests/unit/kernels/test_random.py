@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from hpdl_mpi.kernels.random import derive_key, philox, sample_keys
+from hpdl_mpi.kernels.random import derive_key, dropout, philox, sample_keys
 from tests import reference as ref
 
 KNOWN = [
@@ -66,3 +66,19 @@ def test_key_of_a_number_does_not_depend_on_its_type() -> None:
 def test_keys_are_the_same_in_every_process_and_release() -> None:
     """Runs that were begun go on only as long as keys do not change."""
     assert int(derive_key(0, "init", "0.weight")) == 16689827734146608983
+
+
+@pytest.mark.parametrize("size", [0, 1, 3, 4, 63, 64, 1001])
+def test_dropout_drops_by_the_published_numbers_and_may_do_so_in_place(size: int) -> None:
+    rate, key, ids = 0.3, np.uint64(11), np.array([7, 2])
+    x = np.random.default_rng(size).normal(size=(2, size))
+    words = np.array(
+        [[ref.philox4x32((j // 4, 0, int(sample), 0), (11, 0))[j % 4] for j in range(size)] for sample in ids],
+        np.float64,
+    ).reshape(x.shape)
+    expected = np.where(words >= int(rate * 2**32), x * (1.0 / (1.0 - rate)), 0.0)
+    y = np.full_like(x, np.nan)
+    dropout(x, key, ids, rate, y)
+    np.testing.assert_array_equal(y, expected)
+    dropout(x, key, ids, rate, x)
+    np.testing.assert_array_equal(x, expected)
