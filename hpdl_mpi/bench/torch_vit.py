@@ -1,39 +1,13 @@
-"""Vision Transformers in PyTorch: the twin of `hpdl_mpi.models.vit`, with the attention that PyTorch advises."""
+"""Vision Transformers in PyTorch: the twin of `hpdl_mpi.models.vit`."""
 
 from __future__ import annotations
 
 import torch
 from torch import nn
-from torch.nn import functional
+
+from hpdl_mpi.bench.torch_transformer import Block
 
 _EPS = 1e-12
-
-
-class _Attention(nn.Module):
-    def __init__(self, heads: int, width: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.qkv = nn.Linear(width, 3 * width)
-        self.dense = nn.Linear(width, width)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        size, steps, width = x.shape
-        parts = self.qkv(x).split(width, dim=2)
-        q, k, v = (part.view(size, steps, self.heads, -1).transpose(1, 2) for part in parts)
-        y = functional.scaled_dot_product_attention(q, k, v)
-        return self.dense(y.transpose(1, 2).reshape(size, steps, width))
-
-
-class _Block(nn.Module):
-    def __init__(self, heads: int, width: int) -> None:
-        super().__init__()
-        self.before, self.after = nn.LayerNorm(width, eps=_EPS), nn.LayerNorm(width, eps=_EPS)
-        self.attention = _Attention(heads, width)
-        self.perceptron = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = x + self.attention(self.before(x))
-        return x + self.perceptron(self.after(x))
 
 
 class ViT(nn.Module):
@@ -44,7 +18,8 @@ class ViT(nn.Module):
         self.projection = nn.Conv2d(3, width, patch, stride=patch)
         self.cls_token = nn.Parameter(0.02 * torch.randn(1, 1, width))
         self.positions = nn.Parameter(0.02 * torch.randn(1, 1 + (size // patch) ** 2, width))
-        self.blocks = nn.Sequential(*(_Block(heads, width) for _ in range(layers)))
+        blocks = (Block(heads, width, causal=False, gelu="none", eps=_EPS) for _ in range(layers))
+        self.blocks = nn.Sequential(*blocks)
         self.layernorm = nn.LayerNorm(width, eps=_EPS)
         self.classifier = nn.Linear(width, outputs)
 
