@@ -39,8 +39,10 @@ def distance(a: Sequence[str], b: Sequence[str]) -> int:
 def pronunciations(path: Path) -> dict[str, list[Sounds]]:
     """Return the ways in which each word of a file is spoken."""
     known: dict[str, list[Sounds]] = {}
-    for line in path.read_text(encoding="utf-8").splitlines():
-        word, sounds = line.split("\t")
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        word, tab, sounds = line.partition("\t")
+        if not tab:
+            raise SystemExit(f"{path}: line {number}: expected word TAB sounds; found {line!r}")
         known.setdefault(word, []).append(tuple(sounds.split()))
     return known
 
@@ -49,7 +51,8 @@ def held_out(run: Path) -> list[str]:
     """Return the words of a run's test data, each once."""
     job = RunFolder(run).read_job()
     tokenizer, _ = pair_tokenizers(run, job)
-    assert job.data.test is not None, "the run held words out"
+    if job.data.test is None:
+        raise SystemExit(f"{run}: the run has no test data (data.test): nothing was held out")
     pairs = Pairs.open(job.data.test, job.data.inputs, job.data.targets)
     tokens = np.empty((pairs.num_samples, *pairs.input_shape), pairs.input_dtype)
     pairs.read(np.arange(pairs.num_samples), tokens, None)
@@ -78,6 +81,9 @@ def main() -> None:
     arguments = parser.parse_args()
     known = pronunciations(arguments.pronunciations)
     found = predictions(arguments.run, held_out(arguments.run), ["--beams", arguments.beams] if arguments.beams else [])
+    unknown = [word for word in found if word not in known]
+    if unknown:
+        raise SystemExit(f"{arguments.pronunciations}: no pronunciation of {unknown[0]!r}: name the file of all words")
     errors, sounds, wrong = 0, 0, 0
     for word, said in found.items():
         least, length = min((distance(said, way), len(way)) for way in known[word])

@@ -53,7 +53,7 @@ class _Activation(Layer):
         """Write dx."""
 
     def forward(self, x: np.ndarray, ctx: Context) -> np.ndarray:
-        y = ctx.take(x.shape, x.dtype) if self.keeps_input else ctx.reuse_or_take(x)
+        y = ctx.reuse_or_take(x)
         self._apply(x, y)
         ctx.save(kept=x if self.keeps_input else y)
         return y

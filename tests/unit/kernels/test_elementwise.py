@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
@@ -28,44 +28,40 @@ PASSES: dict[str, tuple[Callable, Callable]] = {
 }
 
 
-@pytest.mark.parametrize("threads", [1, 2])
+@pytest.fixture(params=[1, 2])
+def threads(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Let kernels use so many threads."""
+    set_threads(request.param)
+    yield
+    set_threads(1)
+
+
+@pytest.mark.usefixtures("threads")
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("size", [0, 1, 7, 64, 1001])
 @pytest.mark.parametrize("name", PASSES)
-def test_result_in_the_place_of_the_first_operand_is_that_apart(
-    name: str, size: int, dtype: type, threads: int
-) -> None:
+def test_result_in_the_place_of_the_first_operand_is_that_apart(name: str, size: int, dtype: type) -> None:
     run, expected = PASSES[name]
     rng = np.random.default_rng(size)
     a, b, out = (rng.normal(size=size).astype(dtype) for _ in range(3))
     a[:4], b[-4:] = [np.inf, -np.inf, np.nan, 0.0][:size], [np.inf, -np.inf, np.nan, 0.0][:size]
     with np.errstate(invalid="ignore"):  # 0 times infinity
         known = expected(a, b)
-    set_threads(threads)
-    try:
-        run(a, b, out)
-        run(a, b, a)
-    finally:
-        set_threads(1)
+    run(a, b, out)
+    run(a, b, a)
     np.testing.assert_array_equal(out, known)
     np.testing.assert_array_equal(a, known)
 
 
-@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.usefixtures("threads")
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("activation", [gelu, gelu_tanh])
-def test_slope_of_gelu_in_the_place_of_its_argument_is_that_apart(
-    activation: Callable, dtype: type, threads: int
-) -> None:
+def test_slope_of_gelu_in_the_place_of_its_argument_is_that_apart(activation: Callable, dtype: type) -> None:
     x: np.ndarray = np.random.default_rng(0).normal(size=1001).astype(dtype)
     alone, apart, y, slope = (np.full_like(x, np.nan) for _ in range(4))
-    set_threads(threads)
-    try:
-        activation(x, alone, x[:0])
-        activation(x, apart, slope)
-        activation(x, y, x)
-    finally:
-        set_threads(1)
+    activation(x, alone, x[:0])
+    activation(x, apart, slope)
+    activation(x, y, x)
     np.testing.assert_array_equal(apart, alone)
     np.testing.assert_array_equal(y, alone)
     np.testing.assert_array_equal(x, slope)
