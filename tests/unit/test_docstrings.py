@@ -12,7 +12,9 @@ import pytest
 
 import hpdl_mpi
 
-NEED_TORCH = {f"hpdl_mpi.bench.torch_{name}" for name in ("gpt", "recurrent", "resnet", "seq2seq", "vision", "vit")}
+NEED_TORCH = {
+    f"hpdl_mpi.bench.torch_{name}" for name in ("gpt", "recurrent", "resnet", "seq2seq", "transformer", "vision", "vit")
+}
 """Modules that import PyTorch, which this suite does without: `tests/parity` looks at them."""
 
 NAMES = {info.name for info in pkgutil.walk_packages(hpdl_mpi.__path__, "hpdl_mpi.") if "__main__" not in info.name}
