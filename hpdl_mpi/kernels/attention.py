@@ -1,8 +1,8 @@
 """Scaled dot-product attention in blocks with an online softmax: no array of queries by keys is ever stored.
 
 Forward goes over blocks of keys and keeps, of each query, the largest score so far and the sum of exponentials (Milakov
-and Gimelshein, "Online normalizer calculation for softmax", 2018). Backward makes the weights of a block anew from the
-logarithm of that sum (Dao, "FlashAttention-2", 2023). Products are those of `kernels.gemm`, on panels that are packed
+and Gimelshein, "Online normalizer calculation for softmax", 2018). Backward makes the weights of a block anew from both
+(Dao et al., "FlashAttention", 2022). Products are those of `kernels.gemm`, on panels that are packed
 once for each head. A task is a sample and a head of keys and values, with all heads of queries that share it (Ainslie
 et al., "GQA", 2023); tasks know nothing of one another, so bits do not depend on the number of threads.
 
@@ -21,7 +21,6 @@ from hpdl_mpi.kernels.attention_blocks import (
     LEAST,
     PITCH,
     QUERIES,
-    UNSEEN,
     drop_block,
     exponentials,
     filled,
@@ -37,15 +36,15 @@ from hpdl_mpi.kernels.attention_blocks import (
     zero_rows,
 )
 from hpdl_mpi.kernels.elementary import exp
-from hpdl_mpi.kernels.extrema import largest
 from hpdl_mpi.kernels.gemm import multiply_panels, pack_panels
 from hpdl_mpi.kernels.jit import kernel, parallel_kernel
+from hpdl_mpi.kernels.rows import largest, scale_row
 from hpdl_mpi.kernels.vector import ROWS
 
 
 @kernel
-def _attend_block(q, q_at, block, seen, dim, scale, panels, visible, drop, out, out_at, sums, scratch):
-    """Write the outputs of a block of queries, and the logarithm of each one's sum of exponentials.
+def _attend_block(q, q_at, block, seen, dim, scale, panels, visible, drop, out, out_at, norms, scratch):
+    """Write the outputs of a block of queries, and what their weights can be made from again.
 
     Parameters
     ----------
@@ -60,13 +59,13 @@ def _attend_block(q, q_at, block, seen, dim, scale, panels, visible, drop, out, 
     visible : array, shape (keys,), or empty
     drop : (rate, key, sample, head)
     out, out_at : flat array, (start, row)
-    sums : array, shape (rows,)
-        Written.
+    norms : array, shape (2, rows)
+        Written, as those of `attend`.
     scratch : flat array
     """
     (query, rows), (keys, offset), (keys_across, values) = block, seen, panels
     scores, dropped = scratch[: QUERIES * PITCH], scratch[QUERIES * PITCH : 2 * QUERIES * PITCH]
-    tops, totals = scratch[2 * QUERIES * PITCH :], sums
+    tops, totals = norms[0], norms[1]
     padded = -(-dim // 16) * 16
     for r in range(rows):
         tops[r] = LEAST
@@ -86,13 +85,13 @@ def _attend_block(q, q_at, block, seen, dim, scale, panels, visible, drop, out, 
             if visible.size > 0:
                 hide(row[:count], first, visible)
             top = largest(row[:count], tops[r])
-            factor = exp(scale * (tops[r] - top))
-            tops[r] = top
-            totals[r] = totals[r] * factor + exponentials(row, count, scale, top)
-            if first > 0 and factor != 1:
-                begun = out[out_at[0] + r * out_at[1] : out_at[0] + r * out_at[1] + dim]
-                for c in range(dim):
-                    begun[c] *= factor
+            total = exponentials(row, count, scale, top)
+            if first > 0:
+                factor = exp(scale * (tops[r] - top))
+                total += totals[r] * factor
+                if factor != 1:
+                    scale_row(out[out_at[0] + r * out_at[1] : out_at[0] + r * out_at[1] + dim], factor)
+            tops[r], totals[r] = top, total
         weights = scores
         if drop[0] > 0:
             weights = dropped
@@ -103,15 +102,12 @@ def _attend_block(q, q_at, block, seen, dim, scale, panels, visible, drop, out, 
         )
     for r in range(rows):
         total = totals[r]
-        share = 1 / total if total > 0 else total  # what sees nothing is 0; a NaN stays one
-        row = out[out_at[0] + r * out_at[1] : out_at[0] + r * out_at[1] + dim]
-        for c in range(dim):
-            row[c] *= share
-        sums[r] = UNSEEN if total == 0 else scale * tops[r] + math.log(total)
+        totals[r] = 1 / total if total > 0 else total  # what sees nothing is 0; a NaN stays one
+        scale_row(out[out_at[0] + r * out_at[1] : out_at[0] + r * out_at[1] + dim], totals[r])
 
 
 @kernel
-def _attend_part(part, q, k, v, out, layout, offset, visible, rate, key, sample_ids, sums, scratch):
+def _attend_part(part, q, k, v, out, layout, offset, visible, rate, key, sample_ids, norms, scratch):
     """Do one of `len(scratch)` parts of `attend`."""
     n, queries, keys, heads, groups, dim = sizes_of(layout)
     scale = out.dtype.type(1 / math.sqrt(dim))
@@ -142,13 +138,13 @@ def _attend_part(part, q, k, v, out, layout, offset, visible, rate, key, sample_
                     (rate, key, sample_ids[i], head),
                     out,
                     (out_start + query * out_row, out_row),
-                    sums[i, head, query : query + rows],
+                    norms[i, head, :, query : query + rows],
                     rest,
                 )
 
 
 @parallel_kernel
-def attend(q, k, v, out, layout, offset, visible, rate, key, sample_ids, sums, scratch):
+def attend(q, k, v, out, layout, offset, visible, rate, key, sample_ids, norms, scratch):
     """out = softmax(q k^T / sqrt(dim)) v, of each sample and head.
 
     Parameters
@@ -167,10 +163,11 @@ def attend(q, k, v, out, layout, offset, visible, rate, key, sample_ids, sums, s
     key : uint64
         The random key.
     sample_ids : int64 array, shape (n,)
-    sums : array, shape (n, heads, queries)
-        Written: the logarithm of each query's sum of exponentials, for `attend_backward`.
+    norms : array, shape (n, heads, 2, queries)
+        Written, for `attend_backward`: the largest score of each query, and one over its sum of exponentials, or 0 if
+        it sees no key.
     scratch : array, shape (parts, scratch_size(keys, dim))
         The work is cut into so many parts.
     """
     for part in prange(len(scratch)):
-        _attend_part(part, q, k, v, out, layout, offset, visible, rate, key, sample_ids, sums, scratch)
+        _attend_part(part, q, k, v, out, layout, offset, visible, rate, key, sample_ids, norms, scratch)

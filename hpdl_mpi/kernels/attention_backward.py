@@ -12,7 +12,6 @@ from hpdl_mpi.kernels.attention_blocks import (
     PITCH,
     QUERIES,
     drop_block,
-    exponentials_less,
     filled,
     head_at,
     hide,
@@ -22,17 +21,19 @@ from hpdl_mpi.kernels.attention_blocks import (
     pack_blocks,
     padded_size,
     row_limit,
+    shares,
     sizes_of,
     whole_panels,
     zero_rows,
 )
 from hpdl_mpi.kernels.gemm import multiply_panels, pack_panels
 from hpdl_mpi.kernels.jit import kernel, parallel_kernel
+from hpdl_mpi.kernels.rows import inner_product
 from hpdl_mpi.kernels.vector import ROWS
 
 
 @kernel
-def _remake_weights(scores, size, query, seen, scale, visible, sums):
+def _remake_weights(scores, size, query, seen, scale, visible, norms):
     """Put softmax weights in place of a block of scores.
 
     Parameters
@@ -45,16 +46,17 @@ def _remake_weights(scores, size, query, seen, scale, visible, sums):
     seen : (keys, offset)
     scale : float
     visible : array, shape (keys,), or empty
-    sums : array, shape (rows,)
+    norms : array, shape (2, rows)
         Of `attend`.
     """
     rows, columns, first = size
+    tops, parts = norms[0], norms[1]
     for r in range(rows):
         row = scores[r * PITCH : r * PITCH + filled(columns)]
         count = max(0, min(columns, row_limit(query + r, seen[0], seen[1]) - first))
         if visible.size > 0:
             hide(row[:count], first, visible)
-        exponentials_less(row, count, scale, sums[r])
+        shares(row, count, scale, tops[r], parts[r])
 
 
 @kernel
@@ -68,7 +70,7 @@ def _through_softmax(weights, gradients, size, scale, along):
 
 
 @kernel
-def _backward_block(arrays, places, block, seen, dim, scale, panels, visible, drop, sums, scratch):
+def _backward_block(arrays, places, block, seen, dim, scale, panels, visible, drop, norms, scratch):
     """Add what a block of queries gives to the gradients of keys and values, and write those of the queries.
 
     Parameters
@@ -81,7 +83,7 @@ def _backward_block(arrays, places, block, seen, dim, scale, panels, visible, dr
         As `_attend_block` takes them.
     panels : (array, array, array)
         The transposed keys and values, and blocks of keys.
-    sums : array, shape (rows,)
+    norms : array, shape (2, rows)
     scratch : flat array
     """
     (query, rows), (keys, offset), (keys_across, values_across, keys_down) = block, seen, panels
@@ -98,10 +100,7 @@ def _backward_block(arrays, places, block, seen, dim, scale, panels, visible, dr
     for r in range(rows):
         result = out[out_at[0] + r * out_at[1] : out_at[0] + r * out_at[1] + dim]
         gradient = dout[out_at[0] + r * out_at[1] : out_at[0] + r * out_at[1] + dim]
-        inner = q.dtype.type(0)
-        for c in range(dim):
-            inner += result[c] * gradient[c]
-        along[r] = inner
+        along[r] = inner_product(result, gradient)
     most = row_limit(query + rows - 1, keys, offset)
     if most == 0:
         zero_rows(dq, q_at[0], q_at[1], rows, dim)
@@ -111,7 +110,7 @@ def _backward_block(arrays, places, block, seen, dim, scale, panels, visible, dr
         columns = whole_panels(most - first, present, q.itemsize)
         left = q_at[0], q_at[1], np.int64(1), ROWS * q_at[1]
         multiply_panels(dim, q, left, keys_across[first * dim :], weights, flat, (rows, columns), False)
-        _remake_weights(weights, (rows, columns, first), query, seen, scale, visible, sums)
+        _remake_weights(weights, (rows, columns, first), query, seen, scale, visible, norms)
         begins = row_limit(query, keys, offset) - first
         target = v_at[0] + first * v_at[1], v_at[1]
         if drop[0] > 0:
@@ -131,7 +130,9 @@ def _backward_block(arrays, places, block, seen, dim, scale, panels, visible, dr
 
 
 @kernel
-def _backward_part(part, q, k, v, out, dout, dq, dk, dv, layout, offset, visible, rate, key, sample_ids, sums, scratch):
+def _backward_part(
+    part, q, k, v, out, dout, dq, dk, dv, layout, offset, visible, rate, key, sample_ids, norms, scratch
+):
     """Do one of `len(scratch)` parts of `attend_backward`."""
     n, queries, keys, heads, groups, dim = sizes_of(layout)
     scale = out.dtype.type(1 / math.sqrt(dim))
@@ -163,13 +164,13 @@ def _backward_part(part, q, k, v, out, dout, dq, dk, dv, layout, offset, visible
                     (keys_across, values_across, keys_down),
                     visible[i],
                     (rate, key, sample_ids[i], head),
-                    sums[i, head, query : query + rows],
+                    norms[i, head, :, query : query + rows],
                     rest,
                 )
 
 
 @parallel_kernel
-def attend_backward(q, k, v, out, dout, dq, dk, dv, layout, offset, visible, rate, key, sample_ids, sums, scratch):
+def attend_backward(q, k, v, out, dout, dq, dk, dv, layout, offset, visible, rate, key, sample_ids, norms, scratch):
     """Write the gradients of what `attend` took, from that of its output.
 
     Parameters
@@ -179,11 +180,11 @@ def attend_backward(q, k, v, out, dout, dq, dk, dv, layout, offset, visible, rat
         They lie like `out`, `q`, `k` and `v`; the last three are written.
     layout, offset, visible, rate, key, sample_ids
         As `attend` takes them.
-    sums : array, shape (n, heads, queries)
+    norms : array, shape (n, heads, 2, queries)
         Of `attend`.
     scratch : array, shape (parts, scratch_size(keys, dim))
     """
     for part in prange(len(scratch)):
         _backward_part(
-            part, q, k, v, out, dout, dq, dk, dv, layout, offset, visible, rate, key, sample_ids, sums, scratch
+            part, q, k, v, out, dout, dq, dk, dv, layout, offset, visible, rate, key, sample_ids, norms, scratch
         )

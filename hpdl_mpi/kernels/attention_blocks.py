@@ -7,9 +7,9 @@ import math
 import numpy as np
 
 from hpdl_mpi.kernels.elementary import exp
-from hpdl_mpi.kernels.emit import VECTOR_BYTES
 from hpdl_mpi.kernels.gemm import multiply_terms, pack_panels
 from hpdl_mpi.kernels.jit import inline, kernel
+from hpdl_mpi.kernels.processor import VECTOR_BYTES
 from hpdl_mpi.kernels.random import drop_row
 from hpdl_mpi.kernels.vector import ROWS, VECTORS
 
@@ -24,9 +24,6 @@ PITCH = KEYS + 16
 
 LEAST = -1e30
 """Stands for the largest of no scores: finite, so that infinities are not subtracted."""
-
-UNSEEN = math.inf
-"""Stands for the logarithm of the sum of a query that sees no key: all its weights are 0."""
 
 _TOGETHER = 64
 """Elements of a row that are done at once, in whole vectors: none is left to be done alone. `KEYS` is a multiple."""
@@ -44,7 +41,7 @@ def scratch_size(keys: int, dim: int) -> int:
     A multiple of 16: what begins there is aligned for vectors.
     """
     padded_keys, padded_dim = -(-keys // KEYS) * KEYS, -(-dim // 16) * 16
-    return 3 * padded_keys * padded_dim + 2 * QUERIES * (padded_dim + PITCH) + 3 * QUERIES
+    return 3 * padded_keys * padded_dim + 2 * QUERIES * (padded_dim + PITCH) + QUERIES
 
 
 Place = tuple[int, int, int, int]
@@ -113,11 +110,11 @@ def exponentials(row, count, scale, top):
 
 
 @kernel
-def exponentials_less(row, count, scale, less):
-    """Put exp(scale score - less) in place of the first `count` scores of a row, 0 in place of others."""
+def shares(row, count, scale, top, share):
+    """Put share exp(scale (score - top)) in place of the first `count` scores of a row, 0 in place of others."""
     zero = row.dtype.type(0)
     for c in range(filled(count)):
-        row[c] = exp(scale * row[c] - less) if c < count else zero
+        row[c] = share * exp(scale * (row[c] - top)) if c < count else zero
     for c in range(filled(count), row.size):
         row[c] = zero
 

@@ -10,8 +10,8 @@ import math
 from numba import prange
 
 from hpdl_mpi.kernels.elementary import exp
-from hpdl_mpi.kernels.extrema import largest
 from hpdl_mpi.kernels.jit import kernel, parallel_kernel
+from hpdl_mpi.kernels.rows import largest
 
 
 @kernel

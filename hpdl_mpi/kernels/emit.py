@@ -12,14 +12,11 @@ from typing import Any
 
 from llvmlite import ir
 from numba import types
-from numba.core import cgutils, config
-from numba.core.codegen import get_host_cpu_features
+from numba.core import cgutils
 from numba.extending import intrinsic
 from numba.np.arrayobj import populate_array
 
-FEATURES = frozenset((get_host_cpu_features() if config.CPU_FEATURES is None else config.CPU_FEATURES).split(","))
-
-VECTOR_BYTES = 64 if "+avx512f" in FEATURES else 32 if "+avx2" in FEATURES else 16
+from hpdl_mpi.kernels.processor import VECTOR_BYTES
 
 INDEX = ir.IntType(64)
 _FLAG = ir.IntType(32)
@@ -83,6 +80,11 @@ class Emitter:
         # What is to be read waits in the second-level cache.
         write, keep, data = (ir.Constant(_FLAG, value) for value in (int(writes), 3 if writes else 2, 1))
         self._call("llvm.prefetch.p0", ir.VoidType(), [self.vector(pointer), write, keep, data])
+
+    def opaque(self, value: Any) -> Any:
+        """Return an address, or a number, of which the optimizer knows nothing more: it is computed where it stands."""
+        kind = ir.FunctionType(value.type, [value.type])
+        return self.builder.asm(kind, "", "=r,0", [value], False)
 
     def vector(self, pointer: Any) -> Any:
         """Return the pointer to the vector whose first element a pointer names."""

@@ -15,9 +15,10 @@ import numpy as np
 from numba import prange
 
 from hpdl_mpi.base.memory import aligned
-from hpdl_mpi.kernels.emit import VECTOR_BYTES, memory_of
+from hpdl_mpi.kernels.emit import memory_of
 from hpdl_mpi.kernels.jit import exact_kernel, inline, kernel, parallel_kernel, thread_count
 from hpdl_mpi.kernels.matvec import FEW, multiply_few
+from hpdl_mpi.kernels.processor import VECTOR_BYTES
 from hpdl_mpi.kernels.vector import ROWS, VECTORS, copy_strips, multiply_panel, transpose_square
 
 _DTYPES = (np.float32, np.float64)

@@ -27,6 +27,7 @@ import numba
 import numpy as np
 from numba.core.caching import FunctionCache
 
+import hpdl_mpi.kernels.processor  # noqa: F401  (says what Numba compiles for)
 from hpdl_mpi.kernels.linking import keep_own_copies
 
 FASTMATH = {"nsz", "arcp", "contract", "afn", "reassoc"}

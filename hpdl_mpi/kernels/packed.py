@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from hpdl_mpi.kernels.emit import VECTOR_BYTES, memory_of
+from hpdl_mpi.kernels.emit import memory_of
 from hpdl_mpi.kernels.gemm import DEPTH_BYTES, multiply_panels, pack_panels
 from hpdl_mpi.kernels.jit import inline, kernel
+from hpdl_mpi.kernels.processor import VECTOR_BYTES
 from hpdl_mpi.kernels.vector import ROWS, VECTORS
 
 

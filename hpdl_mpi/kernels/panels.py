@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from hpdl_mpi.kernels.emit import VECTOR_BYTES
 from hpdl_mpi.kernels.gemm import panel_vectors
 from hpdl_mpi.kernels.jit import kernel
+from hpdl_mpi.kernels.processor import VECTOR_BYTES
 from hpdl_mpi.kernels.tiles import tile_transform
 from hpdl_mpi.kernels.vector import VECTORS, transpose_square
 

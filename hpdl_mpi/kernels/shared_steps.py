@@ -12,8 +12,9 @@ from numba.core import cgutils
 from numba.core.errors import TypingError
 from numba.extending import intrinsic
 
-from hpdl_mpi.kernels.emit import FEATURES, INDEX, VECTOR_BYTES, Emitter, element_pointer, index
+from hpdl_mpi.kernels.emit import INDEX, Emitter, element_pointer, index
 from hpdl_mpi.kernels.jit import inline, kernel
+from hpdl_mpi.kernels.processor import FEATURES, VECTOR_BYTES
 
 COPY, STREAM, READ, STREAM_READ, READ_REDUCE, REDUCE_BOTH, SIGNAL, WAIT = range(8)
 """What is in the first column of a table: towards shared memory, the same past the cache, from there, the same past the

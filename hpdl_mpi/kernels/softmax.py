@@ -8,8 +8,8 @@ from numba import prange
 
 from hpdl_mpi.kernels.elementary import exp
 from hpdl_mpi.kernels.elementwise import lies_at
-from hpdl_mpi.kernels.extrema import largest
 from hpdl_mpi.kernels.jit import inline, kernel, parallel_kernel
+from hpdl_mpi.kernels.rows import largest
 
 
 @inline

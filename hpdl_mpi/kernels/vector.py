@@ -16,14 +16,13 @@ from numba.extending import intrinsic
 
 from hpdl_mpi.kernels.emit import (
     DTYPE_NAMES,
-    FEATURES,
     INDEX,
-    VECTOR_BYTES,
     Emitter,
     call_apart,
     element_pointer,
     index,
 )
+from hpdl_mpi.kernels.processor import FEATURES, VECTOR_BYTES
 
 ROWS = 6
 """Of a tile, or half as many where no more are left. Each row of op(a) costs a load for all vectors of the tile, each
@@ -31,6 +30,9 @@ vector of the panel one for all rows."""
 
 VECTORS = 4 if FEATURES & {"+avx512f", "+neon"} else 2
 """In a row of the largest tile. 24 sums or 12 leave a few of the processor's 32 or 16 registers for operands."""
+
+_TERMS = 4
+"""In a turn of the innermost loop: what is no product, such as counting, is done once for all of them."""
 
 
 def multiply_panel(vectors: int) -> Any:
@@ -85,23 +87,26 @@ def multiply_panel(vectors: int) -> Any:
                 rows = [builder.gep(first, [builder.mul(row, index(i))]) for i in range(ROWS)]
                 return [[builder.gep(start, [column]) for column in across] for start in rows]
 
-            with cgutils.for_range_slice(builder, index(0), height, index(ROWS), INDEX) as (top, number):
+            tiles = builder.udiv(height, index(ROWS))
+            # as a tile is computed, its share of the panel behind this one comes into the second-level cache
+            behind = builder.gep(panel, [builder.mul(depth, index(vectors * emit.lanes))])
+            lines = builder.udiv(builder.mul(depth, index(vectors)), builder.add(tiles, index(1)))
+
+            def multiply(count: int, top: Any, left: Any, present: Any) -> None:
                 tile, begun = rows_of(c, c_row, top), rows_of(onto, onto_row, top)
-                present = builder.sub(height, top)
-                left = builder.gep(a, [builder.mul(a_tile, number)]), a_row, a_step
+                share = builder.mul(lines, builder.udiv(top, index(ROWS)))
+                soon = tile[0][0], c_row, builder.gep(behind, [builder.mul(share, index(emit.lanes))])
+                a_place = left, a_row, a_step
+                sums = _tile_sums(emit, depth, a_place, (count, present), emit.vector(panel), vectors, soon)
+                _write_tile(emit, sums, tile[:count], (present, columns), (begun, adds), (bias_row, biased))
 
-                def multiply(count: int) -> None:
-                    sums = _tile_sums(
-                        emit, depth, left, (count, present), emit.vector(panel), vectors, (tile[0][0], c_row)
-                    )
-                    _write_tile(emit, sums, tile[:count], (present, columns), (begun, adds), (bias_row, biased))
-
-                # the last tile may be a short one
-                with builder.if_else(builder.icmp_signed("<=", present, index(ROWS // 2))) as (then, otherwise):
-                    with then:
-                        multiply(ROWS // 2)
-                    with otherwise:
-                        multiply(ROWS)
+            with cgutils.for_range(builder, tiles) as loop:
+                left = builder.gep(a, [builder.mul(a_tile, loop.index)])
+                multiply(ROWS, builder.mul(loop.index, index(ROWS)), left, index(ROWS))
+            done = builder.mul(tiles, index(ROWS))
+            with cgutils.for_range_slice(builder, done, height, index(ROWS // 2), INDEX) as (top, _):
+                left = builder.add(builder.mul(a_tile, tiles), builder.mul(a_row, builder.sub(top, done)))
+                multiply(ROWS // 2, top, builder.gep(a, [left]), builder.sub(height, top))
 
         def generate(context, builder, signature, arguments):
             # a caller of the kernel that absorbed it would be optimized with it, over and over
@@ -135,54 +140,76 @@ def multiply_panel(vectors: int) -> Any:
 
 
 def _tile_sums(
-    emit: Emitter, depth: Any, a_place: tuple, rows: tuple[int, Any], b_first: Any, vectors: int, target: tuple
+    emit: Emitter, depth: Any, a_place: tuple, rows: tuple[int, Any], b_first: Any, vectors: int, soon: tuple
 ) -> list[list[Any]]:
-    """Write the loop over a tile's terms and return its sums, rows x `vectors` vectors.
+    """Write the loops over a tile's terms and return its sums, rows x `vectors` vectors.
 
-    `rows` is how many are computed, and how many of these are there. Meanwhile the tile of c at `target`, (first, row),
-    is fetched, line by line: all lines at once would keep the panel's from coming.
+    `rows` is how many are computed, and how many of these are there. `soon` is what is fetched meanwhile: the tile of
+    c, as (first, row), a row at a time, since all at once would keep the panel's from coming, and the lines from a
+    pointer on, one in a turn.
     """
     builder = emit.builder
     a_first, a_row, a_step = a_place
     count, present = rows
-    # a row that is not there reads the last one again
-    last = builder.sub(present, index(1))
-    numbers = [builder.select(builder.icmp_signed("<", index(i), present), index(i), last) for i in range(count)]
-    offsets = [builder.mul(a_row, number) for number in numbers]
-    pace = builder.udiv(index((ROWS * vectors << 32) - 1), depth)  # lines in a term, in 32 bits behind the point
-    entry = builder.block
-    loop, done = builder.append_basic_block("terms"), builder.append_basic_block("sums")
-    builder.branch(loop)
+    # half a tile is reached from one pointer: more would not find a register
+    half = ROWS // 2
+    pointers = [builder.gep(a_first, [builder.mul(a_row, index(i))]) for i in range(0, count, half)]
+    offsets = [builder.mul(a_row, index(i)) for i in range(half)]
+    if count == half:  # a row that is not there reads the first again
+        there = [builder.icmp_signed("<", index(i), present) for i in range(half)]
+        offsets = [builder.select(*choice, index(0)) for choice in zip(there, offsets, strict=True)]
+
+    def add_term(b: Any, *state: Any) -> list[Any]:
+        pointers, sums = state[: count // half], state[count // half :]
+        operands = [builder.load(builder.gep(b, [index(j)]), align=VECTOR_BYTES) for j in range(vectors)]
+        factors = [emit.splat(builder.load(builder.gep(*place))) for place in product(pointers, zip(offsets))]
+        totals = [
+            emit.fma(factor, operand, before)
+            for (factor, operand), before in zip(product(factors, operands), sums, strict=True)
+        ]
+        # the optimizer would keep where each of a turn's terms lies, and has no registers for that
+        moved = [emit.opaque(builder.gep(pointer, [a_step])) for pointer in pointers]
+        return [builder.gep(b, [index(vectors)]), *moved, *totals]
+
+    def add_terms(line: Any, *begun: Any) -> list[Any]:
+        emit.prefetch(line, writes=False)
+        state = list(begun)
+        for _ in range(_TERMS):
+            state = add_term(*state)
+        return [builder.gep(line, [index(emit.lanes)]), *state]
+
+    turns = builder.udiv(depth, index(_TERMS))
+
+    def add_share(number: Any, *state: Any) -> list[Any]:
+        row = builder.gep(soon[0], [builder.mul(soon[1], number)])
+        for j in range(vectors):
+            emit.prefetch(builder.gep(row, [index(j * emit.lanes)]))
+        following = builder.add(number, index(1))
+        start, stop = (builder.udiv(builder.mul(turns, share), index(count)) for share in (number, following))
+        return [following, *_repeat(builder, builder.sub(stop, start), list(state), add_terms)]
+
+    state = [b_first, *pointers, *[emit.zero] * (count * vectors)]
+    _, _, *state = _repeat(builder, index(count), [index(0), soon[2], *state], add_share)
+    sums = _repeat(builder, builder.urem(depth, index(_TERMS)), state, add_term)[1 + len(pointers) :]
+    return [sums[i * vectors : (i + 1) * vectors] for i in range(count)]
+
+
+def _repeat(builder: Any, count: Any, state: list[Any], body: Callable[..., list[Any]]) -> list[Any]:
+    """Write a loop that puts what `body` makes of the state in its place, `count` times or never; return the last."""
+    entry, loop, done = builder.block, *(builder.append_basic_block(name) for name in ("loop", "done"))
+    builder.cbranch(builder.icmp_signed(">", count, index(0)), loop, done)
     builder.position_at_end(loop)
-
-    def counter(first: Any) -> Any:
-        phi = builder.phi(first.type)
-        phi.add_incoming(first, entry)
-        return phi
-
-    term, a, b, fetched = counter(index(0)), counter(a_first), counter(b_first), counter(index(0))
-    sums = [[counter(emit.zero) for _ in range(vectors)] for _ in range(count)]
-    operands = [builder.load(builder.gep(b, [index(j)]), align=VECTOR_BYTES) for j in range(vectors)]
-    factors = [emit.splat(builder.load(builder.gep(a, [offset]))) for offset in offsets]
-    totals = [
-        [emit.fma(factor, operand, before) for operand, before in zip(operands, row, strict=True)]
-        for factor, row in zip(factors, sums, strict=True)
-    ]
-    number = builder.lshr(fetched, index(32))
-    row = builder.mul(builder.udiv(number, index(vectors)), target[1])
-    column = builder.mul(builder.urem(number, index(vectors)), index(emit.lanes))
-    emit.prefetch(builder.gep(target[0], [builder.add(row, column)]))
-    fetched.add_incoming(builder.add(fetched, pace), loop)
-    following = builder.add(term, index(1))
-    term.add_incoming(following, loop)
-    a.add_incoming(builder.gep(a, [a_step]), loop)
-    b.add_incoming(builder.gep(b, [index(vectors)]), loop)
-    for row, row_after in zip(sums, totals, strict=True):
-        for before, after in zip(row, row_after, strict=True):
-            before.add_incoming(after, loop)
-    builder.cbranch(builder.icmp_signed("<", following, depth), loop, done)
+    first = [count, *state]
+    before = [builder.phi(value.type) for value in first]
+    after = [builder.sub(before[0], index(1)), *body(*before[1:])]
+    end = builder.block
+    builder.cbranch(builder.icmp_signed(">", after[0], index(0)), loop, done)
     builder.position_at_end(done)
-    return totals
+    last = [builder.phi(value.type) for value in first]
+    for phi, begun, following in zip(before + last, first * 2, after * 2, strict=True):
+        phi.add_incoming(begun, entry)
+        phi.add_incoming(following, end)
+    return last[1:]
 
 
 def _write_tile(

@@ -13,8 +13,8 @@ from llvmlite import ir
 from numba import prange, types
 from numba.extending import intrinsic
 
-from hpdl_mpi.kernels.emit import FEATURES
 from hpdl_mpi.kernels.jit import ParallelKernel, inline, parallel_kernel
+from hpdl_mpi.kernels.processor import FEATURES
 
 _LARGEST_HALF = 65504.0
 _FLOAT, _HALF, _WORD, _PATTERN = ir.FloatType(), ir.HalfType(), ir.IntType(32), ir.IntType(16)

@@ -69,19 +69,19 @@ class _Attention(Layer):
         layout, dtype = self._layout(inputs), inputs[0].dtype
         visible = np.zeros((len(inputs[0]), 0), dtype) if mask is None else mask
         sources = [inputs[number] for number in self._sources]
-        y, sums = self._attend(sources, layout, self._offset(int(layout[0, 2])), visible, ctx)
-        ctx.save(inputs=inputs, visible=visible, y=y, sums=sums)
-        ctx.release(sums)
+        y, norms = self._attend(sources, layout, self._offset(int(layout[0, 2])), visible, ctx)
+        ctx.save(inputs=inputs, visible=visible, y=y, norms=norms)
+        ctx.release(norms)
         return y
 
     def _attend(
         self, sources: list[np.ndarray], layout: np.ndarray, offset: int, visible: np.ndarray, ctx: Context
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Return the outputs for what holds queries, keys and values, and the logarithms of sums of exponentials."""
+        """Return the outputs for what holds queries, keys and values, and what their weights can be made from again."""
         (n, queries, keys, heads), dim = layout[0].tolist(), int(layout[1, 1])
         dtype = visible.dtype
         y = ctx.take((n, queries, heads * dim), dtype)
-        sums = ctx.take((n, heads, queries), dtype)
+        norms = ctx.take((n, heads, 2, queries), dtype)
         scratch = ctx.take((thread_count(), scratch_size(keys, dim)), dtype)
         attend(
             *(array.reshape(-1) for array in sources),
@@ -91,11 +91,11 @@ class _Attention(Layer):
             visible,
             *self._drop(ctx),
             ctx.batch.sample_ids,
-            sums,
+            norms,
             scratch,
         )
         ctx.release(scratch)
-        return y, sums
+        return y, norms
 
     def _attend_one(
         self, queries: np.ndarray, memory: np.ndarray, keys: int, mask: np.ndarray | None, ctx: Context
@@ -116,7 +116,7 @@ class _Attention(Layer):
         return (self.dropout if ctx.training else 0.0), ctx.key
 
     def backward_input(self, dy: np.ndarray, ctx: Context) -> Any:
-        inputs, visible, y, sums = (ctx.saved[name] for name in ("inputs", "visible", "y", "sums"))
+        inputs, visible, y, norms = (ctx.saved[name] for name in ("inputs", "visible", "y", "norms"))
         layout = self._layout(inputs)
         keys, dim = int(layout[0, 2]), int(layout[1, 1])
         gradients = tuple(ctx.take(array.shape, array.dtype) for array in inputs)
@@ -131,12 +131,12 @@ class _Attention(Layer):
             visible,
             *self._drop(ctx),
             ctx.batch.sample_ids,
-            sums,
+            norms,
             scratch,
         )
         ctx.release(scratch)
         masked = visible.shape[1] > 0
-        ctx.drop("inputs", "visible", "y", "sums")
+        ctx.drop("inputs", "visible", "y", "norms")
         return joined_members((*gradients, None) if masked else gradients)
 
 
@@ -239,8 +239,8 @@ class SelfAttention(_Attention):
         result = (n, steps, self.num_heads * dim)
         sizes = (n, steps, seen, self.num_heads, self.num_kv_heads, dim)
         layout = layout_of(sizes, _place(qkv.shape, 0, dim), *places, _place(result, 0, dim))
-        y, sums = self._attend([qkv, memory, memory], layout, past, np.zeros((n, 0), qkv.dtype), ctx)
-        ctx.release(sums)
+        y, norms = self._attend([qkv, memory, memory], layout, past, np.zeros((n, 0), qkv.dtype), ctx)
+        ctx.release(norms)
         return y
 
 

@@ -72,10 +72,13 @@ class Passing(NamedTuple):
 
     def read(self, x: Any) -> Any:
         """Return what the layer reads of an activation."""
-        return joined_members(members(x)[: self.reads])
+        return x if self.total == 1 else joined_members(members(x)[: self.reads])
 
     def after(self, x: Any, y: Any, ctx: Context) -> Any:
         """Return what comes out where `x` came in and the layer made `y` of it; x is let go."""
+        if self.total == 1:
+            ctx.release(x)
+            return y
         rest = members(x)[self.writes :]
         ctx.retain(rest)
         ctx.release(x)
@@ -83,10 +86,13 @@ class Passing(NamedTuple):
 
     def result_gradient(self, dy: Any) -> Any:
         """Return the gradient of the layer's result, of that of what comes out."""
-        return joined_members(members(dy)[: self.results])
+        return dy if self.total == 1 else joined_members(members(dy)[: self.results])
 
     def before(self, dy: Any, dx: Any, ctx: Context) -> Any:
         """Return the gradient of what came in, of that of what came out and of what the layer read; dy is let go."""
+        if self.total == 1:
+            ctx.release(dy)
+            return dx
         handed = members(dy)[self.results :]
         own = members(dx) if dx is not None else (None,) * self.reads
         gradients = []

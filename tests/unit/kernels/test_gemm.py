@@ -154,7 +154,7 @@ def test_bits_of_an_element_depend_on_its_row_and_column_alone(trans_a: bool, tr
 _DIGEST = """
 import hashlib
 import numpy as np
-from hpdl_mpi.kernels.emit import VECTOR_BYTES
+from hpdl_mpi.kernels.processor import VECTOR_BYTES
 from hpdl_mpi.kernels.gemm import matmul
 
 rng = np.random.default_rng(0)
