@@ -32,7 +32,7 @@ _PACKED_BYTES = 2 * 1024 * 1024
 _BLOCK_TILES = 16
 """Tiles below one another that meet all these panels before the next tiles: they stay in the second-level cache."""
 
-_GATHERED_ABOVE = 96
+_GATHERED_ABOVE = 192
 """Elements from row to row of a transposed a. Up to here its columns are as good where they lie as gathered."""
 
 _TILE_GAP = 16
