@@ -76,7 +76,7 @@ def main() -> None:
     splits = {name: read(f"{arguments.folder}/{name}") for name in ("train", "test")}
     model = GPT(65, CONTEXT, layers=4, heads=4, width=128)
     for name, parameter in model.named_parameters():
-        if name.endswith(("c_proj.weight", "mlp.2.weight")):
+        if name.endswith(("attention.out.weight", "mlp.2.weight")):
             torch.nn.init.normal_(parameter, std=0.02 / math.sqrt(2 * 4))
         if name.endswith("bias"):  # the recipe has none
             torch.nn.init.zeros_(parameter).requires_grad_(False)

@@ -17,6 +17,7 @@ from hpdl_mpi.bench.pipeline_torch import TORCH_SCHEDULES
 from hpdl_mpi.bench.players import ChildPlayer, Player, check_twins, play_together, wake_numba
 from hpdl_mpi.bench.rounds import require_rounds
 from hpdl_mpi.bench.statistics import pairwise_ratio, spread
+from hpdl_mpi.bench.torch_models import CUTTABLE
 from hpdl_mpi.bench.workloads import WORKLOADS
 from hpdl_mpi.comm import Communicator, agree
 from hpdl_mpi.kernels.threads import set_threads
@@ -141,8 +142,9 @@ def _check(model: str, vs: str | None, schedule: str, num_rounds: int) -> None:
                 found=schedule,
                 expected=" or ".join(TORCH_SCHEDULES),
             )
-        if WORKLOADS[model].images or WORKLOADS[model].vocabularies:
-            raise InputError(f"{TORCH} is compared on rows of numbers only", where="--model", found=model)
+        if model not in CUTTABLE:
+            expected = " or ".join(CUTTABLE)
+            raise InputError(f"{TORCH} cannot be cut alike", where="--model", found=model, expected=expected)
         if importlib.util.find_spec("torch") is None:
             raise InputError("PyTorch is not installed", where=f"--vs {vs}", remedy=REMEDY)
     elif vs is not None and vs not in FAMILIES:

@@ -29,7 +29,10 @@ def load(
     address: str,
     threads: int,
 ) -> Callable[[], Subject]:
-    """Import, set the threads and meet the other ranks; return what builds this rank's part of the step."""
+    """Import, set the threads and meet the other ranks; return what builds this rank's part of the step.
+
+    A parameter that stages of several ranks have is one of each: PyTorch leaves it to its user to sum their gradients.
+    """
     import torch
     import torch._dynamo  # the first optimizer would import it
     import torch.distributed as dist
@@ -56,8 +59,11 @@ def load(
         stages = [pipelining.PipelineStage(parts[stage], stage, len(stage_ranks), device) for stage in own]
         kind = getattr(pipelining, TORCH_SCHEDULES[schedule])
         several = schedule in ("interleaved", "zb-v")
-        loss = torch.nn.functional.cross_entropy
-        pipeline: Any = kind(stages if several else stages[0], num_microbatches, loss_fn=loss)
+
+        def loss_of(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+            return torch.nn.functional.cross_entropy(outputs.flatten(0, -2), targets.flatten())
+
+        pipeline: Any = kind(stages if several else stages[0], num_microbatches, loss_fn=loss_of)
         inputs, targets = (
             torch.from_numpy(array) for array in WORKLOADS[model].batch(microbatch_size * num_microbatches)
         )

@@ -8,25 +8,29 @@ from torch import nn
 from hpdl_mpi.bench.torch_transformer import Block
 
 
-class GPT(nn.Module):
-    """The network; embedding and head are one."""
+class Positions(nn.Embedding):
+    """A learned vector for each step."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return x (n, steps, width) with the vectors added."""
+        return x + self.weight[: x.shape[1]]
+
+
+class GPT(nn.Sequential):
+    """The network, of tokens (n, steps) to logits (n, steps, vocabulary), in the layers that ours is cut between.
+
+    Embedding and head are one.
+    """
 
     def __init__(self, vocabulary: int, context: int, layers: int, heads: int, width: int) -> None:
-        super().__init__()
-        self.wte, self.wpe = nn.Embedding(vocabulary, width), nn.Embedding(context, width)
+        embedding, positions = nn.Embedding(vocabulary, width), Positions(context, width)
         blocks = (Block(heads, width, causal=True, gelu="tanh", eps=1e-5) for _ in range(layers))
-        self.h = nn.Sequential(*blocks)
-        self.ln_f = nn.LayerNorm(width)
-        self.lm_head = nn.Linear(width, vocabulary, bias=False)
-        self.lm_head.weight = self.wte.weight
+        head = nn.Linear(width, vocabulary, bias=False)
+        super().__init__(embedding, positions, *blocks, nn.LayerNorm(width), head)
+        head.weight = embedding.weight
         for parameter in self.parameters():
             if parameter.dim() > 1:
                 nn.init.normal_(parameter, std=0.02)
-
-    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Return logits (n, steps, vocabulary)."""
-        x = self.wte(tokens) + self.wpe(torch.arange(tokens.shape[1]))
-        return self.lm_head(self.ln_f(self.h(x)))
 
 
 def gpt2_124m() -> nn.Module:

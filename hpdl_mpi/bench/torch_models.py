@@ -58,6 +58,9 @@ _OTHERS = ("alexnet", "mobilenet_v2", "vgg11_bn", "vgg16_bn", "vgg16_cifar")
 
 _GPT = ("gpt2_124m", "gpt_nano", "gpt_small")
 
+CUTTABLE = ("mlp", "mlp_deep", *_GPT)
+"""Those that are rows of the same outermost layers as ours, so that a pipeline can be cut alike."""
+
 TORCH_MODELS = {
     "lenet": lenet,
     "lstm_lm": _made_in("torch_recurrent", "lstm_lm"),

@@ -18,16 +18,18 @@ from hpdl_mpi.bench.pipeline import bench_pipeline
 from hpdl_mpi.comm import world
 
 short = {"microbatch_size": 8, "num_rounds": 2, "turn_seconds": 0.0}
-result = bench_pipeline(world(), "mlp", sys.argv[1], 4, vs="torch-pipelining", **short)
+result = bench_pipeline(world(), sys.argv[1], sys.argv[2], 4, vs="torch-pipelining", **short)
 if world().rank == 0:
-    json.dump(result, open(sys.argv[2], "w"))
+    json.dump(result, open(sys.argv[3], "w"))
 """
 
 
-@pytest.mark.parametrize("schedule", TORCH_SCHEDULES)
-def test_pytorchs_pipeline_trains_a_model_as_large_as_ours(tmp_path: Path, schedule: str) -> None:
+@pytest.mark.parametrize(
+    ("model", "schedule"), [*(("mlp", schedule) for schedule in TORCH_SCHEDULES), ("gpt_nano", "1f1b")]
+)
+def test_pytorchs_pipeline_trains_a_model_as_large_as_ours(tmp_path: Path, model: str, schedule: str) -> None:
     file = tmp_path / "result.json"
-    done = run_python(2, "-c", SCRIPT, schedule, str(file))
+    done = run_python(2, "-c", SCRIPT, model, schedule, str(file))
     assert done.returncode == 0, done.stderr
     result = json.loads(file.read_text())
     theirs = result["vs"]["torch-pipelining"]

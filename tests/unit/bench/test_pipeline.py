@@ -95,7 +95,7 @@ def test_one_rank_has_no_bubble_but_its_own_overhead():
         ({"vs": "1f1b"}, "--vs: a schedule is compared with another one"),
         ({"schedule": "fast"}, r"parallel\.schedule: no such schedule"),
         ({"schedule": "zb-h1", "vs": TORCH}, "--schedule: torch-pipelining has no such schedule"),
-        ({"model": "lenet", "vs": TORCH}, "--model: torch-pipelining is compared on rows of numbers only"),
+        ({"model": "lenet", "vs": TORCH}, "--model: torch-pipelining cannot be cut alike"),
         ({"cuts": [1]}, r"parallel\.cuts: out of range"),
     ],
 )
