@@ -197,7 +197,7 @@ def generate(
 
 @app.command()
 def pipeline(
-    model: Annotated[str, typer.Option(help="A model that can be cut, such as mlp_deep, gpt_small or lenet.")] = "mlp_deep",
+    model: Annotated[str, typer.Option(help="A model to cut, such as mlp_deep, gpt_small or lenet.")] = "mlp_deep",
     schedule: Annotated[str, typer.Option(help="A name that `hpdl schedule show` knows, or a CSV file.")] = "1f1b",
     microbatches: Annotated[int, typer.Option("--microbatches", "-m", min=1, help="Micro-batches of a step.")] = 8,
     microbatch_size: Annotated[int, typer.Option(min=1, help="Samples of a micro-batch.")] = 64,
