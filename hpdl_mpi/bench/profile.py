@@ -20,6 +20,9 @@ from hpdl_mpi.nn.conv import Conv2d
 _METHODS = {name: name for name in PASSES} | {"backward": "backward_input"}
 """Methods of a layer that are timed, and the pass that each counts with; a fused backward is mostly dgrad."""
 
+_WARM_UP = 2
+"""Steps before those that count."""
+
 
 @dataclass
 class LayerProfile:
@@ -47,12 +50,13 @@ class LayerProfile:
 
 
 class Stopwatch:
-    """Times the passes of all layers of a model, each without those that it calls."""
+    """Times the passes of all layers of a model that has not run yet, each without those that it calls."""
 
     def __init__(self, model: Layer) -> None:
         self.layers = {layer: LayerProfile(layer.path, _kind(layer)) for layer in walk(model)}
         self._inside: list[float] = []
         for layer in self.layers:
+            layer.replayable = False  # a replay would call none of its methods
             for method in _METHODS:
                 setattr(layer, method, partial(self._timed, layer, method, getattr(layer, method)))
 
@@ -101,16 +105,16 @@ def profile_step(model: str, batch: int, threads: int, *, num_steps: int = 10) -
     """
     check_settings(model, batch, threads, num_steps)
     replica, step = load_parts(threads)(model, batch, False)
-    for _ in range(2):
-        step()
     watch = Stopwatch(replica.model)
     steps = []
-    for _ in range(num_steps):
+    for _ in range(_WARM_UP + num_steps):
         watch.begin_step()
         began = time.perf_counter()
         step()
         steps.append(time.perf_counter() - began)
     taken = [each for profile in watch.layers.values() for each in profile.seconds.values()]
+    for seconds in (steps, *taken):
+        del seconds[:_WARM_UP]
     inside = map(sum, zip(*taken, strict=True))
     layers = [
         asdict(profile) | {"seconds": {name: median(taken) for name, taken in profile.seconds.items()}}

@@ -29,6 +29,7 @@ from numba.core.caching import FunctionCache
 
 import hpdl_mpi.kernels.processor  # noqa: F401  (says what Numba compiles for)
 from hpdl_mpi.kernels.linking import keep_own_copies
+from hpdl_mpi.kernels.recording import current
 
 FASTMATH = {"nsz", "arcp", "contract", "afn", "reassoc"}
 """LLVM's fast-math flags without `nnan` and `ninf`: a NaN must survive a kernel to be seen."""
@@ -172,7 +173,10 @@ class ParallelKernel:
         self.parallel = _compile(_renamed(function), fastmath=fastmath, parallel={"fusion": False})
 
     def __call__(self, *args: Any) -> Any:
-        return self.serial(*args) if _settings.threads == 1 else self.parallel(*args)
+        form = self.serial if _settings.threads == 1 else self.parallel
+        if current.recording is not None:
+            current.recording.add(form, args)
+        return form(*args)
 
 
 def _renamed(function: Callable) -> Callable:

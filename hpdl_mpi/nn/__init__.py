@@ -11,7 +11,7 @@ from hpdl_mpi.nn.conv import Conv2d, make_exact
 from hpdl_mpi.nn.dropout import Dropout, Dropout2d, StochasticDepth
 from hpdl_mpi.nn.embedding import Embedding, LearnedPositions, Rotary, SegmentEmbedding, SinusoidalPositions
 from hpdl_mpi.nn.flat import images_in
-from hpdl_mpi.nn.layer import Layer, Parameter, Shape, has_parameters, walk
+from hpdl_mpi.nn.layer import Layer, Parameter, Shape, has_parameters, is_replayable, walk
 from hpdl_mpi.nn.layout import Layout, Segment, make_statistics
 from hpdl_mpi.nn.linear import CrossLinear, JoinedLinear, Linear
 from hpdl_mpi.nn.losses import CrossEntropy, Huber, Loss, LossSums, MeanSquaredError
@@ -83,6 +83,7 @@ __all__ = [
     "has_parameters",
     "images_in",
     "init",
+    "is_replayable",
     "joined_members",
     "leaves",
     "make_exact",

@@ -68,6 +68,8 @@ class _Activation(Layer):
 class LeakyReLU(_Activation):
     """y = x where x > 0, else slope x, with 0 <= slope (Maas et al., 2013)."""
 
+    replayable = True
+
     def __init__(self, slope: float = 0.01) -> None:
         if not (is_number(slope) and 0 <= slope < math.inf):
             raise self.refuse("slope out of range", found=repr(slope), expected="a number of at least 0")
@@ -96,17 +98,21 @@ class _Clip(_Activation):
 class ReLU(_Clip):
     """y = max(x, 0)."""
 
+    replayable = True
     limits = _LIMITS["relu"]
 
 
 class ReLU6(_Clip):
     """y = min(max(x, 0), 6) (Krizhevsky, "Convolutional deep belief networks on CIFAR-10", 2010)."""
 
+    replayable = True
     limits = _LIMITS["relu6"]
 
 
 class Sigmoid(_Activation):
     """y = 1 / (1 + exp(-x))."""
+
+    replayable = True
 
     def _apply(self, x: np.ndarray, y: np.ndarray) -> None:
         kernel.sigmoid(x.reshape(-1), y.reshape(-1))
@@ -118,6 +124,8 @@ class Sigmoid(_Activation):
 class Tanh(_Activation):
     """y = tanh(x)."""
 
+    replayable = True
+
     def _apply(self, x: np.ndarray, y: np.ndarray) -> None:
         kernel.tanh(x.reshape(-1), y.reshape(-1))
 
@@ -128,6 +136,7 @@ class Tanh(_Activation):
 class SiLU(_Activation):
     """y = x / (1 + exp(-x)) (Elfwing et al., 2017; "swish")."""
 
+    replayable = True
     keeps_input = True
 
     def _apply(self, x: np.ndarray, y: np.ndarray) -> None:
@@ -148,6 +157,7 @@ class GELU(Layer):
         With "tanh", Phi is replaced by (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))) / 2, as in GPT-2.
     """
 
+    replayable = True
     in_place = True
 
     def __init__(self, approximate: Literal["none", "tanh"] = "none") -> None:
@@ -177,6 +187,7 @@ class GELU(Layer):
 class SwiGLU(_Activation):
     """y = silu(a) b, where a is the first half of the last dimension and b the second (Shazeer, 2020)."""
 
+    replayable = True
     keeps_input = True
 
     def build(self, input_shape: Shape) -> None:
@@ -208,6 +219,8 @@ class SwiGLU(_Activation):
 
 class Softmax(_Activation):
     """y = exp(x) / sum of exp(x), over the last dimension. For training prefer `CrossEntropy` on the raw outputs."""
+
+    replayable = True
 
     def _apply(self, x: np.ndarray, y: np.ndarray) -> None:
         softmax_kernel.softmax(x.reshape(-1, x.shape[-1]), y.reshape(-1, x.shape[-1]))

@@ -166,6 +166,7 @@ class SelfAttention(_Attention):
         Whether what follows as a second member is a mask; in a decoder it is the memory, which is handed on.
     """
 
+    replayable = True
     _sources = 0, 0, 0
 
     def __init__(
@@ -252,6 +253,7 @@ class CrossAttention(_Attention):
     What is not said here is as `SelfAttention` has it.
     """
 
+    replayable = True
     reads, writes = 3, 2
     _sources = 0, 1, 1
 

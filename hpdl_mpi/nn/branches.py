@@ -33,6 +33,8 @@ class Residual(Container):
         Of body and shortcut; what has no name has the container's.
     """
 
+    replayable = True
+
     def __init__(
         self,
         body: Layer,
@@ -117,6 +119,8 @@ class Parallel(Container):
     Szegedy et al., "Going deeper with convolutions" (2015).
     """
 
+    replayable = True
+
     def __init__(self, *branches: Layer, **named: Layer) -> None:
         super().__init__([*numbered(branches), *named.items()])
         self._widths: list[int] = []
@@ -165,6 +169,8 @@ class Each(Container):
     There are as many layers as arrays, and they may make several of one: of the tokens of two texts come the vectors of
     the first, their mask, and the vectors of the second.
     """
+
+    replayable = True
 
     def __init__(self, *layers: Layer, **named: Layer) -> None:
         super().__init__([*numbered(layers), *named.items()])

@@ -7,6 +7,7 @@ import math
 import numpy as np
 
 from hpdl_mpi.kernels.elementwise import add_row_sums, copy_columns, fill_rows
+from hpdl_mpi.kernels.recording import replayed
 from hpdl_mpi.nn.context import Context
 from hpdl_mpi.nn.init import Initializer, Normal
 from hpdl_mpi.nn.layer import Layer, Shape, require_initializer
@@ -24,6 +25,8 @@ class ClassToken(Layer):
     name : str
         Of the parameter.
     """
+
+    replayable = True
 
     def __init__(self, *, init: Initializer = Normal(0.02), name: str = "weight") -> None:
         self.init = require_initializer(self, init, "init")
@@ -66,6 +69,8 @@ class ClassToken(Layer):
 class FirstStep(Layer):
     """Keeps the first step of a sequence alone: (steps, dim) to (dim,)."""
 
+    replayable = True
+
     def build(self, input_shape: Shape) -> None:
         if len(input_shape) != 2 or input_shape[0] < 1:
             raise self.refuse("needs sequences", found=f"samples of shape {input_shape}", expected="(steps, dim)")
@@ -85,7 +90,7 @@ class FirstStep(Layer):
         ctx.drop("shape")
         first, others = _split(dx)
         copy_columns(dy, first)
-        others.fill(0)
+        replayed(others.fill, 0)
         return dx
 
 

@@ -9,6 +9,7 @@ from typing import Any, Self
 
 import numpy as np
 
+from hpdl_mpi.kernels.recording import replayed
 from hpdl_mpi.nn.context import Context, join
 from hpdl_mpi.nn.layer import Layer, Shape, has_parameters, walk
 from hpdl_mpi.nn.members import Passing, read_shape, shape_after
@@ -88,14 +89,14 @@ class Container(Layer):
         for layer, child in reversed(self._contexts(ctx)):
             if child.needs_backward:
                 layer.backward_weight(child)
-                _tell_landed(layer, child)
+                replayed(_tell_landed, layer, child)
 
     @staticmethod
     def _differentiate(layer: Layer, dy: np.ndarray | None, child: Context, half: str) -> Any:
         """Call the method named `half` of a layer inside."""
         dx = getattr(layer, half)(dy, child)
         if half == "backward":
-            _tell_landed(layer, child)
+            replayed(_tell_landed, layer, child)
         return dx
 
 
@@ -119,6 +120,8 @@ class Sequential(Container):
     **named : Layer
         Further layers, with names of their own.
     """
+
+    replayable = True
 
     def __init__(self, *layers: Layer, **named: Layer) -> None:
         super().__init__([*numbered(layers), *named.items()])
@@ -232,6 +235,8 @@ class Recompute(Container):
     Less memory for a third more work: Chen et al., "Training deep nets with sublinear memory cost" (2016). The second
     run has the same random keys, so gradients are the same to the bit. The names inside stay what they were.
     """
+
+    replayable = True
 
     def __init__(self, layer: Layer) -> None:
         super().__init__([("", layer)])

@@ -53,6 +53,7 @@ class Dropout(_Dropout):
     Srivastava et al. (2014).
     """
 
+    replayable = True
     in_place = True
 
     def _write(self, x: np.ndarray, y: np.ndarray, ctx: Context) -> None:
@@ -66,6 +67,8 @@ class Dropout2d(_Dropout):
     Tompson et al., "Efficient object localization using convolutional networks" (2015). Samples are of any shape,
     channels last.
     """
+
+    replayable = True
 
     def build(self, input_shape: Shape) -> None:
         if not input_shape:
@@ -84,6 +87,8 @@ class StochasticDepth(_Dropout):
     Huang et al., "Deep networks with stochastic depth" (2016): at the end of the body of a `Residual` it lets some
     samples pass by the shortcut alone.
     """
+
+    replayable = True
 
     def _write(self, x: np.ndarray, y: np.ndarray, ctx: Context) -> None:
         rows = (len(x), math.prod(x.shape[1:]))

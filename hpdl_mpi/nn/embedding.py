@@ -10,6 +10,7 @@ from hpdl_mpi.base.errors import BadSample, InputError, is_integer, is_number
 from hpdl_mpi.kernels import embedding as kernel
 from hpdl_mpi.kernels.elementwise import add_row_sums, add_rows
 from hpdl_mpi.kernels.gemm import as_matrix
+from hpdl_mpi.kernels.recording import replayed
 from hpdl_mpi.kernels.rotary import rotate
 from hpdl_mpi.nn.context import Context
 from hpdl_mpi.nn.init import Initializer, Normal
@@ -33,6 +34,7 @@ class Embedding(Layer):
     init : Initializer
     """
 
+    replayable = True
     reads_tokens = True
 
     def __init__(
@@ -62,7 +64,7 @@ class Embedding(Layer):
 
     def forward(self, x: np.ndarray, ctx: Context) -> Any:
         tokens = x.reshape(-1)
-        self._check(tokens, ctx)
+        replayed(self._check, tokens, ctx)
         weight = self.params["weight"]
         y = ctx.take((*x.shape, self.dim), weight.dtype)
         kernel.take_rows(weight, tokens, self.scale, y.reshape(-1, self.dim))
@@ -70,7 +72,7 @@ class Embedding(Layer):
         if self.mask is None:
             return y
         mask = ctx.take(x.shape, weight.dtype)
-        kernel.mark_others(tokens, self.mask, mask.reshape(-1))
+        replayed(kernel.mark_others, tokens, self.mask, mask.reshape(-1))
         return y, mask
 
     def _check(self, tokens: np.ndarray, ctx: Context) -> None:
@@ -133,6 +135,8 @@ class LearnedPositions(_Positions):
         Whether `weight` has a dim of 1 in front, as in the files of vision Transformers.
     """
 
+    replayable = True
+
     def __init__(
         self, max_length: int, *, init: Initializer = Normal(0.02), name: str = "weight", leading: bool = False
     ) -> None:
@@ -182,6 +186,8 @@ class SegmentEmbedding(_Positions):
     init : Initializer
     """
 
+    replayable = True
+
     def __init__(self, num_segments: int = 2, *, init: Initializer = Normal(0.02)) -> None:
         self.num_segments = require_count(self, num_segments, "segments")
         self.init = require_initializer(self, init, "init")
@@ -207,6 +213,8 @@ class SegmentEmbedding(_Positions):
 
 class SinusoidalPositions(_Positions):
     """y = x + sines and cosines of the step, of wave lengths from 2 pi to 20,000 pi (Vaswani et al., 2017)."""
+
+    replayable = True
 
     def __init__(self) -> None:
         self._table = np.zeros((0, 0))
@@ -244,6 +252,7 @@ class Rotary(Layer):
         The longest wave is about 2 pi times this many steps.
     """
 
+    replayable = True
     in_place = True
 
     def __init__(self, num_heads: int, num_kv_heads: int | None = None, *, base: float = 10000.0) -> None:

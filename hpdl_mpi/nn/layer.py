@@ -79,6 +79,9 @@ class Layer(abc.ABC):
         how many its result replaces; see `nn.members`.
     reads_tokens : bool
         Whether it takes whole numbers, such as those of words, int64.
+    replayable : bool
+        Whether the calls of kernels that it makes for a batch serve any other of the same shapes, seed and epoch, and
+        whatever else looks at contents is `replayed`; see `kernels.recording`. Each class says so for itself.
     """
 
     counters: tuple[str, ...] = ()
@@ -87,6 +90,7 @@ class Layer(abc.ABC):
     reads: int = 1
     writes: int = 1
     reads_tokens: bool = False
+    replayable: bool = False
 
     path: str
     declared: dict[str, Parameter]
@@ -224,6 +228,11 @@ def walk(layer: Layer) -> Iterator[Layer]:
     yield layer
     for child in layer.children.values():
         yield from walk(child)
+
+
+def is_replayable(model: Layer) -> bool:
+    """Return whether all layers of a model are `replayable`. What a class inherits does not count: it does more."""
+    return all(layer.replayable and "replayable" in vars(type(layer)) for layer in walk(model))
 
 
 def has_parameters(layer: Layer) -> bool:

@@ -33,6 +33,8 @@ class Linear(Layer):
         Of W and b.
     """
 
+    replayable = True
+
     def __init__(
         self,
         out_features: int,
@@ -119,6 +121,8 @@ class JoinedLinear(Layer):
     init : Initializer
     """
 
+    replayable = True
+
     def __init__(self, out_features: Mapping[str, int], *, bias: bool = True, init: Initializer = HeUniform()) -> None:
         self.out_features = {
             name: require_count(self, count, f"outputs {name}") for name, count in out_features.items()
@@ -190,6 +194,7 @@ class CrossLinear(Layer):
         Of W and b.
     """
 
+    replayable = True
     reads, writes = 2, 2
 
     def __init__(

@@ -11,6 +11,7 @@ import numpy as np
 from hpdl_mpi.base.errors import BadSample, InputError, is_integer, is_number, require
 from hpdl_mpi.kernels import regression, softmax
 from hpdl_mpi.kernels.mixup import MIXED
+from hpdl_mpi.kernels.recording import replayed
 from hpdl_mpi.nn.context import Context
 from hpdl_mpi.nn.layer import Shape
 
@@ -83,12 +84,18 @@ class Loss(abc.ABC):
             doutputs = outputs
         elif ctx.batch.saving:
             doutputs = ctx.take(outputs.shape, outputs.dtype)
+        unwritten = outputs[:0] if doutputs is None else doutputs
+        return replayed(self._compare, outputs, targets, scale, unwritten, ctx), doutputs
+
+    def _compare(
+        self, outputs: np.ndarray, targets: np.ndarray, scale: float, doutputs: np.ndarray, ctx: Context
+    ) -> LossSums:
+        """Evaluate; an error is to name a sample by its number in the dataset."""
         try:
-            sums = self._evaluate(outputs, targets, scale, outputs[:0] if doutputs is None else doutputs, ctx)
+            return self._evaluate(outputs, targets, scale, doutputs, ctx)
         except BadSample as error:
             error.sample = int(ctx.batch.sample_ids[error.sample])
             raise
-        return sums, doutputs
 
 
 class CrossEntropy(Loss):

@@ -12,6 +12,7 @@ from hpdl_mpi.kernels import normalization as kernel
 from hpdl_mpi.kernels import rms_norm, sample_norm
 from hpdl_mpi.kernels.elementwise import add_row_sums
 from hpdl_mpi.kernels.gemm import as_matrix
+from hpdl_mpi.kernels.recording import replayed
 from hpdl_mpi.nn.activations import Clipping, clipping_limits
 from hpdl_mpi.nn.context import Context, Ranks
 from hpdl_mpi.nn.flat import images_in
@@ -43,7 +44,7 @@ class _Norm(Layer):
         return input_shape
 
     def backward_weight(self, ctx: Context) -> None:
-        kernel.add_gradients(ctx.saved["parts"], self.grads["bias"], self.grads["weight"])
+        replayed(kernel.add_gradients, ctx.saved["parts"], self.grads["bias"], self.grads["weight"])
         ctx.drop("parts")
 
 
@@ -221,6 +222,8 @@ class LayerNorm(_SampleNorm):
         Added to variances.
     """
 
+    replayable = True
+
     def __init__(self, *, eps: float = 1e-5) -> None:
         super().__init__(eps)
 
@@ -247,6 +250,8 @@ class RMSNorm(Layer):
     eps : float
         Added to mean squares.
     """
+
+    replayable = True
 
     def __init__(self, *, eps: float = 1e-6) -> None:
         self.eps = checked_eps(self, eps)
@@ -299,6 +304,8 @@ class GroupNorm(_SampleNorm):
     eps : float
         Added to variances.
     """
+
+    replayable = True
 
     def __init__(self, num_groups: int, *, eps: float = 1e-5) -> None:
         super().__init__(eps)

@@ -23,6 +23,7 @@ class _Segment:
         self._memory = heap(nbytes).data
         self._free = [(0, nbytes)]
         self.bytes_touched = 0
+        self.reach = 0
 
     def cut(self, nbytes: int) -> tuple[int, np.ndarray] | None:
         """Return where a buffer starts, and the buffer; None if no hole is large enough."""
@@ -30,6 +31,7 @@ class _Segment:
             if stop - start >= nbytes:
                 end = start + nbytes
                 self._free[i : i + 1] = [(end, stop)] if end < stop else []
+                self.reach = max(self.reach, end)
                 self.bytes_touched = max(self.bytes_touched, end)
                 return start, np.frombuffer(self._memory[start:end], np.uint8)
         return None
@@ -86,18 +88,49 @@ class Pool:
         """Bytes that have ever been part of a buffer: the memory that the pool takes."""
         return sum(segment.bytes_touched for segment in self._segments)
 
+    @property
+    def extent(self) -> tuple[int, ...]:
+        """How far buffers have reached into each piece of memory that they are cut from, in bytes."""
+        return tuple(segment.reach for segment in self._segments)
+
+    def measure_extent(self) -> None:
+        """Let `extent` tell of what is handed out from now on."""
+        for segment in self._segments:
+            segment.reach = 0
+
     def take(self, shape: tuple[int, ...], dtype: DTypeLike) -> np.ndarray:
         """Return an array of `shape` and `dtype`, held once; its content is undefined."""
         dtype = np.dtype(dtype)
         nbytes = math.prod(shape) * dtype.itemsize
-        segment, start, buffer = self._cut(max(ALIGNMENT, -(-nbytes // ALIGNMENT) * ALIGNMENT))
-        self._live[id(buffer)] = _Holding(segment, start, buffer)
-        self.bytes_live += buffer.nbytes
-        self.peak_live = max(self.peak_live, self.bytes_live)
+        buffer = self._hold(*self._cut(max(ALIGNMENT, -(-nbytes // ALIGNMENT) * ALIGNMENT)))
         array: np.ndarray = np.ndarray(shape, dtype, buffer)
         if self.poison:
             array.fill(np.nan if dtype.kind == "f" else np.iinfo(dtype).max)
         return array
+
+    def take_extent(self, extent: tuple[int, ...]) -> tuple[np.ndarray, ...]:
+        """Return all memory as far as buffers once reached, as arrays of bytes held once; nobody else holds any of it.
+
+        Who has it may use arrays again that were handed out while `extent` was measured, though they were released.
+        """
+        arrays = []
+        for segment, nbytes in zip(self._segments, extent, strict=False):
+            if not nbytes:
+                continue
+            found = segment.cut(nbytes)
+            assert found is not None, "somebody holds a part of it"
+            array: np.ndarray = np.ndarray(nbytes, np.uint8, self._hold(segment, *found))
+            if self.poison:
+                array.fill(255)  # NaN in any floating-point type
+            arrays.append(array)
+        return tuple(arrays)
+
+    def _hold(self, segment: _Segment, start: int, buffer: np.ndarray) -> np.ndarray:
+        """Return a buffer that has been cut, held once."""
+        self._live[id(buffer)] = _Holding(segment, start, buffer)
+        self.bytes_live += buffer.nbytes
+        self.peak_live = max(self.peak_live, self.bytes_live)
+        return buffer
 
     def retain(self, array: Any) -> None:
         """Count one more holder of an array, or of each member of a tuple; other values have none."""

@@ -17,6 +17,8 @@ from hpdl_mpi.nn.members import joined_members, member_shapes, members
 class Flatten(Layer):
     """Each sample becomes one row, in C order: an image (h, w, c) gives h w c features, channels fastest."""
 
+    replayable = True
+
     def output_shape(self, input_shape: Shape) -> Shape:
         if isinstance(input_shape, FlatShape):
             return input_shape
@@ -45,6 +47,7 @@ class Members(Layer):
         The numbers of those that stay, each once.
     """
 
+    replayable = True
     reads = writes = 2**30  # all of them
 
     def __init__(self, *order: int) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -14,9 +15,11 @@ from hpdl_mpi.base.shares import share
 from hpdl_mpi.base.trace import Trace, now
 from hpdl_mpi.comm import Arena, Communicator
 from hpdl_mpi.data import Batch
+from hpdl_mpi.kernels.recording import replayed
 from hpdl_mpi.nn import Context, Layer, Loss, LossSums, MicroBatch, Pool, Ranks, Shape, joined_members, members
 from hpdl_mpi.parallel.pipeline.action import Action, Op, Schedule
 from hpdl_mpi.parallel.pipeline.flow import Activation, Flow
+from hpdl_mpi.parallel.pipeline.replays import Replay, Replays, Samples, is_one_by_one
 from hpdl_mpi.parallel.pipeline.slots import Key, SharedSlots
 from hpdl_mpi.parallel.pipeline.stages import Stage
 
@@ -83,6 +86,9 @@ class _Visit:
 
 class Executor:
     """Runs batches through this rank's stages, with the ranks before and after. Calls are collective.
+
+    A rank that has the whole model, and one micro-batch at a time, computes the actions of one for each shape, and
+    replays them for all others, if the layers are `replayable`.
 
     It adds to the gradients that the stages' layers are bound to, and knows nothing of their update. An executor that
     has raised is not used again.
@@ -151,6 +157,10 @@ class Executor:
         self._last_backward = {a.stage: a.microbatch for a in self._program if a.op in (Op.W, Op.B)}
         self._idle: dict[int, list[_Visit]] = {stage: [] for stage in range(len(stages))}
         self._live: dict[Key, _Visit] = {}
+        whole = len(stages) == 1 and is_one_by_one(self._program)
+        self._replays = Replays(stages[0].model, pool) if whole else None
+        self._replaying: dict[Key, Replay] = {}
+        self._action = self._program[0]
         self._shapes_of: dict[Shape, dict[Op, list[Shape]]] = {}
         self._shapes = self._shapes_from(stages[0].input_shape)
         arena = arena or Arena(comm)
@@ -214,6 +224,7 @@ class Executor:
 
     def _perform(self, action: Action) -> None:
         self._comm.begin(action)
+        self._action = action
         if action.op is Op.REDUCE:
             if self._companion:
                 self._companion.stage_landed(action.stage)
@@ -237,10 +248,10 @@ class Executor:
         """Compute, or begin to send or to receive."""
         if action.op is Op.F:
             self._compute_forward(action)
-        elif action.op is Op.W:
-            self._compute_wgrad(action)
         elif action.op in (Op.I, Op.B):
             self._compute_dgrad(action)
+        elif action.op is Op.W:
+            self._compute(action, self._backward_weight)
         else:
             self._move(action)
 
@@ -251,25 +262,62 @@ class Executor:
         if self.trace:
             self.trace.add("wait", "messages", start)
 
+    def _compute(self, action: Action, compute: Callable[[Action], Any]) -> Any:
+        """Let an action be computed, or replay what was computed for another micro-batch; return what that returns."""
+        key = action.stage, action.microbatch
+        began = now()
+        if replay := self._replaying.get(key):
+            result = replay.perform(action.op, partial(compute, action))
+            if action.op in (Op.W, Op.B) or not self._trains:
+                self._replaying.pop(key).end()
+        else:
+            result = compute(action)
+        if self.trace:
+            self.trace.add("compute", str(action), began)
+        return result
+
     def _compute_forward(self, action: Action) -> None:
         stage, number = key = action.stage, action.microbatch
-        part = slice(*self._bounds[number])
-        visit = self._idle[stage].pop() if self._idle[stage] else self._new_visit(stage)
-        visit.batch.begin(self._feed.sample_ids[part], epoch=self._feed.epoch, training=self._trains)
+        feed, part = self._feed, slice(*self._bounds[number])
         x = self._forward.take(key, self.trace) if stage > 0 else self._samples(part)
-        began = now()
-        y = self._stages[stage].model.forward(x, visit.context)
+        last = stage + 1 == len(self._stages)
+        targets = feed.targets[part] if last and self._loss and feed.targets is not None else None
+        samples = Samples(x, targets, feed.sample_ids[part])
+        replay = self._replays.begin(samples, scale=feed.scale, epoch=feed.epoch) if self._replays else None
+        if replay:
+            self._replaying[key] = replay
+            samples = replay.samples
+        result = self._compute(action, partial(self._forward_pass, samples))
+        if isinstance(result, LossSums):
+            self._sums = LossSums(*(one + other for one, other in zip(self._sums, result, strict=True)))
+        elif result is not None:
+            self._outputs.append(result)
+
+    def _forward_pass(self, samples: Samples, action: Action) -> LossSums | np.ndarray | None:
+        """Compute a stage's outputs; at the last stage return how they compare with targets, or a copy of them."""
+        stage, number = key = action.stage, action.microbatch
+        visit = self._idle[stage].pop() if self._idle[stage] else self._new_visit(stage)
+        replayed(partial(visit.batch.begin, samples.sample_ids, epoch=self._feed.epoch, training=self._trains))
+        y = self._stages[stage].model.forward(samples.inputs, visit.context)
         if stage > 0:
-            self._pool.release(x)
+            self._pool.release(samples.inputs)
+        result: LossSums | np.ndarray | None = None
         if stage + 1 < len(self._stages):
             self._forward.put(y, (stage + 1, number))
+        elif self._loss is None:
+            result = replayed(y.copy)
+            self._pool.release(y)
         else:
-            self._finish(y, part, visit, key)
-        self._note(action, began)
+            assert samples.targets is not None, "the last stage is fed"
+            result, gradient = self._loss(y, samples.targets, self._feed.scale, visit.context)
+            if gradient is not None:
+                self._backward.put(gradient, key)
+            self._pool.release(y)
         if self._trains:
             self._live[key] = visit
         else:
             self._end(key, visit)
+        return result
 
     def _samples(self, part: slice) -> Activation:
         assert self._feed.inputs is not None, "the first stage is fed"
@@ -288,48 +336,38 @@ class Executor:
             )
         return joined_members(arrays)
 
-    def _finish(self, y: np.ndarray, part: slice, visit: _Visit, key: Key) -> None:
-        """Compare the model's outputs with their targets, or keep a copy of them."""
-        if self._loss is None:
-            self._outputs.append(y.copy())
-        else:
-            assert self._feed.targets is not None, "the last stage is fed"
-            sums, gradient = self._loss(y, self._feed.targets[part], self._feed.scale, visit.context)
-            self._sums = LossSums(*(one + other for one, other in zip(self._sums, sums, strict=True)))
-            if gradient is not None:
-                self._backward.put(gradient, key)
-        self._pool.release(y)
-
     def _compute_dgrad(self, action: Action) -> None:
         """Compute the gradient of a stage's input, and that of its weights too if the action says both."""
+        key = action.stage, action.microbatch
+        dy = None if key in self._replaying else self._backward.take(key, self.trace)
+        self._compute(action, partial(self._backward_pass, dy))
+
+    def _backward_pass(self, dy: Activation | None, action: Action) -> None:
         stage, number = key = action.stage, action.microbatch
         both = action.op is Op.B
         model, visit = self._stages[stage].model, self._live[key]
-        dy = self._backward.take(key, self.trace)
-        began = now()
+        if dy is None:
+            dy = self._backward.take(key)
         if both:
-            self._listen(visit, action)
+            replayed(self._listen, visit)
         dx = (model.backward if both else model.backward_input)(dy, visit.context)
         self._pool.release(dy)
         if stage > 0:
             assert dx is not None, "a stage gives the one before its gradient"
             self._backward.put(dx, (stage - 1, number))
-        self._note(action, began)
         if both:
             self._end(key, self._live.pop(key))
 
-    def _compute_wgrad(self, action: Action) -> None:
+    def _backward_weight(self, action: Action) -> None:
         key = action.stage, action.microbatch
         visit = self._live.pop(key)
-        began = now()
-        self._listen(visit, action)
+        replayed(self._listen, visit)
         self._stages[action.stage].model.backward_weight(visit.context)
-        self._note(action, began)
         self._end(key, visit)
 
-    def _listen(self, visit: _Visit, action: Action) -> None:
+    def _listen(self, visit: _Visit) -> None:
         """Let the companion hear of layers whose weight gradients this action ends, if it is a stage's last."""
-        last = self._companion is not None and self._last_backward[action.stage] == action.microbatch
+        last = self._companion is not None and self._last_backward[self._action.stage] == self._action.microbatch
         visit.batch.landed = self._companion.layer_landed if self._companion and last else None
 
     def _end(self, key: Key, visit: _Visit) -> None:
@@ -338,10 +376,6 @@ class Executor:
         self._idle[key[0]].append(visit)
         self._forward.free(key)
         self._backward.free(key)
-
-    def _note(self, action: Action, began: float) -> None:
-        if self.trace:
-            self.trace.add("compute", str(action), began)
 
     def _new_visit(self, stage: int) -> _Visit:
         batch = MicroBatch(self._pool, self._seed, self._ranks)

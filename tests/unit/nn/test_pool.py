@@ -44,6 +44,35 @@ def test_buffer_in_use_is_not_handed_out(pool: Pool) -> None:
     assert not np.shares_memory(first, pool.take((100,), np.float32))
 
 
+def test_what_an_extent_was_measured_of_can_be_held_as_a_whole(pool: Pool) -> None:
+    pool.release(pool.take((1000,), np.uint8))
+    pool.measure_extent()
+    first, second = (pool.take((100,), np.float32) for _ in range(2))
+    pool.release((first, second))
+    assert pool.extent == (896,)
+    held = pool.take_extent(pool.extent)
+    assert pool.bytes_live == 896
+    assert all(np.shares_memory(array, held[0]) for array in (first, second))
+    assert not np.shares_memory(pool.take((10,), np.uint8), held[0])
+    pool.release(held)
+    assert pool.bytes_live == 64
+
+
+def test_an_extent_goes_over_all_pieces_of_memory(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pool_module, "_SEGMENT_BYTES", 128)
+    for _ in range(2):
+        pool.measure_extent()
+        arrays = [pool.take((128,), np.uint8) for _ in range(2)]
+        pool.release(tuple(arrays))
+    assert pool.extent == (128, 128)
+    held = pool.take_extent((0, 128))
+    assert pool.bytes_live == 128
+    pool.release(held)
+    pool.release(pool.take_extent(pool.extent))
+    assert pool.bytes_live == 0
+    assert pool.bytes_held == 256
+
+
 def test_each_hold_must_be_let_go(pool: Pool) -> None:
     array = pool.take((100,), np.float32)
     pool.retain(array)

@@ -1,0 +1,127 @@
+"""Micro-batches that a whole model learns from by making again the calls that it made for one of the same shapes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterable
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from hpdl_mpi.kernels.jit import thread_count
+from hpdl_mpi.kernels.recording import Recording, recording
+from hpdl_mpi.nn import Layer, Pool, is_replayable, joined_members, members, walk
+from hpdl_mpi.parallel.pipeline.action import Action, Op
+from hpdl_mpi.parallel.pipeline.flow import Activation
+
+_MOST = 16
+"""Recordings at a time: those of many shapes would hold more memory than they save time."""
+
+
+class Samples:
+    """What a micro-batch gives to a model: its inputs, its targets if it has any, and the numbers of its samples."""
+
+    def __init__(self, inputs: Activation, targets: np.ndarray | None, sample_ids: np.ndarray) -> None:
+        self.inputs, self.targets, self.sample_ids = inputs, targets, sample_ids
+
+    @property
+    def arrays(self) -> list[np.ndarray]:
+        """All of them that there are."""
+        return [array for array in (*members(self.inputs), self.targets, self.sample_ids) if array is not None]
+
+    def copy(self) -> Samples:
+        """Return the same in arrays of its own."""
+        inputs = joined_members(tuple(array.copy() for array in members(self.inputs)))
+        return Samples(inputs, None if self.targets is None else self.targets.copy(), self.sample_ids.copy())
+
+
+class Replay:
+    """The recorded actions of a micro-batch, and the samples that they read.
+
+    Its arrays of the pool lie where they lay when nobody else held any. So it holds all of that memory from its first
+    action to its last.
+
+    Parameters
+    ----------
+    samples : Samples
+        Like those that it will get; copied.
+    pool : Pool
+    """
+
+    def __init__(self, samples: Samples, pool: Pool) -> None:
+        self.samples = samples.copy()
+        self._pool = pool
+        self._recordings: dict[Op, Recording] = {}
+        self._extent: tuple[int, ...] = ()
+        self._held: tuple[np.ndarray, ...] = ()
+
+    def begin(self, samples: Samples) -> None:
+        """Get ready for the actions of a micro-batch."""
+        for own, array in zip(self.samples.arrays, samples.arrays, strict=True):
+            own[...] = array
+        if self._extent:
+            self._held = self._pool.take_extent(self._extent)
+        else:
+            self._pool.measure_extent()
+
+    def perform(self, op: Op, compute: Callable[[], Any]) -> Any:
+        """Return what an action of the micro-batch returns: at first it is computed, with `samples`."""
+        if self._extent:
+            return self._recordings[op].replay()
+        with recording() as self._recordings[op]:
+            return compute()
+
+    def end(self) -> None:
+        """Note that the last action is done."""
+        if self._extent:
+            self._pool.release(self._held)
+        else:
+            self._extent = self._pool.extent
+
+
+def is_one_by_one(program: Iterable[Action]) -> bool:
+    """Return whether a rank is done with each micro-batch before it begins the next."""
+    order = [action.microbatch for action in program if action.op is not Op.REDUCE]
+    return order == sorted(order)
+
+
+class Replays:
+    """The recordings of an executor that has a whole model, and one micro-batch at a time.
+
+    A recording serves micro-batches of one shape, type, scale and epoch, where the layers find the same parameters and
+    use as many threads.
+
+    Parameters
+    ----------
+    model : Layer
+    pool : Pool
+    """
+
+    def __init__(self, model: Layer, pool: Pool) -> None:
+        self._model, self._pool = model, pool
+        self._learner = next((layer for layer in walk(model) if layer.declared), None)
+        self._found: dict[Hashable, Replay] = {}
+
+    def begin(self, samples: Samples, *, scale: float, epoch: int) -> Replay | None:
+        """Return what performs the actions of a micro-batch, or None if they are to be computed without."""
+        if not self._possible or self._pool.bytes_live:
+            return None
+        key = self._address(), scale, epoch, thread_count(), *((a.shape, a.dtype) for a in samples.arrays)
+        replay = self._found.get(key)
+        if replay is None:
+            if len(self._found) == _MOST:
+                del self._found[next(iter(self._found))]
+            replay = self._found[key] = Replay(samples, self._pool)
+        replay.begin(samples)
+        return replay
+
+    @cached_property
+    def _possible(self) -> bool:
+        return is_replayable(self._model)
+
+    def _address(self) -> int:
+        """Return where parameters lie: that they are others for a while is a reason to look for another recording."""
+        if self._learner is None:
+            return 0
+        first: np.ndarray = next(iter(self._learner.params.values()))
+        return int(first.__array_interface__["data"][0])
