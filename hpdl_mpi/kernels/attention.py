@@ -2,9 +2,9 @@
 
 Forward goes over blocks of keys and keeps, of each query, the largest score so far and the sum of exponentials (Milakov
 and Gimelshein, "Online normalizer calculation for softmax", 2018). Backward makes the weights of a block anew from both
-(Dao et al., "FlashAttention", 2022). Products are those of `kernels.gemm`, on panels that are packed
-once for each head. A task is a sample and a head of keys and values, with all heads of queries that share it (Ainslie
-et al., "GQA", 2023); tasks know nothing of one another, so bits do not depend on the number of threads.
+(Dao et al., "FlashAttention", 2022). Products are those of `kernels.gemm`, on panels that are packed once for each
+head. A task is a sample and a head of keys and values, with all heads of queries that share it (Ainslie et al., "GQA",
+2023); tasks know nothing of one another, so bits do not depend on the number of threads.
 
 All arrays are flat, and a `layout` says where heads lie in them: so q, k and v can be parts of one array.
 """

@@ -7,7 +7,7 @@ import math
 import numpy as np
 
 from hpdl_mpi.kernels.elementary import exp
-from hpdl_mpi.kernels.gemm import multiply_terms, pack_panels
+from hpdl_mpi.kernels.gemm import multiply_terms, onto_itself, pack_panels
 from hpdl_mpi.kernels.jit import inline, kernel
 from hpdl_mpi.kernels.processor import VECTOR_BYTES
 from hpdl_mpi.kernels.random import drop_row
@@ -164,8 +164,8 @@ def multiply_causal(weights, columns, packed, panels, target, target_at, size, s
         terms = np.int64(0), min(columns, max(np.int64(1), seen + r + rows - 1))
         left = r * PITCH, np.int64(PITCH), np.int64(1), np.int64(ROWS * PITCH)
         place = target_at[0] + r * target_at[1], target_at[1]
-        onto, bias = (place[0], place[1], add), (np.int64(0), False)
-        multiply_terms(terms, packed, weights, left, panels, target, place, (rows, size[1]), target, onto, target, bias)
+        added = onto_itself(target, place, add)
+        multiply_terms(terms, packed, weights, left, panels, target, place, (rows, size[1]), added)
 
 
 @kernel
@@ -190,8 +190,8 @@ def multiply_causal_across(weights, rows, panels, target, target_at, size, seen)
         left = terms[0] * PITCH + c, np.int64(1), np.int64(PITCH), np.int64(ROWS)
         place = target_at[0] + c * target_at[1], target_at[1]
         if terms[0] < rows:
-            onto, bias, part = (place[0], place[1], True), (np.int64(0), False), (columns, size[1])
-            multiply_terms(terms, rows, weights, left, panels, target, place, part, target, onto, target, bias)
+            added = onto_itself(target, place, True)
+            multiply_terms(terms, rows, weights, left, panels, target, place, (columns, size[1]), added)
 
 
 @kernel

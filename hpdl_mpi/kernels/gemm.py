@@ -53,6 +53,12 @@ def panel_vectors(columns, lanes):
     return VECTORS if vectors >= VECTORS else min(vectors, 2)
 
 
+@inline
+def onto_itself(c, c_place, add):
+    """Return the `added` of `multiply_panel` where there is no bias, and c is added to with `add` or else written."""
+    return c, (c_place[0], c_place[1], add), c, (np.int64(0), False)
+
+
 @kernel
 def multiply_panels(depth, a, a_place, panels, c, c_place, size, add):
     """Multiply with a matrix whose columns are packed into panels.
@@ -60,14 +66,12 @@ def multiply_panels(depth, a, a_place, panels, c, c_place, size, add):
     The panels follow one another, each as wide as `panel_vectors` says of the columns from its first on; that of
     column j begins at j depth. For the other parameters, see `multiply_panel`.
     """
-    onto_place = c_place[0], c_place[1], add
-    multiply_terms(
-        (np.int64(0), depth), depth, a, a_place, panels, c, c_place, size, c, onto_place, c, (np.int64(0), False)
-    )
+    added = onto_itself(c, c_place, add)
+    multiply_terms((np.int64(0), depth), depth, a, a_place, panels, c, c_place, size, added)
 
 
 @kernel
-def multiply_terms(terms, packed, a, a_place, panels, c, c_place, size, onto, onto_place, bias, bias_at):
+def multiply_terms(terms, packed, a, a_place, panels, c, c_place, size, added):
     """Multiply as `multiply_panels`, with terms from the first to the second of the `packed` ones that panels have.
 
     `a_place` is that of the first term that counts; there must be one. For the other parameters, see `multiply_panel`.
@@ -75,18 +79,19 @@ def multiply_terms(terms, packed, a, a_place, panels, c, c_place, size, onto, on
     depth = terms[1] - terms[0]
     lanes = VECTOR_BYTES // c.itemsize
     rows, columns = size
+    onto, onto_place, bias, bias_at = added
     j = 0
     while j < columns:
         vectors = panel_vectors(columns - j, lanes)
         panel, place = panels[j * packed + terms[0] * vectors * lanes :], (c_place[0] + j, c_place[1])
         present = rows, min(vectors * lanes, columns - j)
-        base, shift = (onto_place[0] + j, onto_place[1], onto_place[2]), (bias_at[0] + j, bias_at[1])
+        here = onto, (onto_place[0] + j, onto_place[1], onto_place[2]), bias, (bias_at[0] + j, bias_at[1])
         if vectors == VECTORS:
-            _multiply_wide(depth, a, a_place, panel, c, place, present, onto, base, bias, shift)
+            _multiply_wide(depth, a, a_place, panel, c, place, present, here)
         elif vectors == 2:
-            _multiply_double(depth, a, a_place, panel, c, place, present, onto, base, bias, shift)
+            _multiply_double(depth, a, a_place, panel, c, place, present, here)
         else:
-            _multiply_single(depth, a, a_place, panel, c, place, present, onto, base, bias, shift)
+            _multiply_single(depth, a, a_place, panel, c, place, present, here)
         j += vectors * lanes
 
 
@@ -228,11 +233,9 @@ def _gemm(a, a_row, b, b_row, c, c_row, onto, onto_row, bias, k, flags, rows, co
                 else:
                     left_place = i * a_row + t, a_row, 1, ROWS * a_row
                 c_place, terms, size = (i * c_row + j, c_row), (np.int64(0), depth), (present, width)
-                onto_place, bias_at = (i * onto_row + j, onto_row, add), (j, biased)
                 if run == 0:
-                    multiply_terms(
-                        terms, depth, left, left_place, panels, c, c_place, size, onto, onto_place, bias, bias_at
-                    )
+                    added = onto, (i * onto_row + j, onto_row, add), bias, (j, biased)
+                    multiply_terms(terms, depth, left, left_place, panels, c, c_place, size, added)
                 else:
                     multiply_panels(depth, left, left_place, panels, c, c_place, size, True)
 

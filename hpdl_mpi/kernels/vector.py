@@ -6,8 +6,9 @@ They know neither blocks nor threads: `kernels.gemm` does.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from itertools import product
-from typing import Any
+from typing import Any, NamedTuple
 
 from llvmlite import ir
 from numba import types
@@ -35,11 +36,31 @@ _TERMS = 4
 """In a turn of the innermost loop: what is no product, such as counting, is done once for all of them."""
 
 
+class _Operands(NamedTuple):
+    """What a product with a panel takes, as LLVM's values; pointers are to first elements."""
+
+    depth: Any
+    a: Any
+    a_row: Any
+    a_step: Any
+    a_tile: Any
+    panel: Any
+    c: Any
+    c_row: Any
+    rows: Any
+    columns: Any
+    onto: Any
+    onto_row: Any
+    adds: Any
+    bias: Any
+    biased: Any
+
+
 def multiply_panel(vectors: int) -> Any:
     """Return a function for kernels that multiplies with a panel of op(b), `vectors` vectors wide."""
 
     @intrinsic
-    def multiply_panel(typing_context, depth, a, a_place, panel, c, c_place, size, onto, onto_place, bias, bias_at):
+    def multiply_panel(typing_context, depth, a, a_place, panel, c, c_place, size, added):
         """c[i, j] = sum of a[i, t] panel[t, j] over t in order, plus onto[i, j], plus bias[j].
 
         Parameters
@@ -54,89 +75,64 @@ def multiply_panel(vectors: int) -> Any:
             c[i, j] is at start + i row + j.
         size : (rows, columns)
             Of what is computed of c, columns at most vectors lanes. Nothing else of c is touched.
-        onto, onto_place : flat array, (start, row, whether)
-            onto[i, j] is at start + i row + j; it may be c. Without `whether` it is not read.
-        bias, bias_at : flat array, (start, whether)
-            bias[j] is at start + j. Without `whether` it is not read.
+        added : (flat array, (start, row, whether), flat array, (start, whether))
+            onto[i, j] is at start + i row + j, and bias[j] at start + j. Without `whether` they are not read; onto may
+            be c.
         """
-
-        def write(
-            builder,
-            depth,
-            a,
-            a_row,
-            a_step,
-            a_tile,
-            panel,
-            c,
-            c_row,
-            height,
-            columns,
-            onto,
-            onto_row,
-            adds,
-            bias,
-            biased,
-        ):
-            emit = Emitter(builder, dtype)
-            across = [index(j * emit.lanes) for j in range(vectors)]
-            bias_row = [builder.gep(bias, [column]) for column in across]
-
-            def rows_of(matrix: Any, row: Any, top: Any) -> list[list[Any]]:
-                first = builder.gep(matrix, [builder.mul(row, top)])
-                rows = [builder.gep(first, [builder.mul(row, index(i))]) for i in range(ROWS)]
-                return [[builder.gep(start, [column]) for column in across] for start in rows]
-
-            tiles = builder.udiv(height, index(ROWS))
-            # as a tile is computed, its share of the panel behind this one comes into the second-level cache
-            behind = builder.gep(panel, [builder.mul(depth, index(vectors * emit.lanes))])
-            lines = builder.udiv(builder.mul(depth, index(vectors)), builder.add(tiles, index(1)))
-
-            def multiply(count: int, top: Any, left: Any, present: Any) -> None:
-                tile, begun = rows_of(c, c_row, top), rows_of(onto, onto_row, top)
-                share = builder.mul(lines, builder.udiv(top, index(ROWS)))
-                soon = tile[0][0], c_row, builder.gep(behind, [builder.mul(share, index(emit.lanes))])
-                a_place = left, a_row, a_step
-                sums = _tile_sums(emit, depth, a_place, (count, present), emit.vector(panel), vectors, soon)
-                _write_tile(emit, sums, tile[:count], (present, columns), (begun, adds), (bias_row, biased))
-
-            with cgutils.for_range(builder, tiles) as loop:
-                left = builder.gep(a, [builder.mul(a_tile, loop.index)])
-                multiply(ROWS, builder.mul(loop.index, index(ROWS)), left, index(ROWS))
-            done = builder.mul(tiles, index(ROWS))
-            with cgutils.for_range_slice(builder, done, height, index(ROWS // 2), INDEX) as (top, _):
-                left = builder.add(builder.mul(a_tile, tiles), builder.mul(a_row, builder.sub(top, done)))
-                multiply(ROWS // 2, top, builder.gep(a, [left]), builder.sub(height, top))
+        dtype = c.dtype
 
         def generate(context, builder, signature, arguments):
             # a caller of the kernel that absorbed it would be optimized with it, over and over
             builder.function.attributes.add("noinline")
-            depth_, a_, a_place_, panel_, c_, c_place_, size_, onto_, onto_place_, bias_, bias_at_ = arguments
-            a_start, *a_strides = cgutils.unpack_tuple(builder, a_place_)
-            c_start, c_row = cgutils.unpack_tuple(builder, c_place_)
-            onto_start, onto_row, adds = cgutils.unpack_tuple(builder, onto_place_)
-            bias_start, biased = cgutils.unpack_tuple(builder, bias_at_)
-            a_data, panel_data, c_data, onto_data, bias_data = (
-                element_pointer(context, builder, array, value, start)
-                for array, value, start in (
-                    (a, a_, a_start),
-                    (panel, panel_, index(0)),
-                    (c, c_, c_start),
-                    (onto, onto_, onto_start),
-                    (bias, bias_, bias_start),
-                )
-            )
-            sizes = cgutils.unpack_tuple(builder, size_)
-            values = [depth_, a_data, *a_strides, panel_data, c_data, c_row, *sizes]
-            values += [onto_data, onto_row, adds, bias_data, biased]
-            call_apart(builder, f"hpdl_multiply_panel_{vectors}_{DTYPE_NAMES[dtype]}", values, write)
+            depth_, a_, a_place_, panel_, c_, c_place_, size_, added_ = arguments
+            onto_, onto_place_, bias_, bias_at_ = cgutils.unpack_tuple(builder, added_)
+            places = (cgutils.unpack_tuple(builder, place) for place in (a_place_, c_place_, onto_place_, bias_at_))
+            (a_start, *a_strides), (c_start, c_row), (onto_start, onto_row, adds), (bias_start, biased) = places
+            at = partial(element_pointer, context, builder)
+            operands = [depth_, at(a, a_, a_start), *a_strides, at(panel, panel_, index(0)), at(c, c_, c_start), c_row]
+            operands += [*cgutils.unpack_tuple(builder, size_), at(added[0], onto_, onto_start), onto_row, adds]
+            operands += [at(added[2], bias_, bias_start), biased]
+            name = f"hpdl_multiply_panel_{vectors}_{DTYPE_NAMES[dtype]}"
+            call_apart(builder, name, operands, partial(_write_product, dtype, vectors))
             return context.get_dummy_value()
 
-        dtype = c.dtype
-        result = types.void(depth, a, a_place, panel, c, c_place, size, onto, onto_place, bias, bias_at)
-        return result, generate
+        return types.void(depth, a, a_place, panel, c, c_place, size, added), generate
 
     return multiply_panel
+
+
+def _write_product(dtype: Any, vectors: int, builder: Any, *operands: Any) -> None:
+    """Write the loop over the tiles of a product with a panel."""
+    of = _Operands(*operands)
+    emit = Emitter(builder, dtype)
+    across = [index(j * emit.lanes) for j in range(vectors)]
+    bias_row = [builder.gep(of.bias, [column]) for column in across]
+
+    def rows_of(matrix: Any, row: Any, top: Any) -> list[list[Any]]:
+        first = builder.gep(matrix, [builder.mul(row, top)])
+        rows = [builder.gep(first, [builder.mul(row, index(i))]) for i in range(ROWS)]
+        return [[builder.gep(start, [column]) for column in across] for start in rows]
+
+    tiles = builder.udiv(of.rows, index(ROWS))
+    # as a tile is computed, its share of the panel behind this one comes into the second-level cache
+    behind = builder.gep(of.panel, [builder.mul(of.depth, index(vectors * emit.lanes))])
+    lines = builder.udiv(builder.mul(of.depth, index(vectors)), builder.add(tiles, index(1)))
+
+    def multiply(count: int, top: Any, left: Any, present: Any) -> None:
+        tile, begun = rows_of(of.c, of.c_row, top), rows_of(of.onto, of.onto_row, top)
+        share = builder.mul(lines, builder.udiv(top, index(ROWS)))
+        soon = tile[0][0], of.c_row, builder.gep(behind, [builder.mul(share, index(emit.lanes))])
+        a_place = left, of.a_row, of.a_step
+        sums = _tile_sums(emit, of.depth, a_place, (count, present), emit.vector(of.panel), vectors, soon)
+        _write_tile(emit, sums, tile[:count], (present, of.columns), (begun, of.adds), (bias_row, of.biased))
+
+    with cgutils.for_range(builder, tiles) as loop:
+        left = builder.gep(of.a, [builder.mul(of.a_tile, loop.index)])
+        multiply(ROWS, builder.mul(loop.index, index(ROWS)), left, index(ROWS))
+    done = builder.mul(tiles, index(ROWS))
+    with cgutils.for_range_slice(builder, done, of.rows, index(ROWS // 2), INDEX) as (top, _):
+        left = builder.add(builder.mul(of.a_tile, tiles), builder.mul(of.a_row, builder.sub(top, done)))
+        multiply(ROWS // 2, top, builder.gep(of.a, [left]), builder.sub(of.rows, top))
 
 
 def _tile_sums(
