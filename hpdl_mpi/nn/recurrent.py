@@ -70,75 +70,26 @@ class RNN(Recurrent):
         if not is_one_of(nonlinearity, ("tanh", "relu")):
             raise self.refuse("no such nonlinearity", found=repr(nonlinearity), expected="'tanh' or 'relu'")
         self.nonlinearity = nonlinearity
-        cell = Cell(TANH if nonlinearity == "tanh" else RELU, products=1, gates=1, state=1)
-        super().__init__(cell, hidden_size, num_layers, bidirectional, dropout, bias, carry)
+        self._cell = Cell(TANH if nonlinearity == "tanh" else RELU, products=1, gates=1, state=1)
+        super().__init__(hidden_size, num_layers, bidirectional=bidirectional, dropout=dropout, bias=bias, carry=carry)
 
 
 class LSTM(Recurrent):
     """Long short-term memory (Hochreiter and Schmidhuber, 1997; Gers, Schmidhuber and Cummins, 2000).
 
     With i, f, o = sigmoid(W_ih x + b_ih + W_hh h + b_hh) and g = tanh of the like: c = f c + i g, and h = o tanh(c).
-    Rows of the weights come in the order i, f, g, o.
-
-    Parameters
-    ----------
-    hidden_size : int
-        Of the state, and of the memory c, of each direction of each layer.
-    num_layers : int
-        How many stand on top of each other.
-    bidirectional : bool
-        Whether each layer also goes from the last step to the first.
-    dropout : float
-        The rate at which outputs of all layers but the last are zeroed while training, see `Dropout`.
-    bias : bool
-    carry : bool
-        Whether states go from call to call, see the module.
+    Rows of the weights come in the order i, f, g, o. Parameters are those of `RNN`, without `nonlinearity`;
+    `hidden_size` is that of the memory c, too.
     """
 
-    def __init__(
-        self,
-        hidden_size: int,
-        num_layers: int = 1,
-        *,
-        bidirectional: bool = False,
-        dropout: float = 0.0,
-        bias: bool = True,
-        carry: bool = False,
-    ) -> None:
-        cell = Cell(LSTM_CELL, products=4, gates=4, state=2)
-        super().__init__(cell, hidden_size, num_layers, bidirectional, dropout, bias, carry)
+    _cell = Cell(LSTM_CELL, products=4, gates=4, state=2)
 
 
 class GRU(Recurrent):
     """Gated recurrent units (Cho et al., 2014).
 
     With r, z = sigmoid(W_ih x + b_ih + W_hh h + b_hh): n = tanh(W_in x + b_in + r (W_hn h + b_hn)), and h = (1 - z) n
-    + z h. Rows of the weights come in the order r, z, n.
-
-    Parameters
-    ----------
-    hidden_size : int
-        Of the state of each direction of each layer.
-    num_layers : int
-        How many stand on top of each other.
-    bidirectional : bool
-        Whether each layer also goes from the last step to the first.
-    dropout : float
-        The rate at which outputs of all layers but the last are zeroed while training, see `Dropout`.
-    bias : bool
-    carry : bool
-        Whether states go from call to call, see the module.
+    + z h. Rows of the weights come in the order r, z, n. Parameters are those of `RNN`, without `nonlinearity`.
     """
 
-    def __init__(
-        self,
-        hidden_size: int,
-        num_layers: int = 1,
-        *,
-        bidirectional: bool = False,
-        dropout: float = 0.0,
-        bias: bool = True,
-        carry: bool = False,
-    ) -> None:
-        cell = Cell(GRU_CELL, products=3, gates=4, state=1)
-        super().__init__(cell, hidden_size, num_layers, bidirectional, dropout, bias, carry)
+    _cell = Cell(GRU_CELL, products=3, gates=4, state=1)

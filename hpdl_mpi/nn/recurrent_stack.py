@@ -31,21 +31,22 @@ def _join(x: Any, mask: Any, states: tuple[Any, ...]) -> Any:
 
 
 class Recurrent(Layer):
-    """Layers of a cell on top of each other."""
+    """Layers of a cell on top of each other; for the parameters, see `RNN`."""
+
+    _cell: Cell
 
     def __init__(
         self,
-        cell: Cell,
         hidden_size: int,
-        num_layers: int,
-        bidirectional: bool,
-        dropout: float,
-        bias: bool,
-        carry: bool,
+        num_layers: int = 1,
+        *,
+        bidirectional: bool = False,
+        dropout: float = 0.0,
+        bias: bool = True,
+        carry: bool = False,
     ) -> None:
         if not (is_number(dropout) and 0 <= dropout < 1):
             raise self.refuse("dropout out of range", found=repr(dropout), expected="at least 0 and below 1")
-        self._cell = cell
         self.hidden_size = hidden_size
         self.num_layers = num_layers
         self.bidirectional = require_flag(self, bidirectional, "bidirectional")
