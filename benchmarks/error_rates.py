@@ -18,6 +18,8 @@ from pathlib import Path
 
 import numpy as np
 
+from hpdl_mpi.base.errors import InputError
+from hpdl_mpi.data.convert.text_files import lines
 from hpdl_mpi.data.pairs import Pairs
 from hpdl_mpi.train.runfolder import RunFolder
 from hpdl_mpi.train.vocabulary import pair_tokenizers
@@ -39,10 +41,10 @@ def distance(a: Sequence[str], b: Sequence[str]) -> int:
 def pronunciations(path: Path) -> dict[str, list[Sounds]]:
     """Return the ways in which each word of a file is spoken."""
     known: dict[str, list[Sounds]] = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in lines(path):
         word, tab, sounds = line.partition("\t")
         if not tab:
-            raise SystemExit(f"{path}: line {number}: expected word TAB sounds; found {line!r}")
+            raise InputError("no pronunciation", where=f"{path}: line {number}", found=line, expected="word TAB sounds")
         known.setdefault(word, []).append(tuple(sounds.split()))
     return known
 
@@ -52,7 +54,7 @@ def held_out(run: Path) -> list[str]:
     job = RunFolder(run).read_job()
     tokenizer, _ = pair_tokenizers(run, job)
     if job.data.test is None:
-        raise SystemExit(f"{run}: the run has no test data (data.test): nothing was held out")
+        raise InputError("the run has no test data: nothing was held out", where=f"{run}: data.test")
     pairs = Pairs.open(job.data.test, job.data.inputs, job.data.targets)
     tokens = np.empty((pairs.num_samples, *pairs.input_shape), pairs.input_dtype)
     pairs.read(np.arange(pairs.num_samples), tokens, None)
@@ -68,8 +70,8 @@ def predictions(run: Path, words: Sequence[str], options: Sequence[str]) -> dict
         asked.write_text("".join(f"{word}\n" for word in words), encoding="utf-8")
         command = ["predict", str(run), str(asked), "--output", str(answered), *options]
         subprocess.run([sys.executable, "-m", "hpdl_mpi", *command], check=True, stdout=subprocess.DEVNULL)
-        lines = [line.split("\t") for line in answered.read_text(encoding="utf-8").splitlines()]
-    return {word: tuple(sounds.split()) for word, sounds in lines}
+        found = [line.split("\t") for _, line in lines(answered)]
+    return {word: tuple(sounds.split()) for word, sounds in found}
 
 
 def main() -> None:
@@ -83,7 +85,12 @@ def main() -> None:
     found = predictions(arguments.run, held_out(arguments.run), ["--beams", arguments.beams] if arguments.beams else [])
     unknown = [word for word in found if word not in known]
     if unknown:
-        raise SystemExit(f"{arguments.pronunciations}: no pronunciation of {unknown[0]!r}: name the file of all words")
+        raise InputError(
+            "no pronunciation of a word",
+            where=arguments.pronunciations,
+            found=f"none of {unknown[0]!r}",
+            expected="the file of all words",
+        )
     errors, sounds, wrong = 0, 0, 0
     for word, said in found.items():
         least, length = min((distance(said, way), len(way)) for way in known[word])
@@ -92,4 +99,10 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except InputError as error:
+        print(error, file=sys.stderr)
+        sys.exit(2)
+    except subprocess.CalledProcessError as error:
+        sys.exit(error.returncode)  # it has said why

@@ -11,19 +11,23 @@ trap 'rm -rf "$scratch"' EXIT
 
 {
     echo "# A training step on a pipeline of two ranks"
-    while read -r schedule vs; do
-        COLUMNS=120 ${MPIRUN:-mpirun} -n 2 hpdl bench pipeline --model mlp_deep --microbatches 8 \
-            --schedule "$schedule" --vs "$vs" --json "$scratch/result.json" "$@" </dev/null >"$scratch/table.txt"
-        printf '\n## %s against %s\n\n```\n' "$schedule" "$vs"
+    while read -r model size schedule vs; do
+        COLUMNS=120 ${MPIRUN:-mpirun} -n 2 hpdl bench pipeline --model "$model" --microbatches 8 \
+            --microbatch-size "$size" --schedule "$schedule" --vs "$vs" --json "$scratch/result.json" "$@" </dev/null >"$scratch/table.txt"
+        printf '\n## %s, micro-batches of %s: %s against %s\n\n```\n' "$model" "$size" "$schedule" "$vs"
         cat "$scratch/table.txt"
         printf '```\n\n<details><summary>Every turn, machine, versions and command</summary>\n\n```json\n'
         cat "$scratch/result.json"
         printf '```\n</details>\n'
     done <<ROWS
-1f1b torch-pipelining
-interleaved torch-pipelining
-zb-h1 1f1b
-interleaved 1f1b
+mlp_deep 64 1f1b torch-pipelining
+mlp_deep 64 interleaved torch-pipelining
+mlp_deep 64 zb-h1 1f1b
+mlp_deep 64 interleaved 1f1b
+gpt_small 2 1f1b torch-pipelining
+gpt_small 2 interleaved torch-pipelining
+gpt_small 2 zb-h1 1f1b
+gpt_small 2 interleaved 1f1b
 ROWS
 } >"$scratch/result.md"
 mv "$scratch/result.md" "$result"

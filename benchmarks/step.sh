@@ -37,6 +37,12 @@ vgg16_cifar 64 --vs torch
 alexnet 32 --vs torch
 mobilenet_v2 16 --vs torch
 resnet50 8 --vs torch
+gpt_small 8 --vs torch
+gpt_nano 12 --vs torch
+gpt2_124m 2 --vs torch
+lstm_lm 32 --vs torch
+seq2seq 64 --vs torch
+vit_tiny 8 --vs torch
 resnet18_cifar 64 --vs torch-bf16
 resnet18_cifar 64 --vs exact
 ROWS

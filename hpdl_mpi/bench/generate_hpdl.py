@@ -29,7 +29,7 @@ def load(model: str, threads: int, prompt_tokens: int, new_tokens: int) -> Calla
         params = layout.allocate("float32")
         layout.initialize(params, 0)
         layout.bind(network, params, params)  # nobody asks for gradients
-        decoder = Decoder(network, shape, prompt_tokens + new_tokens)
+        decoder = Decoder(network, shape, shape[0], slides=True)
         prompt = random_prompt(model, prompt_tokens)
 
         def write() -> None:

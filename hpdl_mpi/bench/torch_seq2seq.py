@@ -7,7 +7,7 @@ import math
 import torch
 from torch import nn
 
-from hpdl_mpi.models.seq2seq import PADDING
+from hpdl_mpi.models.blocks import PADDING
 
 
 class Seq2Seq(nn.Module):

@@ -214,11 +214,11 @@ def verify(
 ) -> None:
     """Read everything and check it: checksums, gaps, finite numbers, labels, tokens, missing shards."""
     require_one_rank("hpdl data verify")
-    from hpdl_mpi.data.text import find_tokenizers
+    from hpdl_mpi.data.text import own_tokenizers
     from hpdl_mpi.data.verify import verify as run
     from hpdl_mpi.data.verify_text import verify_text
 
-    if inputs is None and targets is None and (tokenizers := find_tokenizers(path)):
+    if inputs is None and targets is None and (tokenizers := own_tokenizers(path)):
         for shard in verify_text(path, tokenizers):
             typer.echo(_text_line(shard))
         return

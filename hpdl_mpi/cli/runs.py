@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
 
     from rich.table import Table
 
@@ -151,8 +151,9 @@ def predict(
         int | None, typer.Option(min=1, help="Of pairs: search for the likeliest target with so many beams.")
     ] = None,
     length_penalty: Annotated[
-        float, typer.Option(help="Of beams: targets are ranked by log(probability) / length ** this.")
-    ] = 0.6,
+        float | None,
+        typer.Option(help="Of beams: targets are ranked by log(probability) / length ** this.", show_default="0.6"),
+    ] = None,
     pp: Pipelined = 1,
     ema: Averaged = True,
     best: Best = False,
@@ -167,7 +168,12 @@ def predict(
     from hpdl_mpi.train.predict import check_output, predict_files
 
     path_in = _one_input(text, source)
-    if path_in.endswith((".txt", ".tsv")):
+    of_lines = path_in.lower().endswith((".txt", ".tsv"))
+    kind = "lines of text" if of_lines else "samples"
+    of_samples = {"--array": array, "--pp": pp if pp != 1 else None}
+    of_text = {"--beams": beams, "--length-penalty": length_penalty}
+    _refuse_unused(of_samples if of_lines else of_text, kind)
+    if of_lines:
         from hpdl_mpi.cli.text import predict_lines
 
         predict_lines(run, path_in, output, beams, length_penalty, ema=ema, best=best)
@@ -185,6 +191,15 @@ def predict(
                 f"{done.bad} of {predictions} {verb}, the first of sample {done.first_bad}: look at the inputs",
                 err=True,
             )
+
+
+def _refuse_unused(options: Mapping[str, object], kind: str) -> None:
+    """Raise an `InputError` if any of these options was given, which play no part in predictions of this kind."""
+    from hpdl_mpi.base.errors import InputError
+
+    for name, value in options.items():
+        if value is not None:
+            raise InputError(f"plays no part in predictions of {kind}", where=name, found=value, remedy="leave it out")
 
 
 def _one_input(text: str | None, source: str | None) -> str:

@@ -30,6 +30,10 @@ def generate(
     length_penalty: Annotated[
         float, typer.Option(help="Of beams: texts are ranked by log(probability) / length ** this.")
     ] = 0.6,
+    end: Annotated[
+        str | None,
+        typer.Option(metavar="TEXT", help="Stop after this token.", show_default="the end of a text, if there is one"),
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, help="The same seed draws the same text.")] = 0,
     num_samples: Annotated[int, typer.Option(min=1, help="Draw so many texts.")] = 1,
     ema: Averaged = True,
@@ -43,12 +47,16 @@ def generate(
     from hpdl_mpi.train.runfolder import RunFolder
     from hpdl_mpi.train.vocabulary import text_tokenizer
 
-    if beams is not None and (greedy or num_samples > 1):
-        found = "--greedy" if greedy else f"--num-samples {num_samples}"
-        raise InputError("beam search finds one text", where="--beams", found=found, remedy="leave one out")
-    if greedy and num_samples > 1:
-        raise InputError("the likeliest tokens are one text", where="--greedy", found=f"--num-samples {num_samples}")
-    wanted = Wanted(max_tokens, temperature, top_k, top_p, seed, greedy, beams, length_penalty)
+    wanted = Wanted(max_tokens, temperature, top_k, top_p, seed, greedy, beams, length_penalty, end)
+    unused = ["length_penalty"] if beams is None else ["greedy"]
+    if greedy or beams is not None:
+        unused += ["temperature", "top_k", "top_p", "seed"]
+    given = [name for name in unused if getattr(wanted, name) != getattr(Wanted(), name)]
+    given += ["num_samples"] * (num_samples > 1 and (greedy or beams is not None))
+    if given:
+        way = "--beams" if beams is not None else "--greedy" if greedy else "draws"
+        found = f"--{given[0].replace('_', '-')}"
+        raise InputError("an option that plays no part", where=way, found=found, remedy="leave one out")
     tokenizer = text_tokenizer(run, RunFolder(run).read_job())
     with all_ranks() as comm:
         trainer, _ = open_run(run, comm, ema=ema, best=best)
@@ -61,20 +69,35 @@ def generate(
 
 
 def predict_lines(
-    run: Path, source: str, output: Path | None, beams: int | None, length_penalty: float, *, ema: bool, best: bool
+    run: Path,
+    source: str,
+    output: Path | None,
+    beams: int | None,
+    length_penalty: float | None,
+    *,
+    ema: bool,
+    best: bool,
 ) -> None:
     """Write what a run on pairs makes of the lines of a file."""
     require_one_rank("hpdl predict of text")
+    from hpdl_mpi.base.errors import InputError
     from hpdl_mpi.train import open_run
     from hpdl_mpi.train import predict_lines as lines
     from hpdl_mpi.train.runfolder import RunFolder
     from hpdl_mpi.train.vocabulary import pair_tokenizers
 
+    if length_penalty is not None and beams is None:
+        raise InputError("ranks beams, and there are none", where="--length-penalty", remedy="give --beams too")
     path, replaces = destination(run, output, LINES, lines.check_lines_output)
     tokenizers = pair_tokenizers(run, RunFolder(run).read_job())
     with all_ranks() as comm:
         trainer, _ = open_run(run, comm, ema=ema, best=best)
         count = lines.predict_lines(
-            trainer, *tokenizers, Path(source), path, beams=beams, length_penalty=length_penalty
+            trainer,
+            *tokenizers,
+            Path(source),
+            path,
+            beams=beams,
+            length_penalty=0.6 if length_penalty is None else length_penalty,
         )
     typer.echo(f"{counted(count, 'prediction')} written to {in_line(path)}{replaces}")

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
 
 import h5py
 
-from hpdl_mpi.base.errors import amended
-from hpdl_mpi.data.hdf5 import array_names, find_array, open_shard, reading, text_attribute
+from hpdl_mpi.base.errors import InputError, amended
+from hpdl_mpi.data.hdf5 import ShardArray, array_names, describe, find_array, open_shard, reading, text_attribute
 from hpdl_mpi.data.pairs import length_name
 from hpdl_mpi.data.shards import find_shards
-from hpdl_mpi.data.text import Tokenizer, find_tokenizers
+from hpdl_mpi.data.text import Tokenizer, own_tokenizers
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,8 @@ def summarize(path: str | os.PathLike[str]) -> list[FileSummary]:
 def summarize_text(path: str | os.PathLike[str]) -> list[TextSummary]:
     """Describe the arrays of a dataset that tokenizers beside it are of; empty if there are none. Reads few of them.
 
+    An array that readers would not take for tokens is no text, whatever lies beside it.
+
     Raises
     ------
     InputError
@@ -67,28 +70,48 @@ def summarize_text(path: str | os.PathLike[str]) -> list[TextSummary]:
     """
     files = find_shards(path)
     found = []
-    for name, tokenizer in find_tokenizers(path).items():
-        counts, begin = [], ""
-        for file_path in files:
-            with open_shard(file_path) as file:
-                if name not in array_names(file, file_path):
-                    break
-                with reading(f"{file_path}: {name}"), amended(f"{file_path}: {name}: "):
-                    counts.append(_count_tokens(file, name))
-                    begin = begin or _begin(file[name], tokenizer)
-        else:
-            found.append(TextSummary(name, sum(counts), tokenizer.kind, tokenizer.vocabulary_size, begin))
+    for name, tokenizer in own_tokenizers(path).items():
+        counts = [_count_tokens(file_path, name) for file_path in files]
+        if None not in counts:
+            begin = _begin(files[0], name, tokenizer)
+            found.append(TextSummary(name, sum(filter(None, counts)), tokenizer.kind, tokenizer.vocabulary_size, begin))
     return found
 
 
-def _count_tokens(file: h5py.File, name: str) -> int:
-    lengths = file.get(length_name(name))
-    return file[name].size if lengths is None else int(lengths[:].sum())
+def _count_tokens(path: Path, name: str) -> int | None:
+    """Return the number of tokens in an array of one file, flat or with a row for each sequence; None if it is none."""
+    with open_shard(path) as file:
+        array = _integers(file, path, name)
+        if array is None or len(array.shape) > 1:
+            return None
+        if not array.shape or length_name(name) not in array_names(file, path):
+            return array.count * math.prod(array.shape)
+        lengths = _integers(file, path, length_name(name))
+        if lengths is None or lengths.shape or lengths.count != array.count:
+            return None
+        return _sum_of(file, path, length_name(name), lengths)
 
 
-def _begin(array: h5py.Dataset, tokenizer: Tokenizer) -> str:
-    first = array[:SHOWN] if array.ndim == 1 else array[0, :SHOWN]
-    return tokenizer.decode(first)[:SHOWN]
+def _integers(file: h5py.File, path: Path, name: str) -> ShardArray | None:
+    """Return what a file says about an array of integers; None if there is no such one, or readers would refuse it."""
+    try:
+        array = describe(file, path, name)
+    except InputError:  # `summarize` tells of files that are damaged
+        return None
+    return array if array.dtype.kind in "iu" else None
+
+
+def _sum_of(file: h5py.File, path: Path, name: str, array: ShardArray) -> int:
+    """Return the sum of a flat array, of which a block at a time is in memory."""
+    with reading(f"{path}: {name}"):
+        starts = range(0, array.count, array.block_length)
+        return sum(int(file[name][start : start + array.block_length].sum()) for start in starts)
+
+
+def _begin(path: Path, name: str, tokenizer: Tokenizer) -> str:
+    with open_shard(path) as file, reading(f"{path}: {name}"), amended(f"{path}: {name}: "):
+        first = file[name][:SHOWN] if file[name].ndim == 1 else file[name][0, :SHOWN]
+        return tokenizer.decode(first)[:SHOWN]
 
 
 def _summarize_file(path: Path) -> FileSummary:
@@ -101,7 +124,7 @@ def _summarize_array(array: h5py.Dataset, path: Path) -> ArraySummary:
     with reading(f"{path}: {array.name}"):
         return ArraySummary(
             name=array.name.lstrip("/"),
-            shape=array.shape,
+            shape=array.shape or (),  # None of an array of nothing
             dtype=str(array.dtype),
             chunks=array.chunks,
             filters=_filters(array),

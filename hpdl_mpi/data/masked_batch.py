@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from hpdl_mpi.base.errors import amended
+from hpdl_mpi.base.errors import BadSample, amended
 from hpdl_mpi.base.memory import aligned
 from hpdl_mpi.data.augment import Augment
 from hpdl_mpi.data.batch import Batch
@@ -12,6 +12,7 @@ from hpdl_mpi.data.masking import Masking
 from hpdl_mpi.data.prepare_tokens import IGNORED, TOKEN, TokenPreparation
 from hpdl_mpi.data.samples import Samples
 from hpdl_mpi.data.transform import Transform
+from hpdl_mpi.kernels.embedding import first_outside
 from hpdl_mpi.kernels.masking import mask_tokens
 from hpdl_mpi.kernels.random import derive_key
 
@@ -75,6 +76,19 @@ class MaskedMaker:
         self.input_shape = self.target_shape = dataset.input_shape
         self.target_dtype = TOKEN
 
+    def _check(self, tokens: np.ndarray, ids: np.ndarray) -> None:
+        """Raise a `BadSample` if a token is none of the vocabulary, from which those that replace others are drawn."""
+        bad = first_outside(tokens.reshape(-1), self.masking.vocabulary)
+        if bad >= 0:
+            raise BadSample(
+                "a token is outside the vocabulary",
+                sample=int(ids[bad // tokens.shape[1]]),
+                where="data.masking.vocabulary",
+                found=int(tokens.reshape(-1)[bad]),
+                expected=f"0 to {self.masking.vocabulary - 1}",
+                remedy="give the size of the tokenizer's vocabulary",
+            )
+
     def buffers(self) -> MaskedBuffers:
         """Return new arrays for one batch."""
         return MaskedBuffers(self)
@@ -89,6 +103,7 @@ class MaskedMaker:
         raw, inputs, targets = (array[: ids.size] for array in (buffers.raw, buffers.inputs, buffers.targets))
         self.dataset.read(ids, raw, None)
         self._preparation.apply(raw, inputs)
+        self._check(inputs, ids)
         mask_tokens(
             inputs,
             _EVALUATION if key is None else key,

@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from hpdl_mpi.base.memory import aligned
+from hpdl_mpi.base.memory import aligned, check_memory
 from hpdl_mpi.data.batch import Batch
 from hpdl_mpi.data.pairs import Pairs
 from hpdl_mpi.data.prepare_tokens import IGNORED, TOKEN
@@ -18,6 +18,8 @@ PAD = 0
 MULTIPLE = 4
 """Lengths of a batch are multiples of it, so that kernels and buffers see few shapes."""
 
+_NARROWER = "convert the pairs again, so that no row is wider than the longest, or make batches smaller"
+
 
 class PairBuffers:
     """Arrays for one batch of any length, and the stored pairs that it is made from; empty for what is left out."""
@@ -28,8 +30,14 @@ class PairBuffers:
         inputs, targets = rows if maker.reads_inputs else 0, rows if maker.reads_targets else 0
         self.source, self.target_in = aligned(inputs * source, TOKEN), aligned(inputs * target, TOKEN)
         self.targets = aligned(targets * target, TOKEN)
-        self.raw_source = aligned((inputs, *data.input_shape), data.input_dtype)
-        self.raw_target = aligned((max(inputs, targets), *data.target_shape), data.target_dtype)
+        raw_source, raw_target = (inputs, *data.input_shape), (max(inputs, targets), *data.target_shape)
+        # A file may claim rows far wider than any sequence in it.
+        nbytes = math.prod(raw_source) * data.input_dtype.itemsize + math.prod(raw_target) * data.target_dtype.itemsize
+        check_memory(
+            nbytes, f"pairs of {data.path}, which are {raw_source[1]} and {raw_target[1]} wide", remedy=_NARROWER
+        )
+        self.raw_source = aligned(raw_source, data.input_dtype)
+        self.raw_target = aligned(raw_target, data.target_dtype)
         self.lengths = aligned((2, rows), np.int64)
         self.beyond = aligned(rows * max(source, target), np.bool_)
 
@@ -65,7 +73,7 @@ class PairMaker:
         self.input_shape = batch_shape(dataset.source_lengths, dataset.target_lengths)
         self.target_shape: Shape = self.input_shape[1]
         self.target_dtype = TOKEN
-        self._positions = np.arange(max(*dataset.input_shape, *dataset.target_shape) + MULTIPLE)
+        self._positions = np.arange(max(self.input_shape)[0])
 
     def buffers(self) -> PairBuffers:
         """Return new arrays for one batch."""

@@ -17,6 +17,7 @@ from hpdl_mpi.data.samples import Which
 from hpdl_mpi.data.shards import find_shards
 from hpdl_mpi.data.text import Tokenizer
 from hpdl_mpi.data.verify import check_layout
+from hpdl_mpi.data.windows import Windows
 
 
 @dataclass(frozen=True)
@@ -56,31 +57,60 @@ def verify_text(path: str | os.PathLike[str], tokenizers: Mapping[str, Tokenizer
     path : path-like
         A folder of shards, a glob, or one HDF5 file.
     tokenizers : mapping of str to Tokenizer
-        By the names of arrays: "source" and "target" of pairs, or one of a flat array of integers.
+        By the names of arrays: "source" and "target" of pairs, any others of flat arrays or of rows.
 
     Raises
     ------
     InputError
-        The first thing that is wrong, with its file and place: what `Dataset.open` or `Pairs.open` finds, a shard under
-        another's name, a damaged chunk, an id outside the vocabulary, a sequence that does not end where it should.
+        The first thing that is wrong, with its file and place: what `Windows.open` or `Pairs.open` finds, a tokenizer
+        of pairs without padding or an end, a shard under another's name, a damaged chunk, an id outside the vocabulary,
+        a sequence that does not end where it should.
     """
     are_pairs = {SOURCE, TARGET} <= set(tokenizers)
-    names = [SOURCE, TARGET] if are_pairs else [*tokenizers][:1]
-    (Pairs.open(path) if are_pairs else Dataset.open(path, names[0], names[0])).close()
+    sides = [SOURCE, TARGET] if are_pairs else []
+    others = [name for name in tokenizers if name not in sides]
+    if are_pairs:
+        _require_ends(path, tokenizers)
+        Pairs.open(path).close()
+    for name in others:
+        _require_tokens(path, name)
     for shard_path in find_shards(path):
+        num_pairs, usage = None, {}
         with open_shard(shard_path) as file:
-            lengths = [*map(length_name, names)] if are_pairs else []
-            checksums = check_layout(file, shard_path, [*names, *lengths])
-        if not are_pairs:
-            with Dataset.open(shard_path, names[0], names[0], cache_bytes=0) as shard:
-                usage = {names[0]: _usage(shard, "inputs", tokenizers[names[0]], None)}
-        else:
-            with Pairs.open(shard_path, cache_bytes=0) as shard:
-                usage = {
-                    SOURCE: _usage(shard, "inputs", tokenizers[SOURCE], shard.source_lengths),
-                    TARGET: _usage(shard, "targets", tokenizers[TARGET], shard.target_lengths),
-                }
-        yield TextReport(shard_path, shard.num_samples if are_pairs else None, usage, checksums)
+            checksums = check_layout(file, shard_path, [*sides, *map(length_name, sides), *others])
+        if are_pairs:
+            with Pairs.open(shard_path, cache_bytes=0) as pairs:
+                num_pairs = pairs.num_samples
+                usage[SOURCE] = _usage(pairs, "inputs", tokenizers[SOURCE], pairs.source_lengths)
+                usage[TARGET] = _usage(pairs, "targets", tokenizers[TARGET], pairs.target_lengths)
+        for name in others:
+            with Dataset.open(shard_path, name, name, cache_bytes=0) as shard:
+                usage[name] = _usage(shard, "inputs", tokenizers[name], None)
+        yield TextReport(shard_path, num_pairs, usage, checksums)
+
+
+def _require_ends(path: str | os.PathLike[str], tokenizers: Mapping[str, Tokenizer]) -> None:
+    """Raise if a tokenizer has no id that ends a sequence of pairs, or none that pads it."""
+    for name in (SOURCE, TARGET):
+        if tokenizers[name].pad is None or tokenizers[name].eos is None:
+            raise InputError(
+                "a tokenizer that pairs cannot have",
+                where=f"{path}: {name}",
+                found=f"the special ids {', '.join(tokenizers[name].specials) or 'none'}",
+                expected="pad and eos among them",
+                remedy=_ITS_OWN,
+            )
+
+
+def _require_tokens(path: str | os.PathLike[str], name: str) -> None:
+    """Raise if an array is neither rows of integers nor what is read as windows."""
+    with Dataset.open(path, name, name, cache_bytes=0) as rows:
+        are_rows = len(rows.input_shape) == 1 and rows.input_dtype.kind in "iu"
+    if not are_rows:
+        Windows.open(path, name, context=1, cache_bytes=0).close()
+
+
+_ITS_OWN = "put the tokenizer.json that belongs to these data beside them, or convert the text again"
 
 
 def _usage(shard: Dataset, which: Which, tokenizer: Tokenizer, lengths: np.ndarray | None) -> Usage:
@@ -95,7 +125,7 @@ def _usage(shard: Dataset, which: Which, tokenizer: Tokenizer, lengths: np.ndarr
                 where=where,
                 found=int(ids[place]),
                 expected=f"0 to {size - 1}",
-                remedy="put the tokenizer.json that belongs to these data beside them, or convert the text again",
+                remedy=_ITS_OWN,
             )
         if lengths is not None:
             _check_ends(ids, lengths[start : start + len(ids)], tokenizer, start, where)

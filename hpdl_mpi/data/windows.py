@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from hpdl_mpi.base.errors import InputError
+from hpdl_mpi.base.errors import InputError, is_integer, require
 from hpdl_mpi.data.blocks import BlockReader
 from hpdl_mpi.data.hdf5 import ShardArray, ShardFiles
 from hpdl_mpi.data.samples import CACHE_BYTES, WINDOW_BYTES, Samples, Which
@@ -85,8 +85,10 @@ class Windows(Samples):
         Raises
         ------
         InputError
-            What `open_arrays` finds, the array is not flat or not of integers, or it is too short for a window.
+            What `open_arrays` finds, there is no context, the array is not flat or not of integers, or it is too short
+            for a window.
         """
+        require("context", context, is_integer(context, 1), "an integer of at least 1")
         files, shards = open_arrays(path, (name,))
         (first,) = shards[0]
         if first.shape or first.dtype.kind not in "iu":

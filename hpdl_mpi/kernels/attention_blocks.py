@@ -22,8 +22,8 @@ KEYS = 256
 PITCH = KEYS + 16
 """From row to row of a block's scores. Whole pages apart they would share few sets of a cache."""
 
-LEAST = -1e30
-"""Stands for the largest of no scores: finite, so that infinities are not subtracted."""
+LEAST = -3e38
+"""Stands for the largest of no scores: finite, so that infinities are not subtracted, and about the least there is."""
 
 _TOGETHER = 64
 """Elements of a row that are done at once, in whole vectors: none is left to be done alone. `KEYS` is a multiple."""
@@ -71,7 +71,7 @@ def whole_panels(columns, most, itemsize):
 def num_seen(visible, keys):
     """Return how many keys there are up to the last that is visible; `visible` may be empty: all are."""
     seen = keys
-    while visible.size > 0 and seen > 0 and visible[seen - 1] <= 0:
+    while visible.size > 0 and seen > 0 and not visible[seen - 1] > 0:
         seen -= 1
     return seen
 
@@ -86,7 +86,7 @@ def row_limit(query, keys, offset):
 def hide(row, first, visible):
     """Set the scores of keys that are not visible, from key `first` on, to -inf."""
     for c in range(row.size):
-        if visible[first + c] <= 0:
+        if not visible[first + c] > 0:
             row[c] = -math.inf
 
 

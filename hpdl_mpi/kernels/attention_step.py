@@ -9,18 +9,10 @@ import math
 
 from numba import prange
 
+from hpdl_mpi.kernels.attention_blocks import LEAST
 from hpdl_mpi.kernels.elementary import exp
 from hpdl_mpi.kernels.jit import kernel, parallel_kernel
-from hpdl_mpi.kernels.rows import largest
-
-
-@kernel
-def _inner(a, b):
-    """Return the inner product of two flat arrays."""
-    total = a.dtype.type(0)
-    for c in range(a.size):
-        total += a[c] * b[c]
-    return total
+from hpdl_mpi.kernels.rows import inner_product, largest
 
 
 @kernel
@@ -35,18 +27,15 @@ def _softmax(scores, visible):
     """Put softmax weights in place of scores; zeros where a key is not visible, or none is."""
     zero = scores.dtype.type(0)
     for t in range(visible.size):
-        if visible[t] <= 0:
+        if not visible[t] > 0:
             scores[t] = -math.inf
-    top = largest(scores, scores.dtype.type(-math.inf))
-    if top == -math.inf:
-        scores[:] = zero
-        return
+    top = largest(scores, scores.dtype.type(LEAST))
     total = zero
     for t in range(scores.size):
         weight = exp(scores[t] - top)
         scores[t] = weight
         total += weight
-    factor = 1 / total
+    factor = 1 / total if total > 0 else total  # what sees nothing is 0; a NaN stays one
     for t in range(scores.size):
         scores[t] *= factor
 
@@ -81,7 +70,7 @@ def attend_one(queries, memory, keys, groups, visible, scores, y):
         for t in range(keys):
             key = memory[i, t, first : first + dim]
             for head in range(group * size, (group + 1) * size):
-                scores[i, head, t] = scale * _inner(queries[i, head * dim : (head + 1) * dim], key)
+                scores[i, head, t] = scale * inner_product(queries[i, head * dim : (head + 1) * dim], key)
         for head in range(group * size, (group + 1) * size):
             _softmax(scores[i, head, :keys], visible[i])
             y[i, head * dim : (head + 1) * dim] = 0

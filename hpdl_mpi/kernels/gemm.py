@@ -195,6 +195,9 @@ def _begin(c, c_row, onto, onto_row, bias, flags, rows, columns):
 def _gemm(a, a_row, b, b_row, c, c_row, onto, onto_row, bias, k, flags, rows, columns, workspace):
     """Compute c[rows, columns]; matrices are flat arrays with the distance of their rows. See `gemm_part`."""
     trans_a, trans_b, add, biased = flags
+    if k == 0:
+        _begin(c, c_row, onto, onto_row, bias, (add, biased), rows, columns)
+        return
     lanes = VECTOR_BYTES // c.itemsize
     full = VECTORS * lanes
     panels = workspace[: _PACKED_BYTES // c.itemsize]
@@ -272,8 +275,6 @@ def gemm_part(a, b, c, onto, bias, trans_a, trans_b, add, workspace, part, parts
     a_row, b_row, c_row = a.strides[0] // a.itemsize, b.strides[0] // b.itemsize, c.strides[0] // c.itemsize
     onto_row = onto.strides[0] // onto.itemsize
     a_memory, b_memory, c_memory, onto_memory = memory_of(a), memory_of(b), memory_of(c), memory_of(onto)
-    if k == 0:
-        _begin(c_memory, c_row, onto_memory, onto_row, bias, (bool(add), bias.size > 0), rows, columns)
     # Numba would compile anew for a flag that a caller writes as True or False
     flags = bool(trans_a), bool(trans_b), bool(add), bias.size > 0
     _gemm(

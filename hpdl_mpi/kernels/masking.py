@@ -51,7 +51,7 @@ def mask_tokens(
     """Choose tokens that a model is to predict, and hide 80 % of them, replace 10 % and keep 10 %.
 
     What becomes of a token depends on (key, sample id, step) alone, so it is the same on every grid of ranks; with a
-    key of each epoch (``derive_key(seed, epoch, "masking")``) a text is masked anew every time it is read, as in
+    key of each epoch (``derive_key("augment", seed, epoch)``) a text is masked anew every time it is read, as in
     RoBERTa (Liu et al., 2019).
 
     Parameters

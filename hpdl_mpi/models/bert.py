@@ -5,7 +5,7 @@ The weights have the names of ``BertForMaskedLM`` in `transformers`.
 
 from __future__ import annotations
 
-from hpdl_mpi.models.blocks import added, drop, require_counts
+from hpdl_mpi.models.blocks import PADDING, added, drop, require_counts, require_heads
 from hpdl_mpi.nn import (
     GELU,
     Embedding,
@@ -20,9 +20,6 @@ from hpdl_mpi.nn import (
     Sequential,
 )
 from hpdl_mpi.nn.init import Normal
-
-PADDING = 0
-"""The token behind the end of a text that is shorter than others of its batch."""
 
 _START = Normal(0.02)
 _EPS = 1e-12
@@ -56,6 +53,7 @@ def bert(
     """
     hidden = 4 * width if hidden is None else hidden
     require_counts(vocabulary=vocabulary, context=context, layers=layers, heads=heads, width=width, hidden=hidden)
+    require_heads(width, heads)
     embeddings = {
         "word_embeddings": Embedding(vocabulary, width, mask=PADDING, init=_START),
         "position_embeddings": LearnedPositions(context, init=_START),

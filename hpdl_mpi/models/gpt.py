@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from hpdl_mpi.models.blocks import added, drop, require_counts
+from hpdl_mpi.models.blocks import added, drop, require_counts, require_heads
 from hpdl_mpi.nn import GELU, Embedding, Layer, LayerNorm, LearnedPositions, Linear, SelfAttention, Sequential
 from hpdl_mpi.nn.init import Normal
 
@@ -33,6 +33,7 @@ def gpt(
         Of embeddings, attention weights and what is added to the residual stream.
     """
     require_counts(vocabulary=vocabulary, context=context, layers=layers, heads=heads, width=width)
+    require_heads(width, heads)
     blocks = {f"transformer.h.{i}": _block(heads, width, layers, dropout) for i in range(layers)}
     return Sequential(
         **{

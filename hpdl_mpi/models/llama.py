@@ -5,8 +5,7 @@ The weights have the names of ``LlamaForCausalLM`` in `transformers`.
 
 from __future__ import annotations
 
-from hpdl_mpi.base.errors import InputError
-from hpdl_mpi.models.blocks import added, require_counts
+from hpdl_mpi.models.blocks import added, require_counts, require_heads
 from hpdl_mpi.nn import (
     Embedding,
     JoinedLinear,
@@ -60,8 +59,7 @@ def llama(
     """
     kv_heads = heads if kv_heads is None else kv_heads
     require_counts(vocabulary=vocabulary, layers=layers, heads=heads, kv_heads=kv_heads, width=width, hidden=hidden)
-    if width % heads:
-        raise InputError("has no heads of one size", where="width", found=width, expected=f"a multiple of {heads}")
+    require_heads(width, heads)
     dim = width // heads
     projections = {"q_proj": width, "k_proj": kv_heads * dim, "v_proj": kv_heads * dim}
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 
-from hpdl_mpi.models.blocks import added, drop, require_counts
+from hpdl_mpi.models.blocks import PADDING, added, drop, require_counts, require_heads
 from hpdl_mpi.nn import (
     CrossAttention,
     CrossLinear,
@@ -23,9 +23,6 @@ from hpdl_mpi.nn import (
     SinusoidalPositions,
 )
 from hpdl_mpi.nn.init import GlorotUniform, Normal
-
-PADDING = 0
-"""The token behind the end of a text that is shorter than others of its batch."""
 
 _START = GlorotUniform()
 _IN_PROJECTION = ("in_proj_weight", "in_proj_bias")
@@ -68,6 +65,7 @@ def seq2seq(
         Whether the embedding of the target and the output layer are one.
     """
     require_counts(layers=layers, heads=heads, width=width, hidden=hidden)
+    require_heads(width, heads)
     sizes = heads, width, hidden, dropout, norm_first
     model = Sequential(
         **{

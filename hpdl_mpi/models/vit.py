@@ -6,7 +6,7 @@ They have the names of files of weights of ``ViTForImageClassification`` in `tra
 from __future__ import annotations
 
 from hpdl_mpi.base.errors import InputError
-from hpdl_mpi.models.blocks import added, drop, require_counts
+from hpdl_mpi.models.blocks import added, drop, require_counts, require_heads
 from hpdl_mpi.nn import (
     GELU,
     ClassToken,
@@ -52,6 +52,7 @@ def vit(
         Of embeddings, attention weights and what is added to the residual stream.
     """
     require_counts(size=size, patch=patch, outputs=outputs, layers=layers, heads=heads, width=width)
+    require_heads(width, heads)
     if size % patch:
         raise InputError("images are not made of patches", where="size", found=size, expected=f"a multiple of {patch}")
     steps = 1 + (size // patch) ** 2

@@ -67,6 +67,8 @@ class _Attention(Layer):
 
     def _forward(self, inputs: tuple[np.ndarray, ...], mask: np.ndarray | None, ctx: Context) -> np.ndarray:
         layout, dtype = self._layout(inputs), inputs[0].dtype
+        if mask is not None and mask.dtype != dtype:
+            raise self.refuse("a mask of another dtype", found=mask.dtype, expected=f"{dtype}, that of what it hides")
         visible = np.zeros((len(inputs[0]), 0), dtype) if mask is None else mask
         sources = [inputs[number] for number in self._sources]
         y, norms = self._attend(sources, layout, self._offset(int(layout[0, 2])), visible, ctx)
@@ -151,7 +153,8 @@ class SelfAttention(_Attention):
 
     Samples are of shape (steps, (num_heads + 2 num_kv_heads) dim): the queries of all heads, their keys, their values.
     The result has shape (steps, num_heads dim). A mask, (steps,), may follow as a second member, if it is `masked`:
-    steps where it is 0 are not looked at. A step that sees nothing at all gets zeros.
+    steps where it is not above 0 are not looked at. It has the dtype of the samples. A step that sees nothing at all
+    gets zeros.
 
     Parameters
     ----------

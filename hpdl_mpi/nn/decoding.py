@@ -13,10 +13,12 @@ import numpy as np
 
 from hpdl_mpi.base.errors import InputError
 from hpdl_mpi.kernels.embedding import take_rows
+from hpdl_mpi.nn.attention import SelfAttention
 from hpdl_mpi.nn.containers import Sequential
 from hpdl_mpi.nn.context import Context, MicroBatch
 from hpdl_mpi.nn.dropout import Dropout
-from hpdl_mpi.nn.layer import Layer, Shape
+from hpdl_mpi.nn.embedding import LearnedPositions
+from hpdl_mpi.nn.layer import Layer, Shape, walk
 from hpdl_mpi.nn.linear import Linear
 from hpdl_mpi.nn.members import joined_members
 from hpdl_mpi.nn.normalization import LayerNorm, RMSNorm
@@ -24,6 +26,9 @@ from hpdl_mpi.nn.pool import Pool
 
 _OF_A_STEP = (Dropout, LayerNorm, Linear, RMSNorm)
 """Layers at the end of a model that look at one step at a time."""
+
+_BOUNDED = (LearnedPositions, SelfAttention)
+"""Layers that have room for so many steps; others, such as recurrent ones, remember a state."""
 
 
 class LastStep(Layer):
@@ -48,7 +53,7 @@ class Decoder:
     """Runs a model on sequences that come in pieces, and returns what it makes of the last step of each piece.
 
     The first call takes the begin of all sequences, such as their prompts; later ones take what follows. A steady
-    step allocates nothing.
+    step allocates nothing, but for `reorder`.
 
     Parameters
     ----------
@@ -57,13 +62,13 @@ class Decoder:
     input_shape : tuple of int, or tuple of such
         Of the samples that it was built for.
     capacity : int
-        Steps that layers remember.
+        Steps that attention remembers.
     given : tuple of array
         Members of the activation that follow the tokens, the same for all pieces: memory and mask of an
         encoder-decoder. Borrowed.
     slides : bool
         Whether sequences may be longer than `capacity`. The later half of what was seen is then read anew, as if it
-        were the begin, and the rest forgotten.
+        were the begin, and the rest forgotten; but recurrent layers, which remember a state, go on for ever.
     """
 
     def __init__(
@@ -78,6 +83,7 @@ class Decoder:
         self._model = of_last_step(model, input_shape)
         self._given = given
         self._slides = slides
+        self._is_bounded = any(isinstance(layer, _BOUNDED) for layer in walk(model))
         self._seen = np.zeros((0, capacity), np.int64)
         self._batch = MicroBatch(Pool())
         self._batch.capacity = capacity
@@ -110,14 +116,15 @@ class Decoder:
         capacity = self._batch.capacity
         if self.past == 0:
             self._seen = np.zeros((len(tokens), capacity), np.int64)
-        if self.past + tokens.shape[1] > capacity:
+        if self._is_bounded and self.past + tokens.shape[1] > capacity:
             tokens = self._later_half(tokens)
         self._batch.pool.release(self._logits)
         self._logits = None
         if len(self._batch.sample_ids) != len(tokens):
             self._batch.begin(np.arange(len(tokens)), training=False)
         outputs = self._model.forward(joined_members((tokens, *self._given)), self._ctx)
-        self._seen[:, self.past : self.past + tokens.shape[1]] = tokens
+        if self.past + tokens.shape[1] <= capacity:
+            self._seen[:, self.past : self.past + tokens.shape[1]] = tokens
         self._batch.past += tokens.shape[1]
         self._logits = outputs
         return outputs[:, 0]

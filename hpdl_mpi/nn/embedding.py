@@ -132,7 +132,7 @@ class LearnedPositions(_Positions):
     name : str
         Of `weight`.
     leading : bool
-        Whether `weight` has a dim of 1 in front, as in the files of vision Transformers.
+        Whether `weight` has a dim of 1 in front, and each row a step, as in the files of vision Transformers.
     """
 
     replayable = True
@@ -146,6 +146,12 @@ class LearnedPositions(_Positions):
 
     def build(self, input_shape: Shape) -> None:
         self._require_steps(input_shape)
+        if self.leading and input_shape[0] != self.max_length:
+            raise self.refuse(
+                "images of another size",
+                found=f"{input_shape[0]} steps",
+                expected=f"{self.max_length}, each with a row",
+            )
         if input_shape[0] > self.max_length:
             raise self._too_long(input_shape[0])
         shape = self.max_length, input_shape[1]
@@ -258,7 +264,9 @@ class Rotary(Layer):
     def __init__(self, num_heads: int, num_kv_heads: int | None = None, *, base: float = 10000.0) -> None:
         self.num_heads = require_count(self, num_heads, "heads")
         self.num_kv_heads = self.num_heads if num_kv_heads is None else require_count(self, num_kv_heads, "kv heads")
-        self.base = base
+        if not (is_number(base) and base > 0):
+            raise self.refuse("base out of range", found=repr(base), expected="a number above 0")
+        self.base = float(base)
         self._tables = np.zeros((2, 0, 0))
 
     def build(self, input_shape: Shape) -> None:

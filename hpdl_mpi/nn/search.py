@@ -15,6 +15,9 @@ from hpdl_mpi.kernels.sampling import UNCLEAR, best_continuations, draw, likelie
 NOTHING = -1
 """In place of a token, where a sequence gets none."""
 
+_MOST_BEAMS, _MOST_PENALTY = 1024, 10
+"""More would fill the memory with what is never looked at, or leave the range of numbers."""
+
 
 class Stepper(Protocol):
     """What says how sequences may go on, such as a `Decoder`."""
@@ -112,10 +115,12 @@ def generate(
     Raises
     ------
     InputError
-        A prompt is empty, or logits are not finite numbers.
+        There is no prompt, one is empty or of no integers, or logits are not finite numbers.
     """
-    if any(len(prompt) == 0 for prompt in prompts):
-        raise InputError("a prompt is empty", remedy="begin with a token")
+    require("max_tokens", max_tokens, is_integer(max_tokens, 0), "an integer of at least 0")
+    require("prompts", len(prompts), len(prompts) > 0, "at least one")
+    for prompt in prompts:
+        _require_prompt(prompt)
     lengths = np.array([len(prompt) for prompt in prompts])
     table = np.zeros((len(prompts), lengths.max()), np.int64)
     for row, prompt in zip(table, prompts, strict=True):
@@ -183,11 +188,12 @@ def beam_search(
     InputError
         The prompt is empty, a number is out of range, or logits are not finite numbers.
     """
-    require("beams", beams, is_integer(beams, 1), "an integer of at least 1")
+    possible = is_integer(beams, 1) and beams <= _MOST_BEAMS
+    require("beams", beams, possible, f"an integer of at least 1, at most {_MOST_BEAMS:,}")
     require("max_tokens", max_tokens, is_integer(max_tokens, 1), "an integer of at least 1")
-    require("length_penalty", length_penalty, is_number(length_penalty), "a number")
-    if len(prompt) == 0:
-        raise InputError("a prompt is empty", remedy="begin with a token")
+    possible = is_number(length_penalty) and abs(length_penalty) <= _MOST_PENALTY
+    require("length_penalty", length_penalty, possible, f"a number from -{_MOST_PENALTY} to {_MOST_PENALTY}")
+    _require_prompt(prompt)
     best, rows, tokens = np.empty(2 * beams), *np.empty((2, 2 * beams), np.int64)
     running, scores = np.zeros((1, 0), np.int64), np.zeros(1)
     done: list[Beam] = []
@@ -210,6 +216,14 @@ def beam_search(
         step.reorder(rows[onward])
         pieces = tokens[onward, None]
     return done
+
+
+def _require_prompt(prompt: np.ndarray) -> None:
+    """Raise an `InputError` if a sequence cannot begin so."""
+    if len(prompt) == 0:
+        raise InputError("a prompt is empty", remedy="begin with a token")
+    if np.asarray(prompt).dtype.kind not in "iu":
+        raise InputError("a prompt is not of tokens", found=np.asarray(prompt).dtype, expected="integers")
 
 
 def _clear(tokens: np.ndarray) -> np.ndarray:

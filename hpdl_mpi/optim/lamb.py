@@ -34,6 +34,8 @@ class LAMB(AdamW):
         terms: Terms | None = None,
     ) -> None:
         assert terms is None, "layerwise updates need whole sums"
-        common = (chunks.bounds, chunks.decays, scale, self.weight_decay, *self.betas, self.eps, step + 1)
+        decays = chunks.decays_of(matrices_only=self.matrices_only)
+        common = (chunks.bounds, decays, scale, self.weight_decay, *self.betas, self.eps, step + 1)
         kernel.adam_direction(params, grads, *slots, *common)
-        kernel.follow(params, grads, chunks.bounds, chunks.ratios(*chunks.norms(params, grads)), lr)
+        length, direction = chunks.norms(params, grads)
+        kernel.follow(params, grads, chunks.bounds, chunks.ratios(length, direction, decays), lr)

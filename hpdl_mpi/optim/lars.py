@@ -54,7 +54,7 @@ class LARS(Optimizer):
         slope *= abs(scale)
         slope += self.weight_decay * length
         length *= self.trust
-        rates = chunks.ratios(length, slope)
+        rates = chunks.ratios(length, slope, chunks.decays)
         decay = (chunks.decays, scale, lr, self.weight_decay, 0.0)
         kernel.momentum(
             params, grads, slots[0], chunks.bounds, *decay, self.momentum, False, rates, no_terms(grads.dtype)

@@ -65,7 +65,7 @@ class Chunks:
         self._numbers = np.repeat(np.arange(len(firsts)), np.diff(np.array([*firsts, len(bounds)])))
         self._totals = np.zeros((2, len(firsts)))
         self._products, self._zero = np.zeros(len(firsts)), np.zeros(len(firsts), bool)
-        self._ratios, self._bare = np.ones(len(bounds)), self.decays == 0
+        self._ratios, self._bare = np.ones(len(bounds)), np.zeros(len(bounds), bool)
 
     def decays_of(self, *, matrices_only: bool) -> np.ndarray:
         """Return `matrix_decays`, or `decays`."""
@@ -84,10 +84,10 @@ class Chunks:
                 np.add.reduceat(self._sums, self._firsts, out=totals)
         return np.sqrt(self._totals, out=self._totals)
 
-    def ratios(self, above: np.ndarray, below: np.ndarray) -> np.ndarray:
+    def ratios(self, above: np.ndarray, below: np.ndarray, decays: np.ndarray) -> np.ndarray:
         """Return the quotient of two numbers of each parameter, for each run of it; shape (c,), until the next call.
 
-        It is 1 where decay does not apply, or either number is zero.
+        It is 1 where `decays` is 0, or either number is zero.
         """
         np.multiply(above, below, out=self._products)
         np.less_equal(self._products, 0, out=self._zero)
@@ -95,7 +95,7 @@ class Chunks:
         np.copyto(below, 1.0, where=self._zero)
         np.divide(above, below, out=above)
         np.take(above, self._numbers, out=self._ratios)
-        np.copyto(self._ratios, 1.0, where=self._bare)
+        np.copyto(self._ratios, 1.0, where=np.equal(decays, 0, out=self._bare))
         return self._ratios
 
 

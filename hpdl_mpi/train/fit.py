@@ -34,7 +34,7 @@ from hpdl_mpi.train.runfolder import MetricsLog, RunFolder
 from hpdl_mpi.train.signals import StopSignals
 from hpdl_mpi.train.source import PathLike, Source
 from hpdl_mpi.train.tracing import Recorder, check_trace, describe_communication, describe_times, explain
-from hpdl_mpi.train.vocabulary import keep_tokenizers
+from hpdl_mpi.train.vocabulary import keep_tokenizers, require_same_tokens
 
 
 @dataclass(frozen=True)
@@ -237,6 +237,8 @@ def _claim(stack: ExitStack, assembly: Assembly, course: Course, folder: RunFold
         shape = source.check(assembly.model, assembly.loss, num_ranks, key="data.train")
         if course.validate is not None:
             tests = source.at(course.validate)
+            if source.context is not None or source.pairs:
+                require_same_tokens(source.path, course.validate)
             tests.check(assembly.model, assembly.loss, num_ranks, shape, key="data.test")
         if course.init is not None and not (folder and course.resume and folder.holds_checkpoint):
             weights.check(weights.TensorFile(course.init), assembly.model, course.init_skip)

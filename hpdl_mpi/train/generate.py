@@ -13,6 +13,7 @@ from hpdl_mpi.data.text.tokenizer import REPLACEMENT
 from hpdl_mpi.nn.decoding import Decoder
 from hpdl_mpi.nn.search import NOTHING, Choose, Sampling, Stepper, beam_search, generate, greedy
 from hpdl_mpi.train.trainer import Trainer
+from hpdl_mpi.train.vocabulary import within
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,8 @@ class Wanted:
         Of a beam search in place of both.
     length_penalty : float
         Of that, see `nn.search.beam_search`.
+    end : str, optional
+        The text of the token after which there are no more, in place of the tokenizer's `eos`.
     """
 
     max_tokens: int = 200
@@ -41,6 +44,7 @@ class Wanted:
     greedy: bool = False
     beams: int | None = None
     length_penalty: float = 0.6
+    end: str | None = None
 
 
 class TextStream:
@@ -71,27 +75,14 @@ class TextStream:
         return self._tokenizer.decode(self._line)[self._shown :]
 
 
-class _Vocabulary:
-    """Leaves out logits behind those of a vocabulary, for which a model may have room."""
-
-    def __init__(self, step: Stepper, size: int) -> None:
-        self._step, self._size = step, size
-
-    def __call__(self, tokens: np.ndarray) -> np.ndarray:
-        return self._step(tokens)[:, : self._size]
-
-    def reorder(self, parents: np.ndarray) -> None:
-        self._step.reorder(parents)
-
-
 def generate_text(
     trainer: Trainer, tokenizer: Tokenizer, prompt: str = "", wanted: Wanted = Wanted(), *, sample: int = 0
 ) -> Iterator[str]:
     """Yield a prompt and what the model makes of it, piece by piece; local, on a rank that holds the whole model.
 
-    It stops at the tokenizer's `eos`, if that has one. The model sees as many tokens as a window of its training had;
-    when these are full it goes on from the later half of them. An empty prompt is `bos` or, where there is none, the
-    end of a line.
+    It stops at the token of ``wanted.end``, or at the tokenizer's `eos`, if that has one. The model sees as many tokens
+    as a window of its training had; when these are full it goes on from the later half of them. An empty prompt is
+    `bos` or, where there is none, the end of a line.
 
     Parameters
     ----------
@@ -107,16 +98,16 @@ def generate_text(
     Raises
     ------
     InputError
-        The prompt has something that is not in the vocabulary, the tokenizer is none of this model, or a setting is
-        out of range.
+        The prompt has something that is not in the vocabulary, or no token at all, the tokenizer is none of this
+        model, or a setting is out of range.
     """
     require("max_tokens", wanted.max_tokens, is_integer(wanted.max_tokens, 1), "an integer of at least 1")
     draws = Sampling(wanted.temperature, wanted.top_k, wanted.top_p, wanted.seed, np.array([sample]))
-    step, ids = _stepper(trainer, tokenizer), encoded_prompt(tokenizer, prompt)
+    step, ids, end = _stepper(trainer, tokenizer), encoded_prompt(tokenizer, prompt), _end(tokenizer, wanted.end)
     stream = TextStream(tokenizer)
     yield stream.add(ids)
     with trainer.replica.averaged():
-        for tokens in _following(step, ids, wanted, greedy if wanted.greedy else draws, tokenizer.eos):
+        for tokens in _following(step, ids, wanted, greedy if wanted.greedy else draws, end):
             yield stream.add(tokens)
     yield stream.end()
 
@@ -140,17 +131,18 @@ def _following(step: Stepper, ids: np.ndarray, wanted: Wanted, choose: Choose, e
 def _stepper(trainer: Trainer, tokenizer: Tokenizer) -> Stepper:
     """Return what makes logits of the tokens of a vocabulary."""
     shape = trainer.replica.input_shape
-    decoder = Decoder(trainer.model, shape, shape[0], slides=True)
-    outputs = trainer.replica.output_shape[-1]
-    if outputs < tokenizer.vocabulary_size:
-        raise InputError(
-            "the tokenizer is none of this model",
-            where="tokenizer.json",
-            found=f"a vocabulary of {tokenizer.vocabulary_size}",
-            expected=f"at most {outputs}, the model's outputs",
-            remedy="use the file that was written with the training data",
-        )
-    return decoder if outputs == tokenizer.vocabulary_size else _Vocabulary(decoder, tokenizer.vocabulary_size)
+    return within(Decoder(trainer.model, shape, shape[0], slides=True), trainer.replica.output_shape[-1], tokenizer)
+
+
+def _end(tokenizer: Tokenizer, text: str | None) -> int | None:
+    """Return the token that ends a text: `eos` if there is one, or that of another text if asked."""
+    if text is None:
+        return tokenizer.eos
+    with amended("--end: "):
+        ids = tokenizer.encode(text)
+    if len(ids) != 1:
+        raise InputError("no single token", where="--end", found=f"{len(ids)} tokens", expected="the text of one")
+    return int(ids[0])
 
 
 def encoded_prompt(tokenizer: Tokenizer, prompt: str) -> np.ndarray:
@@ -159,9 +151,23 @@ def encoded_prompt(tokenizer: Tokenizer, prompt: str) -> np.ndarray:
     Raises
     ------
     InputError
-        Something is not in the vocabulary.
+        Something is not in the vocabulary, or there is nothing to begin with.
     """
     begin = [] if tokenizer.bos is None else [tokenizer.bos]
+    if not prompt and not begin and not _has_lines(tokenizer):
+        raise InputError(
+            "no text to begin with", where="--prompt", expected="a text: the vocabulary has no end of a line"
+        )
     with amended("--prompt: "):
         ids = tokenizer.encode(prompt if prompt or begin else "\n")
+    if not begin and not len(ids):
+        raise InputError("nothing of it is a token", where="--prompt", found=repr(prompt), expected="a text")
     return np.array([*begin, *ids.tolist()], np.int64)
+
+
+def _has_lines(tokenizer: Tokenizer) -> bool:
+    """Return whether the end of a line is a token."""
+    try:
+        return len(tokenizer.encode("\n")) > 0
+    except InputError:
+        return False

@@ -97,6 +97,15 @@ def predict_files(trainer: Trainer, source: PathLike, array: str, output: Path, 
 def _refuse_sequences(trainer: Trainer, data: Data) -> None:
     """Raise on all ranks if the model gives a sample many classes: a table has one row for each."""
     shape = trainer.replica.output_shape
+    if data.pairs:
+        raise InputError(
+            "the run is on pairs of text",
+            where="hpdl predict",
+            found="files of arrays",
+            expected="a file of lines, each a source",
+            remedy="name a .txt or .tsv file",
+            shared=True,
+        )
     if trainer.loss.task == "classification" and len(shape) > 1:
         writes_text = data.context is not None and data.masking is None
         raise InputError(

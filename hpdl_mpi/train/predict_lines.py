@@ -12,18 +12,26 @@ from hpdl_mpi.base.files import check_destination, write_file
 from hpdl_mpi.data.convert.text_files import lines
 from hpdl_mpi.data.pair_batch import PAD
 from hpdl_mpi.data.text import Tokenizer
+from hpdl_mpi.nn import Embedding, walk
 from hpdl_mpi.nn.encoder_decoder import Halves, decoder_of, halves
 from hpdl_mpi.nn.search import beam_search, generate, greedy
 from hpdl_mpi.train.trainer import Trainer
+from hpdl_mpi.train.vocabulary import require_room, within
 
 _BATCH = 64
 """Lines that are decoded together, those of like lengths."""
+
+_ESCAPES = str.maketrans({"\t": "\\t", "\n": "\\n", "\r": "\\r"})
+"""Of what would be taken for the end of a column or of a line."""
 
 
 def check_lines_output(output: Path) -> None:
     """Raise an `InputError` if predictions of lines cannot be written to this file."""
     if output.suffix != ".tsv":
-        raise InputError("a file of unknown format", where="--output", found=output.suffix, expected=".tsv")
+        remedy = "name a file that ends so"
+        raise InputError(
+            "a file of unknown format", where="--output", found=output.suffix, expected=".tsv", remedy=remedy
+        )
     check_destination(output)
 
 
@@ -38,6 +46,8 @@ def predict_lines(
     length_penalty: float = 0.6,
 ) -> int:
     """Write lines of source TAB prediction, and return how many; local, on a rank that holds the whole model.
+
+    A TAB or the end of a line in a prediction is written as in Python, ``\\t`` or ``\\n``.
 
     Parameters
     ----------
@@ -56,19 +66,23 @@ def predict_lines(
     Raises
     ------
     InputError
-        The file cannot be read, has an empty source or one with something that is not in the vocabulary, or the model
-        is no encoder-decoder.
+        The file cannot be read, has no line, an empty source or one with something that is not in the vocabulary, the
+        tokenizers are none of this model, or that is no encoder-decoder.
     StorageError
         `output` cannot be written.
     """
     texts = list(_sources(path))
+    if not texts:
+        raise InputError("no line to predict from", where=path, expected="a source in each line")
     with amended(f"{path}: "):
         ids = [np.array([*source.encode(text, number), source.eos], np.int64) for number, text in texts]
+    parts = halves(trainer.model, trainer.replica.input_shape)
+    embedding = next(layer for layer in walk(parts.encoder) if isinstance(layer, Embedding))
+    require_room(source, embedding.num_embeddings, "embeddings")
     with trainer.replica.averaged():
-        found = translations(
-            halves(trainer.model, trainer.replica.input_shape), ids, target, beams=beams, length_penalty=length_penalty
-        )
-    written = "".join(f"{text}\t{target.decode(tokens)}\n" for (_, text), tokens in zip(texts, found, strict=True))
+        found = translations(parts, ids, target, beams=beams, length_penalty=length_penalty)
+    answers = (target.decode(tokens).translate(_ESCAPES) for tokens in found)
+    written = "".join(f"{text}\t{answer}\n" for (_, text), answer in zip(texts, answers, strict=True))
     write_file(output, written.encode())
     return len(texts)
 
@@ -90,6 +104,7 @@ def translations(
     length_penalty : float
     """
     capacity = int(parts.target_shape[0][0])  # type: ignore[index]
+    outputs = parts.decoder.output_shape(parts.target_shape)[-1]
     found: list[np.ndarray] = [np.zeros(0, np.int64)] * len(sources)
     order = sorted(range(len(sources)), key=lambda number: len(sources[number]))
     size = 1 if beams else _BATCH
@@ -98,7 +113,7 @@ def translations(
         padded = np.full((len(numbers), len(sources[numbers[-1]])), PAD, np.int64)
         for row, number in zip(padded, numbers, strict=True):
             row[: len(sources[number])] = sources[number]
-        step, begin = decoder_of(parts, padded, capacity), np.array([target.bos])
+        step, begin = within(decoder_of(parts, padded, capacity), outputs, target), np.array([target.bos])
         if beams:
             rows = [
                 beam_search(

@@ -44,6 +44,8 @@ class Row:
 
     Attributes
     ----------
+    num_parameters : int
+        But for those that are another layer's too, which count there.
     operations : int
         Floating-point operations of one sample's forward pass.
     """
@@ -286,5 +288,6 @@ def _learn_zeros(replica: Replica, loss: Loss, size: int) -> None:
 
 def _rows(model: Layer, input_shape: Shape) -> Iterator[Row]:
     for layer, shape in leaves(model, input_shape):
-        count = sum(math.prod(parameter.shape) for inner in walk(layer) for parameter in inner.declared.values())
+        declared = (parameter for inner in walk(layer) for parameter in inner.declared.values())
+        count = sum(math.prod(parameter.shape) for parameter in declared if parameter.tied is None)
         yield Row(layer.path, type(layer).__name__, layer.output_shape(shape), count, layer.operations(shape))

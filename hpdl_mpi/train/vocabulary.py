@@ -1,10 +1,15 @@
-"""The tokenizers of a run: kept in its folder when it begins, found again when text is made."""
+"""The tokenizers of a run: kept in its folder when it begins, found again when text is made, held against the model."""
 
 from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
 
 from hpdl_mpi.base.errors import InputError, StorageError, amended
 from hpdl_mpi.base.files import write_file
 from hpdl_mpi.data.text import Tokenizer, find_tokenizers, named_tokenizers, tokenizer_file
+from hpdl_mpi.nn.search import Stepper
 from hpdl_mpi.train.job import Job
 from hpdl_mpi.train.runfolder import RunFolder
 from hpdl_mpi.train.source import PathLike
@@ -21,11 +26,26 @@ def keep_tokenizers(folder: RunFolder, dataset: PathLike) -> None:
     path = tokenizer_file(dataset)
     if path is None:
         return
+    write_file(folder.tokenizers, _content(path))
+
+
+def require_same_tokens(train: PathLike, test: PathLike) -> None:
+    """Raise an `InputError` if two datasets have tokenizers, and others: a number would not be the same token."""
+    own, other = (tokenizer_file(dataset) for dataset in (train, test))
+    if own and other and _content(own) != _content(other):  # what is the same is written the same
+        raise InputError(
+            "the test data have other tokens than the training data",
+            where=other,
+            expected=f"what {own} says",
+            remedy="convert the test text with --tokenizer and that file",
+        )
+
+
+def _content(path: Path) -> bytes:
     try:
-        content = path.read_bytes()
+        return path.read_bytes()
     except OSError as error:
         raise StorageError("the file could not be read", where=path, found=error.strerror) from error
-    write_file(folder.tokenizers, content)
 
 
 def find_run_tokenizers(run: PathLike, job: Job) -> dict[str, Tokenizer]:
@@ -75,10 +95,18 @@ def text_tokenizer(run: PathLike, job: Job) -> Tokenizer:
         )
     found = find_run_tokenizers(run, job)
     if job.data.inputs not in found:
-        raise InputError(
-            "no tokenizer of this array", where=run, found=", ".join(found) or "none", expected=job.data.inputs
-        )
+        raise _no_tokenizer(run, found, job.data.inputs)
     return found[job.data.inputs]
+
+
+def _no_tokenizer(run: PathLike, found: dict[str, Tokenizer], name: str) -> InputError:
+    return InputError(
+        "no tokenizer of this array",
+        where=run,
+        found=", ".join(found) or "none",
+        expected=name,
+        remedy="copy the tokenizer.json that was written with the training data into the run folder",
+    )
 
 
 def pair_tokenizers(run: PathLike, job: Job) -> tuple[Tokenizer, Tokenizer]:
@@ -100,7 +128,7 @@ def pair_tokenizers(run: PathLike, job: Job) -> tuple[Tokenizer, Tokenizer]:
     found = find_run_tokenizers(run, job)
     missing = [name for name in (job.data.inputs, job.data.targets) if name not in found]
     if missing:
-        raise InputError("no tokenizer of this array", where=run, found=", ".join(found), expected=missing[0])
+        raise _no_tokenizer(run, found, missing[0])
     source, target = found[job.data.inputs], found[job.data.targets]
     for name, one, wanted in ((job.data.inputs, source, ("eos",)), (job.data.targets, target, ("bos", "eos"))):
         lacking = [special for special in wanted if special not in one.specials]
@@ -109,3 +137,40 @@ def pair_tokenizers(run: PathLike, job: Job) -> tuple[Tokenizer, Tokenizer]:
                 f"the tokenizer of {name} has no {lacking[0]}", where=run, remedy="convert the pairs again"
             )
     return source, target
+
+
+class _Within:
+    """Leaves out logits behind those of a vocabulary, for which a model may have room."""
+
+    def __init__(self, step: Stepper, size: int) -> None:
+        self._step, self._size = step, size
+
+    def __call__(self, tokens: np.ndarray) -> np.ndarray:
+        return self._step(tokens)[:, : self._size]
+
+    def reorder(self, parents: np.ndarray) -> None:
+        self._step.reorder(parents)
+
+
+def within(step: Stepper, outputs: int, tokenizer: Tokenizer) -> Stepper:
+    """Return what makes logits of the tokens of a vocabulary alone, of what makes so many.
+
+    Raises
+    ------
+    InputError
+        The vocabulary has more tokens.
+    """
+    require_room(tokenizer, outputs, "outputs")
+    return step if outputs == tokenizer.vocabulary_size else _Within(step, tokenizer.vocabulary_size)
+
+
+def require_room(tokenizer: Tokenizer, room: int, of: str) -> None:
+    """Raise an `InputError` if a model has fewer outputs, or embeddings, than a vocabulary has tokens."""
+    if room < tokenizer.vocabulary_size:
+        raise InputError(
+            "the tokenizer is none of this model",
+            where="tokenizer.json",
+            found=f"a vocabulary of {tokenizer.vocabulary_size}",
+            expected=f"at most {room}, the model's {of}",
+            remedy="use the file that was written with the training data",
+        )

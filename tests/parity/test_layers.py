@@ -1,4 +1,8 @@
-"""Every layer against PyTorch's, on the same parameters: output and every gradient."""
+"""Layers of features and images against PyTorch's, on the same parameters: output and every gradient.
+
+Those for sequences are in `test_sequence_layers`, and recurrent ones in `test_recurrent`. What layers draw at random
+cannot be the same.
+"""
 
 from __future__ import annotations
 

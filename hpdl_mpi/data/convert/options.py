@@ -51,7 +51,7 @@ class Options:
     tokens, target_tokens : {"characters", "words", "bpe"}, optional
         For text: what is a token; of the targets of pairs, by default the same.
     vocab_size : int, optional
-        For text: see `text.learn.Wanted`.
+        For text: see `text.learn.WantedTokenizer`.
     tokenizer : path-like, optional
         For text: a file with the tokenizer to take, see `read_tokenizers`.
     pairs : bool

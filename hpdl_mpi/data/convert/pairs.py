@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from hpdl_mpi.base.errors import InputError, amended
+from hpdl_mpi.base.memory import check_memory
 from hpdl_mpi.data.convert.class_folders import Skipped
 from hpdl_mpi.data.convert.files import Files
-from hpdl_mpi.data.convert.limits import check_claim
 from hpdl_mpi.data.convert.text_files import lines, text_paths
 from hpdl_mpi.data.pairs import SOURCE, TARGET, length_name
 from hpdl_mpi.data.text import Tokenizer
-from hpdl_mpi.data.text.learn import Wanted
+from hpdl_mpi.data.text.learn import WantedTokenizer
 from hpdl_mpi.data.writer import Split
 from hpdl_mpi.kernels.random import derive_key
 
@@ -36,14 +36,14 @@ class Pair:
 
 
 def read_splits(
-    files: Files, source: Wanted, target: Wanted, *, test_fraction: float, seed: int, skip_bad: bool
+    files: Files, source: WantedTokenizer, target: WantedTokenizer, *, test_fraction: float, seed: int, skip_bad: bool
 ) -> tuple[dict[str, Split], dict[str, Tokenizer], Skipped]:
     """Read files of pairs into memory; tokenizers are learnt on the training split.
 
     Parameters
     ----------
     files : Files
-    source, target : Wanted
+    source, target : WantedTokenizer
         Of the tokenizer of each side.
     test_fraction : float
         The probability of a source to be in the test split, with all its targets: no source is in both.
@@ -66,7 +66,8 @@ def read_splits(
     Raises
     ------
     InputError
-        A line is no pair, a split would be empty, or something is not in a vocabulary that is given.
+        A line is no pair, a split would be empty, something is not in a vocabulary that is given, or rows as wide as
+        the longest do not fit in memory.
     """
     pairs, skipped = _read(files, skip_bad)
     parts = _parts(pairs, test_fraction, seed, files.source)
@@ -74,7 +75,7 @@ def read_splits(
         SOURCE: source.make(lambda cut: (pair.source for pair in parts["train"])),
         TARGET: target.make(lambda cut: (pair.target for pair in parts["train"])),
     }
-    return {name: _encoded(part, tokenizers, files.source) for name, part in parts.items()}, tokenizers, skipped
+    return {name: _encoded(part, tokenizers) for name, part in parts.items()}, tokenizers, skipped
 
 
 def _read(files: Files, skip_bad: bool) -> tuple[list[Pair], Skipped]:
@@ -121,23 +122,27 @@ def _parts(pairs: list[Pair], test_fraction: float, seed: int, where: Path) -> d
     }
 
 
-def _encoded(pairs: list[Pair], tokenizers: dict[str, Tokenizer], where: Path) -> Split:
+def _encoded(pairs: list[Pair], tokenizers: dict[str, Tokenizer]) -> Split:
     arrays: dict[str, np.ndarray] = {}
     sides: dict[str, Callable[[Pair], str]] = {SOURCE: lambda pair: pair.source, TARGET: lambda pair: pair.target}
     for name, text in sides.items():
         tokenizer = tokenizers[name]
         begin = [tokenizer.bos] if name == TARGET else []
-        rows = [[*begin, *_ids(tokenizer, pair, text(pair)), tokenizer.eos] for pair in pairs]
-        lengths = np.array([len(row) for row in rows], np.int32)
-        nbytes = len(rows) * int(lengths.max()) * tokenizer.dtype.itemsize
-        check_claim(nbytes, nbytes, where)
-        arrays[name] = np.zeros((len(rows), lengths.max()), tokenizer.dtype)
-        for row, ids in zip(arrays[name], rows, strict=True):
-            row[: len(ids)] = ids
+        rows = [_ids(tokenizer, pair, text(pair)) for pair in pairs]
+        lengths = np.array([len(begin) + len(row) + 1 for row in rows], np.int32)
+        width, longest = int(lengths.max()), pairs[int(lengths.argmax())]
+        with amended(f"{longest.path}: line {longest.line}: "):
+            what = f"{len(rows)} rows of {name!r} that are as wide as this one"
+            remedy = "cut the longest lines, or convert the source in parts"
+            check_memory(len(rows) * width * tokenizer.dtype.itemsize, what, remedy=remedy)
+        arrays[name] = np.zeros((len(rows), width), tokenizer.dtype)
+        for padded, row, length in zip(arrays[name], rows, lengths, strict=True):
+            padded[:length] = [*begin, *row, tokenizer.eos]
         arrays[length_name(name)] = lengths
     return Split(arrays)
 
 
-def _ids(tokenizer: Tokenizer, pair: Pair, text: str) -> Iterable[int]:
+def _ids(tokenizer: Tokenizer, pair: Pair, text: str) -> np.ndarray:
+    """Return the ids of one side in their smallest type, which takes no more memory than the text."""
     with amended(f"{pair.path}: "):
-        return tokenizer.encode(text, pair.line).tolist()
+        return tokenizer.encode(text, pair.line).astype(tokenizer.dtype)

@@ -26,7 +26,7 @@ from hpdl_mpi.data.convert.text_files import recognises
 from hpdl_mpi.data.pairs import SOURCE, TARGET
 from hpdl_mpi.data.text import tokenizers_json
 from hpdl_mpi.data.text.file import NAME as TOKENIZERS
-from hpdl_mpi.data.text.learn import Kind, Wanted
+from hpdl_mpi.data.text.learn import Kind, WantedTokenizer
 from hpdl_mpi.data.windows import TOKENS
 from hpdl_mpi.data.writer import Split, beside, check_target, write_dataset
 
@@ -82,9 +82,11 @@ def _read_pairs(files: Files, options: Options) -> Content:
     return Content(splits, skipped, {TOKENIZERS: tokenizers_json(tokenizers)})
 
 
-def _wanted(name: str, kind: Kind | None, options: Options, specials: tuple[str, ...], *, sized: bool = True) -> Wanted:
+def _wanted(
+    name: str, kind: Kind | None, options: Options, specials: tuple[str, ...], *, sized: bool = True
+) -> WantedTokenizer:
     file = None if options.tokenizer is None else Path(options.tokenizer)
-    return Wanted(name, kind, options.vocab_size if sized else None, file, specials)
+    return WantedTokenizer(name, kind, options.vocab_size if sized else None, file, specials)
 
 
 WHOLE: dict[str, Callable[[Path, Files, Options, Path], Content]] = {

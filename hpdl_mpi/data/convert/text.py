@@ -12,7 +12,7 @@ from hpdl_mpi.base.errors import InputError, amended
 from hpdl_mpi.data.convert.files import Files
 from hpdl_mpi.data.convert.text_files import excerpt, pieces, text_paths
 from hpdl_mpi.data.text import Tokenizer
-from hpdl_mpi.data.text.learn import Wanted
+from hpdl_mpi.data.text.learn import WantedTokenizer
 from hpdl_mpi.data.windows import TOKENS
 from hpdl_mpi.data.writer import Split, writing
 
@@ -26,14 +26,14 @@ def specials(kind: str | None, *, masked: bool) -> tuple[str, ...]:
 
 
 def read_splits(
-    files: Files, wanted: Wanted, test_fraction: float, scratch: Path
+    files: Files, wanted: WantedTokenizer, test_fraction: float, scratch: Path
 ) -> tuple[dict[str, Split], Tokenizer]:
-    """Read files of text in the order of their names, as one text that is never in memory as a whole.
+    """Read files of text in the order of their names, as one text of which only a part is in memory, see `excerpt`.
 
     Parameters
     ----------
     files : Files
-    wanted : Wanted
+    wanted : WantedTokenizer
         Of the tokenizer. Characters are learnt on all of the text, words and pairs of bytes on the training split.
     test_fraction : float
         Part of the characters, the last ones, that is the test split.
@@ -50,7 +50,8 @@ def read_splits(
     Raises
     ------
     InputError
-        A file is empty or no text, a part has less than two tokens, or a character is not in the vocabulary.
+        A file is empty or no text, has no place to cut it in too many characters, a part has less than two tokens, or
+        a character is not in the vocabulary.
     StorageError
         There is no room for the tokens.
     """

@@ -6,7 +6,7 @@ import codecs
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from hpdl_mpi.base.errors import InputError
+from hpdl_mpi.base.errors import InputError, amended
 from hpdl_mpi.data.convert.files import Files, reading
 
 PIECE_BYTES = 2**20
@@ -14,6 +14,9 @@ PIECE_BYTES = 2**20
 
 MAX_LINE = 2**20
 """Characters of a line of pairs."""
+
+MAX_HELD = 2**22
+"""Characters of running text that wait for a place to cut: to encode each, the library tokenizers takes 300 bytes."""
 
 
 def recognises(names: list[str], suffix: str) -> bool:
@@ -78,24 +81,39 @@ def lines(path: Path) -> Iterator[tuple[int, str]]:
     InputError
         What `pieces` raises, or a line is longer than `MAX_LINE`.
     """
-    held, number = "", 0
+    held, number = "", 1
     for _, text in pieces(path):
         *whole, held = (held + text).split("\n")
         for line in whole:
-            number += 1
+            _require_short(line, path, number)
             yield number, line.removesuffix("\r")
-        if len(held) > MAX_LINE:
-            raise InputError(
-                "a line without an end", where=f"{path}: line {number + 1}", expected=f"{MAX_LINE} at most"
-            )
+            number += 1
+        _require_short(held, path, number)
     if held:
-        yield number + 1, held.removesuffix("\r")
+        yield number, held.removesuffix("\r")
+
+
+def _require_short(line: str, path: Path, number: int) -> None:
+    """Raise if a line, or what has been read of it, is longer than `MAX_LINE`."""
+    if len(line) > MAX_LINE:
+        raise InputError(
+            "a line that is too long",
+            where=f"{path}: line {number}",
+            found=f"{len(line)} characters or more",
+            expected=f"{MAX_LINE} at most",
+            remedy="cut the line in shorter ones, or take it out",
+        )
 
 
 def excerpt(paths: list[Path], start: int, stop: int, cut: Callable[[str], int]) -> Iterator[tuple[Path, int, str]]:
     """Yield (file, line, text) of the pieces of characters `start` to `stop` of some files, one after the other.
 
     Pieces end where `cut` says that a text can be cut, see `Tokenizer.cut`, or with a file or at `stop`.
+
+    Raises
+    ------
+    InputError
+        What `pieces` raises, or there is no place to cut in more than `MAX_HELD` characters.
     """
     place = 0
     for path in paths:
@@ -108,9 +126,20 @@ def excerpt(paths: list[Path], start: int, stop: int, cut: Callable[[str], int])
             if not held:
                 first = line + text.count("\n", 0, begin)
             held += text[begin:end]
-            if size := cut(held):
+            with amended(f"{path}: "):
+                size = cut(held)
+            if size:
                 yield path, first, held[:size]
                 first += held.count("\n", 0, size)
                 held = held[size:]
+            if len(held) > MAX_HELD:
+                raise InputError(
+                    "text without a place to cut it",
+                    where=f"{path}: line {first}",
+                    found=f"{len(held)} characters in which no token is sure to end",
+                    expected=f"{MAX_HELD} at most",
+                    remedy="put blanks or ends of lines between words, make several files of it, or take --tokens "
+                    "characters",
+                )
         if held:
             yield path, first, held

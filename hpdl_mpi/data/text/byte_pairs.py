@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,6 +24,16 @@ if TYPE_CHECKING:
 
 BYTES = 256
 """Tokens that there are at least: one for each byte."""
+
+_PLACES = tuple(map(re.compile, (r"(?<=\S)(?= \S)", r"(?<=\S)(?=\s)", r"(?<=[^\W_])(?=\W)")))
+"""Where a text may be cut: in front of a single blank, of any other, and where letters end; the more tokenizers begin a
+word there, the earlier. What is learnt here does so at each of them."""
+
+_TRIES = 64
+"""Places of each kind that are tried, the last ones of a text."""
+
+_NEAR = 256
+"""Characters on either side of a place that tell whether a word begins there: far more than rules of words look at."""
 
 
 class BytePairs(Tokenizer):
@@ -59,7 +71,7 @@ class BytePairs(Tokenizer):
         Parameters
         ----------
         texts : iterable of str
-            Each begins at a blank, see `Tokenizer.cut`; not held.
+            Each begins and ends between words, see `Tokenizer.cut_to_learn`; not held.
         vocabulary_size : int
             Of all ids, specials included; there are fewer if the texts have no more pairs.
         specials : sequence of str
@@ -94,12 +106,18 @@ class BytePairs(Tokenizer):
         return BytePairs(self._model, specials)
 
     def _lookup(self, text: str) -> np.ndarray:
+        ids = np.array(self._encoding(text).ids, np.int64)
         if not self._knows_all and self._unknown(text):
             return np.array([UNKNOWN])
-        return np.array(self._inner.encode(text, add_special_tokens=False).ids, np.int64)
+        return ids
 
     def _text(self, places: np.ndarray) -> str:
-        return self._inner.decode(places.tolist(), skip_special_tokens=False)
+        with _guarded("cannot decode these ids"):
+            return self._inner.decode(places.tolist(), skip_special_tokens=False)
+
+    def _encoding(self, text: str) -> tokenizers.Encoding:
+        with _guarded("cannot encode the text"):
+            return self._inner.encode(text, add_special_tokens=False)
 
     def _refuse(self, text: str, index: int, line: int) -> None:
         start = min(self._unknown(text))
@@ -110,33 +128,69 @@ class BytePairs(Tokenizer):
         for token in self._added:
             text = text.replace(token, " " * len(token))
         for character in set(text) - self._known.keys():
-            alone = self._inner.encode(character, add_special_tokens=False).ids
-            self._known[character] = bool(alone) or character.isspace()
+            self._known[character] = character.isspace() or not self._passes_over(character)
         return [text.index(character) for character in set(text) if not self._known[character]]
 
+    def _passes_over(self, character: str) -> bool:
+        try:
+            return not self._encoding(character).ids
+        except InputError:  # one that says so, and may know the words that the character is in
+            return False
+
+    def cut(self, text: str) -> int:
+        return _last_place(text, len(text) - _NEAR, self._begins_word)
+
+    def _begins_word(self, text: str, place: int) -> bool:
+        """Tell whether a word of the tokenizer begins at a place, whose ids are the same without what is in front.
+
+        Words get their ids each by itself, so what is farther away does not matter. Tokenizers of others may have no
+        words, or change what stands at the ends of a text.
+        """
+        left, right = text[max(0, place - _NEAR) : place], text[place : place + _NEAR]
+        whole, begin, rest = map(self._encoding, (left + right, left, right))
+        count = len(begin.ids)
+        apart = 0 < count < len(whole.ids) and whole.word_ids[count - 1] != whole.word_ids[count]
+        return apart and whole.ids == begin.ids + rest.ids
+
     @staticmethod
-    def cut(text: str) -> int:
-        # No token reaches over the begin of a word behind a single blank.
-        ends = [match.start() for match in re.finditer(r"(?<=\S) (?=\S)", text[-_CUT_WITHIN:])]
-        return max(0, len(text) - _CUT_WITHIN) + ends[-1] if ends else 0
+    def cut_to_learn(text: str) -> int:
+        return _last_place(text, len(text), lambda text, place: True)
 
     def content(self) -> dict[str, Any]:
         return {"model": self._model}
 
 
-_CUT_WITHIN = 2**16
-"""Characters at the end of a text among which a place to cut it is looked for."""
+def _last_place(text: str, end: int, fits: Callable[[str, int], bool]) -> int:
+    """Return the last of `_PLACES` in front of `end` that fits, of the first kind that has one; 0 if none does."""
+    for kind in _PLACES:
+        places = deque((match.start() for match in kind.finditer(text, 0, max(0, end))), maxlen=_TRIES)
+        for place in reversed(places):
+            if fits(text, place):
+                return place
+    return 0
 
 
 def _read(model: dict[str, Any]) -> tokenizers.Tokenizer:
     library = _library()
-    try:
+    with _guarded("cannot read it"):
         inner = library.Tokenizer.from_str(json.dumps(model))
-    except Exception as error:  # the library raises nothing more special
-        raise InputError("the library tokenizers cannot read it", where="model", found=error) from error
     inner.no_truncation()
     inner.no_padding()
+    if hasattr(inner.model, "dropout"):
+        inner.model.dropout = None  # for training: ids would be drawn anew each time
     return inner
+
+
+@contextmanager
+def _guarded(what: str) -> Iterator[None]:
+    """Turn what the library raises into an InputError: nothing more special than Exception, and panics of Rust."""
+    try:
+        yield
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        remedy = "take another tokenizer, or mend its file with the library"
+        raise InputError(f"the library tokenizers {what}", where="model", found=error, remedy=remedy) from error
 
 
 def _library() -> Any:

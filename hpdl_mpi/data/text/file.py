@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, TypeGuard
 
 from hpdl_mpi.base.errors import InputError, amended
+from hpdl_mpi.data.hdf5 import array_names, open_shard
 from hpdl_mpi.data.shards import find_shards
 from hpdl_mpi.data.text.byte_pairs import BytePairs
 from hpdl_mpi.data.text.characters import Characters
@@ -70,6 +71,23 @@ def find_tokenizers(dataset: str | os.PathLike[str]) -> dict[str, Tokenizer]:
     """
     path = tokenizer_file(dataset)
     return named_tokenizers(path) if path else {}
+
+
+def own_tokenizers(dataset: str | os.PathLike[str]) -> dict[str, Tokenizer]:
+    """Return those of `find_tokenizers` whose arrays are there: the file above may belong to other data.
+
+    Raises
+    ------
+    InputError
+        What `find_tokenizers` raises, or the dataset's first file cannot be read.
+    """
+    tokenizers = find_tokenizers(dataset)
+    if not tokenizers:
+        return {}
+    first = find_shards(dataset)[0]
+    with open_shard(first) as file:
+        names = array_names(file, first)
+    return {name: one for name, one in tokenizers.items() if name in names}
 
 
 def named_tokenizers(path: str | os.PathLike[str]) -> dict[str, Tokenizer]:

@@ -20,7 +20,7 @@ assert tuple(KINDS) == get_args(Kind)
 
 
 @dataclass(frozen=True)
-class Wanted:
+class WantedTokenizer:
     """What is asked of a tokenizer.
 
     Attributes
@@ -49,7 +49,7 @@ class Wanted:
         Parameters
         ----------
         texts : callable
-            Takes a function like `Tokenizer.cut` and returns the texts to learn it on, cut so.
+            Takes a function like `Tokenizer.cut_to_learn` and returns the texts to learn it on, cut so.
 
         Raises
         ------
@@ -59,8 +59,9 @@ class Wanted:
         if self.file is not None:
             return self._given(self.file)
         if self.kind is None:
-            raise InputError("not said what a token is", where="--tokens", expected="characters, words or bpe")
-        learn = texts(KINDS[self.kind].cut)
+            expected, remedy = "characters, words or bpe", "give it, or a --tokenizer that is ready"
+            raise InputError("not said what a token is", where="--tokens", expected=expected, remedy=remedy)
+        learn = texts(KINDS[self.kind].cut_to_learn)
         if self.kind == "characters":
             if self.vocabulary_size is not None:
                 raise InputError("characters are as many as the text has", where="--vocab-size", remedy="leave it out")
@@ -76,16 +77,23 @@ class Wanted:
         if self.vocabulary_size is not None:
             raise InputError("that of the file is taken", where="--vocab-size", remedy="leave it or --tokenizer out")
         found = read_tokenizers(file)
-        with amended(f"{file}: "):
-            foreign = found.get("")
-            if isinstance(foreign, BytePairs):
-                found[self.name] = foreign.behind(self.specials)
-            if self.name not in found:
+        with amended(f"{file}: ", f" {_OTHERWISE}"):
+            tokenizer = found.get(self.name, found.get(""))
+            if tokenizer is None:
                 raise InputError(f"no tokenizer of {self.name!r}", found=", ".join(found), expected=self.name)
-            tokenizer = found[self.name]
             if self.kind not in (None, tokenizer.kind):
                 raise InputError("a tokenizer of another kind", found=tokenizer.kind, expected=self.kind)
+            if self.name not in found and isinstance(tokenizer, BytePairs):  # one of the library, which names no array
+                tokenizer = tokenizer.behind(self.specials)
             missing = [name for name in self.specials if name != "unk" and name not in tokenizer.specials]
             if missing:
-                raise InputError("lacks ids that are needed", found=tokenizer.specials, expected=", ".join(missing))
+                has = ", ".join(tokenizer.specials) or "none"
+                raise InputError("lacks ids that are needed", found=has, expected=", ".join(missing))
         return tokenizer
+
+
+_OTHERWISE = (
+    "Name the tokenizer.json of a dataset that was made with the same options, or one of the library tokenizers for "
+    "pairs of bytes; or leave --tokenizer out."
+)
+"""What to do where a file has no tokenizer that fits."""

@@ -154,9 +154,13 @@ class Tokenizer(abc.ABC):
     def _refuse(self, text: str, index: int, line: int) -> None:
         """Raise for piece `index` of a text, the first that is not in the vocabulary."""
 
-    @staticmethod
-    def cut(text: str) -> int:
+    def cut(self, text: str) -> int:
         """Return the last place where a text can be cut so that the ids of both parts are those of the whole, or 0."""
+        return self.cut_to_learn(text)
+
+    @staticmethod
+    def cut_to_learn(text: str) -> int:
+        """Return the last place where a text can be cut so that both parts teach what the whole does, or 0."""
         return len(text)
 
     @abc.abstractmethod

@@ -83,7 +83,7 @@ class Words(Tokenizer):
         raise unknown("word", text, match.start(), match.end(), line)
 
     @staticmethod
-    def cut(text: str) -> int:
+    def cut_to_learn(text: str) -> int:
         match = re.search(r"\s\S*\Z", text)
         return match.start() + 1 if match else 0
 

@@ -158,7 +158,8 @@ class Executor:
         self._idle: dict[int, list[_Visit]] = {stage: [] for stage in range(len(stages))}
         self._live: dict[Key, _Visit] = {}
         whole = len(stages) == 1 and is_one_by_one(self._program)
-        self._replays = Replays(stages[0].model, pool) if whole else None
+        known = loss is None or type(loss).__call__ is Loss.__call__  # another one is to be called each time
+        self._replays = Replays(stages[0].model, pool) if whole and known else None
         self._replaying: dict[Key, Replay] = {}
         self._action = self._program[0]
         self._shapes_of: dict[Shape, dict[Op, list[Shape]]] = {}
@@ -208,6 +209,9 @@ class Executor:
             try:
                 self._perform(action)
             except Exception as error:
+                for replay in self._replaying.values():
+                    replay.abandon()  # others use the pool too
+                self._replaying.clear()
                 if self._comm.size > 1:
                     error.add_note(self._place(index))
                 raise
@@ -288,9 +292,11 @@ class Executor:
             self._replaying[key] = replay
             samples = replay.samples
         result = self._compute(action, partial(self._forward_pass, samples))
-        if isinstance(result, LossSums):
+        if last and self._loss is not None:
+            assert isinstance(result, LossSums), "nothing is called behind the loss"
             self._sums = LossSums(*(one + other for one, other in zip(self._sums, result, strict=True)))
-        elif result is not None:
+        elif last:
+            assert isinstance(result, np.ndarray), "nothing is called behind the copy"
             self._outputs.append(result)
 
     def _forward_pass(self, samples: Samples, action: Action) -> LossSums | np.ndarray | None:

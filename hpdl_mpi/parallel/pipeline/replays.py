@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable
 from functools import cached_property
+from threading import get_ident
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from hpdl_mpi.parallel.pipeline.action import Action, Op
 from hpdl_mpi.parallel.pipeline.flow import Activation
 
 _MOST = 16
-"""Recordings at a time: those of many shapes would hold more memory than they save time."""
+"""Recordings at a time: each has a copy of its samples. Where shapes are many, the first ones keep theirs."""
 
 
 class Samples:
@@ -78,6 +79,11 @@ class Replay:
         else:
             self._extent = self._pool.extent
 
+    def abandon(self) -> None:
+        """Note that an action has raised: those behind it will not come."""
+        if self._extent:
+            self._pool.release(self._held)
+
 
 def is_one_by_one(program: Iterable[Action]) -> bool:
     """Return whether a rank is done with each micro-batch before it begins the next."""
@@ -88,8 +94,9 @@ def is_one_by_one(program: Iterable[Action]) -> bool:
 class Replays:
     """The recordings of an executor that has a whole model, and one micro-batch at a time.
 
-    A recording serves micro-batches of one shape, type, scale and epoch, where the layers find the same parameters and
-    use as many threads.
+    A recording serves micro-batches of one shape, type and scale in one epoch, which belongs to the keys of dropout,
+    where the layers find the same parameters and use as many threads; and it serves the Python thread that made it,
+    whose workspace products have. Settings of layers, such as a rate of dropout, are those it was made with.
 
     Parameters
     ----------
@@ -101,16 +108,21 @@ class Replays:
         self._model, self._pool = model, pool
         self._learner = next((layer for layer in walk(model) if layer.declared), None)
         self._found: dict[Hashable, Replay] = {}
+        self._epoch = 0
 
     def begin(self, samples: Samples, *, scale: float, epoch: int) -> Replay | None:
         """Return what performs the actions of a micro-batch, or None if they are to be computed without."""
         if not self._possible or self._pool.bytes_live:
             return None
-        key = self._address(), scale, epoch, thread_count(), *((a.shape, a.dtype) for a in samples.arrays)
+        if epoch != self._epoch:
+            self._found.clear()
+            self._epoch = epoch
+        shapes = ((array.shape, array.dtype) for array in samples.arrays)
+        key = self._address(), scale, thread_count(), get_ident(), *shapes
         replay = self._found.get(key)
         if replay is None:
             if len(self._found) == _MOST:
-                del self._found[next(iter(self._found))]
+                return None
             replay = self._found[key] = Replay(samples, self._pool)
         replay.begin(samples)
         return replay

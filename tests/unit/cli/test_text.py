@@ -58,8 +58,12 @@ def test_a_run_writes_text(folder):
     [
         (["--prompt", "abx"], "--prompt: line 1: a character is not in the vocabulary. Found 'x'"),
         (["--temperature", "0"], "temperature: out of range. Found 0.0"),
-        (["--beams", "2", "--greedy"], "--beams: beam search finds one text. Found --greedy"),
-        (["--greedy", "--num-samples", "2"], "--greedy: the likeliest tokens are one text"),
+        (["--beams", "2", "--greedy"], "--beams: an option that plays no part. Found --greedy"),
+        (["--greedy", "--num-samples", "2"], "--greedy: an option that plays no part. Found --num-samples"),
+        (["--beams", "2", "--top-k", "5"], "--beams: an option that plays no part. Found --top-k"),
+        (["--length-penalty", "1"], "draws: an option that plays no part. Found --length-penalty"),
+        (["--beams", "1000000000"], "beams: out of range"),
+        (["--end", "ab"], "--end: no single token. Found 2 tokens"),
     ],
 )
 def test_what_cannot_be_written_is_refused(folder, options, message):
@@ -70,6 +74,12 @@ def test_other_runs_and_inputs_are_refused(folder, tmp_path):
     assert "the folder holds no run of a job" in refuse("generate", tmp_path)
     assert "the run is none on pairs of text" in refuse("predict", folder / "run", folder / "text.txt")
     assert "--input: what is to be predicted. Found neither" in refuse("predict", folder / "run")
+    for option, value in (("--array", "x"), ("--pp", 2)):
+        message = refuse("predict", folder / "run", folder / "text.txt", option, value)
+        assert f"{option}: plays no part in predictions of lines of text. Found {value}" in message
+    message = refuse("predict", folder / "run", folder / "text.TXT", "--length-penalty", 1)
+    assert "--length-penalty: ranks beams, and there are none" in message
+    assert "--beams: plays no part in predictions of samples" in refuse("predict", folder / "run", "a.h5", "--beams", 2)
     assert "Found both" in refuse("predict", folder / "run", "a.txt", "--input", "b.txt")
     result = hpdl("generate", folder / "run", "--max-tokens", 0)
     assert result.returncode == 2
@@ -116,3 +126,4 @@ def test_a_run_on_pairs_writes_targets(tmp_path):
     succeed("predict", tmp_path / "run", "--input", tmp_path / "pairs.tsv", "--beams", 3)
     assert len((tmp_path / "run/predictions.tsv").read_text().splitlines()) == 27
     assert "the run is none of a language model. Found one on pairs" in refuse("generate", tmp_path / "run")
+    assert "Name a .txt or .tsv file" in refuse("predict", tmp_path / "run", tmp_path / "data")

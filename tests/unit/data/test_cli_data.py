@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 
+import h5py
 import numpy as np
 import pytest
 from typer.testing import CliRunner
@@ -12,6 +13,8 @@ from typer.testing import CliRunner
 from hpdl_mpi.base.errors import InputError
 from hpdl_mpi.cli.data import app
 from hpdl_mpi.data.convert import Options, convert
+from hpdl_mpi.data.text import tokenizers_json
+from hpdl_mpi.data.text.characters import Characters
 from tests.images import contents, signalled, write_images
 from tests.mpirun import needs_mpirun, run_python
 
@@ -221,6 +224,17 @@ def test_info_describes_foreign_files_and_shows_where_they_differ(hpdl, write_fi
 def test_verify_warns_where_damage_could_not_be_seen(hpdl, write_file) -> None:
     path = write_file("a.h5", {"images": np.zeros((3, 2)), "labels": np.zeros(3, np.int64)})
     assert "no checksums" in hpdl("verify", path, "--inputs", "images", "--targets", "labels")
+
+
+def test_a_tokenizer_of_other_data_above_does_not_matter(hpdl, write_file, tmp_path) -> None:
+    path = write_file("d/train/a.h5", {"x": np.zeros((4, 3), np.float32), "y": np.zeros(4, np.uint8)})
+    (tmp_path / "d/tokenizer.json").write_bytes(tokenizers_json({"tokens": Characters("ab")}))
+    assert "sound, 4 samples" in hpdl("verify", path.parent)
+    assert "characters" not in hpdl("info", path.parent)
+
+
+def test_an_array_of_nothing_is_described(hpdl, write_file) -> None:
+    assert "float32" in hpdl("info", write_file("a.h5", {"x": h5py.Empty("f4"), "y": np.zeros(4)}))
 
 
 def test_errors_reach_the_caller_with_their_message(hpdl, tmp_path) -> None:

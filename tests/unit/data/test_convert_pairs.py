@@ -8,9 +8,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from hpdl_mpi.base import memory
 from hpdl_mpi.base.errors import InputError
 from hpdl_mpi.data import Pairs
-from hpdl_mpi.data.convert import Options, convert
+from hpdl_mpi.data.convert import Options, convert, text_files
 from hpdl_mpi.data.text import find_tokenizers
 
 LINES = [("cat", "K AE T"), ("dog", "D AO G"), ("read", "R EH D"), ("read", "R IY D"), ("a", "AH")]
@@ -141,13 +142,25 @@ def test_bad_lines_are_left_out_and_listed_if_asked(tmp_path) -> None:
         convert(tmp_path / "a.tsv", tmp_path / "none", Options(tokens="words", skip_bad=True))
 
 
-def test_a_line_without_an_end_is_refused(tmp_path, monkeypatch) -> None:
-    from hpdl_mpi.data.convert import text_files
-
+@pytest.mark.parametrize("end", ["", "\n", "\nd\te\n"])
+@pytest.mark.parametrize("piece", [10, 2**20])
+def test_a_line_that_is_too_long_is_refused(tmp_path, monkeypatch, end: str, piece: int) -> None:
     monkeypatch.setattr(text_files, "MAX_LINE", 100)
-    (tmp_path / "a.tsv").write_text("a\tb\n" + "c" * 101)
-    with pytest.raises(InputError, match=r"a\.tsv: line 2: a line without an end\. Expected 100 at most"):
+    monkeypatch.setattr(text_files, "PIECE_BYTES", piece)
+    (tmp_path / "a.tsv").write_text("a\tb\n" + "c" * 120 + end)
+    message = r"a\.tsv: line 2: a line that is too long\. Found 1.. characters or more; expected 100 at most\. Cut"
+    with pytest.raises(InputError, match=message):
         convert(tmp_path / "a.tsv", tmp_path / "out", Options(tokens="characters"))
+    (tmp_path / "a.tsv").write_text("a\tb\nc\t" + "d" * 98 + end)
+    convert(tmp_path / "a.tsv", tmp_path / "out", Options(tokens="characters"))
+
+
+def test_rows_that_do_not_fit_in_memory_are_refused_before_they_are_made(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(memory, "available", lambda: 4000)
+    source = write_lines(tmp_path / "a.tsv", [*LINES, ("a" * 1000, "AH")])
+    message = r"a\.tsv: line 6: not enough memory for 6 rows of 'source' that are as wide as this one\. .*Cut the"
+    with pytest.raises(InputError, match=message):
+        convert(source, tmp_path / "out", Options(tokens="characters"))
 
 
 def test_tokenizers_that_are_there_are_taken(tmp_path) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+import tokenizers
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -13,6 +14,7 @@ from hpdl_mpi.base.errors import InputError, StorageError
 from hpdl_mpi.data.convert import Options, convert, text_files
 from hpdl_mpi.data.text import find_tokenizers
 from hpdl_mpi.data.text.characters import Characters
+from hpdl_mpi.data.text.words import Words
 from hpdl_mpi.data.writer import beside
 
 TEXT = "To be, or not to be:\nthat is the question.\n" * 20
@@ -165,6 +167,39 @@ def test_what_cannot_be_converted_is_explained(tmp_path, text: str, options: Opt
     assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
 
 
+def test_text_without_a_place_to_cut_is_held_up_to_a_bound(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(text_files, "MAX_HELD", 200)
+    held = []
+    monkeypatch.setattr(Words, "cut", lambda self, text: held.append(len(text)) or Words.cut_to_learn(text))
+    (tmp_path / "a.txt").write_text("one line\n" + "\u4e2d" * 500)
+    message = r"a\.txt: line [12]: text without a place to cut it\. Found 2.. characters .*expected 200 at most\. Put"
+    for options in (Options(tokens="words"), Options(tokens="bpe", vocab_size=300)):
+        with pytest.raises(InputError, match=message):
+            convert(tmp_path / "a.txt", tmp_path / "out", options)
+    (tmp_path / "a.txt").write_text("one line\n" + "\u4e2d" * 150 + " \u4e2d" * 200)
+    convert(tmp_path / "a.txt", tmp_path / "out", Options(tokens="words"))
+    assert max(held) <= 200 + text_files.PIECE_BYTES
+
+
+def test_words_a_line_are_never_held_as_a_whole(tmp_path, monkeypatch) -> None:
+    text = "one\ntwo\nthree\n" * 2000
+    (tmp_path / "a.txt").write_text(text)
+    monkeypatch.setattr(text_files, "PIECE_BYTES", 1000)
+    monkeypatch.setattr(text_files, "MAX_HELD", 1000)
+    (train,) = convert(tmp_path / "a.txt", tmp_path / "out", Options(tokens="bpe", vocab_size=270))
+    assert decoded(train) == text
+    assert tokens_of(train).tolist() == find_tokenizers(train)["tokens"].encode(text).tolist()
+
+
+def test_a_kind_that_is_not_that_of_the_file_is_what_is_told(tmp_path) -> None:
+    inner = tokenizers.Tokenizer(tokenizers.models.BPE({"a": 0, "b": 1}, []))
+    inner.save(str(tmp_path / "other.json"))
+    (tmp_path / "a.txt").write_text("a b")
+    message = r"other\.json: a tokenizer of another kind\. Found bpe; expected words\. Name the tokenizer\.json"
+    with pytest.raises(InputError, match=message):
+        convert(tmp_path / "a.txt", tmp_path / "out", Options(tokens="words", tokenizer=tmp_path / "other.json"))
+
+
 def test_text_in_an_archive_is_refused(source, tmp_path) -> None:
     with tarfile.open(tmp_path / "a.tar.gz", "w:gz") as archive:
         archive.add(source, "book/a.txt")
@@ -209,7 +244,7 @@ def test_a_mask_has_an_id_of_its_own_behind_padding(source, tmp_path, kind: str,
     assert tokens.min() >= len(specials)
     assert tokens.max() < tokenizer.vocabulary_size
     (plain,) = convert(source, tmp_path / "plain", Options(**options))
-    with pytest.raises(InputError, match=r"tokenizer\.json: lacks ids that are needed.*expected pad, mask"):
+    with pytest.raises(InputError, match=r"tokenizer\.json: lacks ids that are needed.*expected pad, mask\. Name"):
         convert(source, tmp_path / "again", Options(tokenizer=tmp_path / "plain/tokenizer.json", mask_token=True))
     assert find_tokenizers(plain)["tokens"].mask is None
 

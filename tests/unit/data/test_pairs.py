@@ -8,8 +8,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from hpdl_mpi.base import memory
 from hpdl_mpi.base.errors import InputError
 from hpdl_mpi.data import Augment, Dataset, Loader, Pairs, Transform
+from hpdl_mpi.data.pair_batch import PairMaker
 from hpdl_mpi.data.sampler import bucketed
 from hpdl_mpi.kernels.jit import counted_allocations
 
@@ -181,6 +183,30 @@ def test_a_steady_epoch_of_pairs_takes_no_memory_of_kernels(tmp_path) -> None:
     with counted_allocations() as count:
         number = sum(1 for _ in loader.epoch(1))
         assert count() <= 18 * number
+
+
+@pytest.fixture
+def wide(write_file) -> Pairs:
+    """Return pairs of two and three tokens in rows of a million."""
+    rows, lengths = np.zeros((4, 2**20), np.uint8), np.array([2, 3, 2, 2])
+    rows[:, :3] = [1, 5, 2]
+    arrays = {"source": rows, "target": rows, "source_length": lengths, "target_length": lengths}
+    return Pairs.open(write_file("wide.h5", arrays, compression="gzip"))
+
+
+def test_what_is_kept_for_a_batch_follows_the_lengths(wide) -> None:
+    maker = PairMaker(wide, 2, reads_inputs=True, reads_targets=True)
+    assert maker._positions.size == 4
+    batch = maker.fill(maker.buffers(), np.arange(2), 0, 2, 0, None)
+    assert batch.inputs[1].tolist() == [[1, 0, 0, 0], [1, 5, 0, 0]]
+
+
+def test_rows_too_wide_for_the_memory_are_refused(wide, monkeypatch) -> None:
+    monkeypatch.setattr(memory, "available", lambda: 2**22 - 1)
+    maker = PairMaker(wide, 2, reads_inputs=True, reads_targets=True)
+    message = r"not enough memory for pairs of .*wide\.h5, which are 1048576 and 1048576 wide\. .*Convert the pairs"
+    with pytest.raises(InputError, match=message):
+        maker.buffers()
 
 
 @pytest.mark.parametrize(

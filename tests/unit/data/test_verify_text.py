@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 
 from hpdl_mpi.base.errors import InputError
+from hpdl_mpi.data import hdf5
 from hpdl_mpi.data.convert import Options, convert
-from hpdl_mpi.data.info import summarize_text
+from hpdl_mpi.data.info import summarize, summarize_text
 from hpdl_mpi.data.text import find_tokenizers, tokenizers_json
 from hpdl_mpi.data.text.characters import Characters
 from hpdl_mpi.data.verify_text import Usage, verify_text
@@ -118,3 +119,106 @@ def test_ids_below_zero_are_outside(tmp_path) -> None:
         file["tokens"] = np.array([0, 1, -1], np.int32)
     with pytest.raises(InputError, match="an id of token 2 is outside the vocabulary"):
         list(verify_text(tmp_path, {"tokens": Characters("ab")}))
+
+
+FLAT = np.arange(10, dtype=np.int32) % 2
+ROWS = FLAT.reshape(5, 2)
+
+
+def write_tokens(folder, **arrays) -> None:
+    """Write arrays beside a tokenizer of ``tokens``; a number stands for so many integers that were never written."""
+    with h5py.File(folder / "a.h5", "w") as file:
+        for name, array in arrays.items():
+            if isinstance(array, int):
+                file.create_dataset(name, (array,), np.int64, chunks=(min(array, 1024),))
+            else:
+                file[name] = array
+    (folder / "tokenizer.json").write_bytes(tokenizers_json({"tokens": Characters("ab")}))
+
+
+@pytest.mark.parametrize(
+    "arrays",
+    [
+        {"tokens": np.zeros((0, 4), np.int32)},
+        {"tokens": FLAT.astype(np.float32)},
+        {"tokens": np.zeros((2, 3, 4), np.int32)},
+        {"tokens": 2**40},
+        {"tokens": ROWS, "tokens_length": 2**40},
+        {"tokens": ROWS, "tokens_length": 5},
+        {"tokens": ROWS, "tokens_length": np.ones(4, np.int32)},
+        {"tokens": ROWS, "tokens_length": np.ones(5, np.float32)},
+        {"tokens": ROWS, "tokens_length": np.ones((5, 1), np.int32)},
+        {"tokens": h5py.Empty("i4")},
+    ],
+)
+def test_arrays_that_are_no_text_are_described_as_any_other(tmp_path, arrays) -> None:
+    write_tokens(tmp_path, **arrays)
+    assert summarize_text(tmp_path) == []
+    (file,) = summarize(tmp_path)
+    assert [array.name for array in file.arrays] == sorted(arrays)
+
+
+@pytest.mark.parametrize(
+    ("arrays", "count"),
+    [
+        ({"tokens": FLAT, "tokens_length": 2**40}, 10),
+        ({"tokens": ROWS}, 10),
+        ({"tokens": ROWS, "tokens_length": np.array([2, 1, 2, 1, 1])}, 7),
+    ],
+)
+def test_tokens_are_counted_by_the_lengths_of_rows_alone(tmp_path, arrays, count: int) -> None:
+    write_tokens(tmp_path, **arrays)
+    (summary,) = summarize_text(tmp_path)
+    assert summary.tokens == count
+
+
+def test_lengths_are_summed_block_by_block(tmp_path, monkeypatch) -> None:
+    lengths = np.arange(1000) % 3
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["tokens"] = np.zeros((1000, 2), np.int8)
+        file["tokens_length"] = lengths
+    (tmp_path / "tokenizer.json").write_bytes(tokenizers_json({"tokens": Characters("ab")}))
+    monkeypatch.setattr(hdf5, "TARGET_BLOCK_BYTES", 64)
+    (summary,) = summarize_text(tmp_path)
+    assert summary.tokens == lengths.sum()
+
+
+@pytest.mark.parametrize(
+    ("tokens", "message"),
+    [
+        (FLAT.astype(np.float32), r"tokens: no flat array of tokens\. Found .*float32; expected integers"),
+        (np.zeros((2, 3, 4), np.int32), r"tokens: no flat array of tokens\. Found .*\(3, 4\)"),
+        (FLAT[:1], "tokens: too few tokens for a window"),
+    ],
+)
+def test_what_cannot_be_read_as_text_is_not_sound(tmp_path, tokens, message: str) -> None:
+    write_tokens(tmp_path, tokens=tokens)
+    with pytest.raises(InputError, match=message):
+        verified(tmp_path)
+
+
+def test_all_arrays_of_tokens_are_read(tmp_path) -> None:
+    write_tokens(tmp_path, tokens=FLAT, rows=ROWS)
+    several = {"tokens": Characters("ab"), "rows": Characters("ab")}
+    (report,) = verify_text(tmp_path, several)
+    assert report.usage == {"tokens": Usage(10, 2, 2), "rows": Usage(10, 2, 2)}
+    change(tmp_path / "a.h5", "rows", (3, 1), 2)
+    with pytest.raises(InputError, match="rows: an id of token 3 is outside"):
+        list(verify_text(tmp_path, several))
+
+
+def test_pairs_may_have_other_tokens_beside(pairs) -> None:
+    with h5py.File(pairs / "train-00000-of-00001.h5", "a") as file:
+        file["words"] = np.array([0, 1, 5])
+    tokenizers = find_tokenizers(pairs) | {"words": Characters("ab")}
+    with pytest.raises(InputError, match="words: an id of token 2 is outside"):
+        list(verify_text(pairs, tokenizers))
+
+
+@pytest.mark.parametrize("specials", [(), ("pad",), ("eos",)])
+@pytest.mark.parametrize("side", ["source", "target"])
+def test_tokenizers_of_pairs_have_padding_and_an_end(pairs, side: str, specials: tuple[str, ...]) -> None:
+    tokenizers = find_tokenizers(pairs) | {side: Characters("abcdef", specials)}
+    message = rf"{side}: a tokenizer that pairs cannot have\. Found .*expected pad and eos among them\. Put"
+    with pytest.raises(InputError, match=message):
+        list(verify_text(pairs, tokenizers))

@@ -112,6 +112,14 @@ def test_an_absent_array_is_refused(write_file) -> None:
         Windows.open(write_file("a.h5", {"x": np.zeros(9, np.uint8)}), context=2)
 
 
+@pytest.mark.parametrize("context", [0, -1, 2.0])
+def test_a_context_that_is_none_is_refused(write_file, context: object) -> None:
+    with pytest.raises(
+        InputError, match=rf"context: out of range\. Found {context}; expected an integer of at least 1"
+    ):
+        Windows.open(write_file("a.h5", {"tokens": np.zeros(9, np.uint8)}), context=context)
+
+
 def test_batches_hold_tokens_and_what_follows_each(windows) -> None:
     loader = Loader(windows, global_batch_size=5, seed=3, tokens=True)
     assert loader.input_shape == loader.target_shape == (8,)

@@ -205,9 +205,13 @@ def test_transformer_has_the_size_of_the_base_model() -> None:
 
 
 IMPOSSIBLE: dict[str, tuple[Callable[[], Layer], str]] = {
+    "no state": (lambda: lstm_lm(hidden=0, tied=True), "hidden: out of range. Found 0; expected an integer of at"),
+    "a layer by name": (lambda: rnn_lm(layers="a"), "layers: out of range. Found 'a'; expected an integer of at least"),
     "half a layer": (lambda: seq2seq(layers=2.5), "layers: out of range. Found 2.5; expected an integer of at least 1"),
     "half a patch": (lambda: vit(20, 16), "size: images are not made of patches. Found 20; expected a multiple of 16"),
-    "heads of no size": (lambda: llama(width=6, heads=4), "width: has no heads of one size. Found 6; expected a"),
+    "heads of no size": (lambda: llama(width=6, heads=4), "width: out of range. Found 6; expected a multiple of 4"),
+    "heads of gpt": (lambda: gpt(width=64, heads=3), "width: out of range. Found 64; expected a multiple of 3, the"),
+    "heads of seq2seq": (lambda: seq2seq(width=64, heads=5), "width: out of range. Found 64; expected a multiple of 5"),
     "no context": (lambda: bert(context=0), "context: out of range. Found 0; expected an integer of at least 1"),
     "no head": (lambda: vit(heads=0), "heads: out of range. Found 0; expected an integer of at least 1"),
 }

@@ -114,6 +114,16 @@ def test_a_prompt_above_the_capacity_is_read_from_its_later_half_on() -> None:
     np.testing.assert_allclose(logits, expected[:, -1], rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize("first", [1, 2 * STEPS])
+def test_recurrent_models_go_on_from_their_state(first: int) -> None:
+    model, tokens = built(MODELS["lstm"]()), drawn(steps=3 * STEPS)
+    decoder = Decoder(model, (STEPS,), STEPS)
+    logits = decoder(np.ascontiguousarray(tokens[:, :first]))
+    for t in range(first, 3 * STEPS):
+        logits = decoder(np.ascontiguousarray(tokens[:, t : t + 1]))
+    np.testing.assert_allclose(logits, whole(model, tokens)[:, -1], rtol=0, atol=1e-12)
+
+
 def test_sequences_can_be_forgotten() -> None:
     model, tokens = built(MODELS["gpt"]()), drawn()
     decoder = Decoder(model, (STEPS,), STEPS)

@@ -152,14 +152,30 @@ def test_settings_of_draws_out_of_range_are_refused(settings: dict, message: str
         Sampling(**settings)
 
 
-@pytest.mark.parametrize("settings", [{"beams": 0}, {"max_tokens": 0}, {"length_penalty": "long"}])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"beams": 0},
+        {"beams": 10**9},
+        {"max_tokens": 0},
+        {"length_penalty": "long"},
+        {"length_penalty": 400.0},
+        {"length_penalty": -300.0},
+    ],
+)
 def test_settings_of_beams_out_of_range_are_refused(settings: dict) -> None:
     with pytest.raises(InputError, match=next(iter(settings))):
         beam_search(Table(table()), np.array([0]), **({"beams": 2, "max_tokens": 3} | settings))
 
 
-def test_empty_prompts_are_refused() -> None:
+def test_what_is_no_prompt_is_refused() -> None:
     empty = np.zeros(0, np.int64)
+    with pytest.raises(InputError, match=r"prompts: out of range\. Found 0; expected at least one"):
+        list(generate(Table(table()), [], greedy, max_tokens=1))
+    with pytest.raises(InputError, match=r"a prompt is not of tokens\. Found float64; expected integers"):
+        list(generate(Table(table()), [np.array([0.7])], greedy, max_tokens=1))
+    with pytest.raises(InputError, match=r"max_tokens: out of range\. Found 2\.5"):
+        list(generate(Table(table()), [np.array([1])], greedy, max_tokens=2.5))
     with pytest.raises(InputError, match="a prompt is empty"):
         list(generate(Table(table()), [empty], greedy, max_tokens=1))
     with pytest.raises(InputError, match="a prompt is empty"):

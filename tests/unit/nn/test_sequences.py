@@ -24,11 +24,13 @@ from hpdl_mpi.nn import (
     MicroBatch,
     Pool,
     Residual,
+    Rotary,
     SelfAttention,
     Sequential,
     members,
 )
 from tests import sequence_reference as seq
+from tests.threads import needs_two_threads
 from tests.unit.nn.rig import SEED
 from tests.unit.nn.test_layers import differences
 
@@ -42,12 +44,12 @@ MASK = np.array([[1.0, 1, 1, 0, 0], [1, 0, 1, 1, 0], [0, 0, 0, 0, 0]])
 class Bench:
     """A built layer that takes several arrays, on a pool that hands out NaN."""
 
-    def __init__(self, layer: Layer, *inputs: np.ndarray, needs_dx: bool = True) -> None:
+    def __init__(self, layer: Layer, *inputs: np.ndarray, needs_dx: bool = True, dtype: type = np.float64) -> None:
         self.layer, self.inputs = layer, inputs
         shapes: Any = tuple(array.shape[1:] for array in inputs)
         layer.build(shapes if len(shapes) > 1 else shapes[0])
         layout = Layout(layer)
-        self.params, self.grads = layout.allocate(np.float64), layout.allocate(np.float64)
+        self.params, self.grads = layout.allocate(dtype), layout.allocate(dtype)
         layout.bind(layer, self.params, self.grads)
         self.named, self.named_grads = layout.views(self.params), layout.views(self.grads)
         for values in self.named.values():
@@ -108,6 +110,24 @@ def test_a_mask_hides_steps_from_all_that_look() -> None:
     assert (y[2] == 0).all(), "what sees nothing is 0"
     assert_gradients(bench, RNG.normal(size=y.shape))
     assert (bench.step(RNG.normal(size=y.shape))[0][2] == 0).all()
+
+
+@pytest.mark.parametrize("dtype", [bool, np.int64, np.float32])
+def test_a_mask_of_another_dtype_is_refused(dtype: type) -> None:
+    bench = Bench(SelfAttention(2, 2), np.zeros((N, 5, 24)), MASK)
+    with pytest.raises(InputError, match=rf"a mask of another dtype\. Found {np.dtype(dtype)}; expected float64"):
+        bench.run(np.zeros((N, 5, 24)), MASK.astype(dtype))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_scores_may_be_as_low_as_numbers_go(dtype: type) -> None:
+    x = np.ones((1, 3, 6), dtype)
+    x[:, :, :2], x[:, :, 2:4] = 1e18, -1e19  # scores of -1.4e37: far below those of any text, but not hidden
+    layer = SelfAttention(1)
+    layer.build((3, 6))
+    batch = MicroBatch(Pool())
+    batch.begin(np.arange(1), training=False)
+    assert (layer.forward(x, Context(batch)) == 1).all()
 
 
 def test_a_mask_and_causality_hide_together() -> None:
@@ -188,19 +208,22 @@ def test_attention_of_many_blocks_is_that_of_the_definition(steps: int, dim: int
     np.testing.assert_allclose(dx.reshape(gradients.shape), gradients, rtol=0, atol=bound * size)
 
 
+@needs_two_threads
 def test_attention_gives_the_same_bits_on_several_threads() -> None:
     x = RNG.normal(size=(N, 40, 36)).astype(np.float32)
     results = []
     for threads in (1, 2):
         set_threads(threads)
-        layer = SelfAttention(3, causal=True, dropout=0.1)
-        layer.build((40, 36))
-        batch = MicroBatch(Pool(poison=True))
-        batch.begin(IDS, training=True)
-        ctx = Context(batch, needs_dx=True)
-        y = layer.forward(x, ctx)
-        results.append((y.tobytes(), layer.backward(y, ctx).tobytes()))
-    set_threads(1)
+        try:
+            layer = SelfAttention(3, causal=True, dropout=0.1)
+            layer.build((40, 36))
+            batch = MicroBatch(Pool(poison=True))
+            batch.begin(IDS, training=True)
+            ctx = Context(batch, needs_dx=True)
+            y = layer.forward(x, ctx)
+            results.append((y.tobytes(), layer.backward(y, ctx).tobytes()))
+        finally:
+            set_threads(1)
     assert results[0] == results[1]
 
 
@@ -325,6 +348,9 @@ def test_gradient_of_the_memory_is_that_of_all_who_read_it() -> None:
         (lambda: Embedding(4, 5, mask=4), None, "mask is no token"),
         (lambda: Embedding(4, 5, scale=0.0), None, "scale out of range"),
         (lambda: LearnedPositions(4), (5,), "needs sequences"),
+        (lambda: LearnedPositions(5, leading=True), (4, 2), r"images of another size\. Found 4 steps; expected 5"),
+        (lambda: Rotary(2, base=0.0), None, "base out of range"),
+        (lambda: Rotary(2, base="long"), None, "base out of range"),
     ],
 )
 def test_what_cannot_be_is_refused(make: Callable[[], Layer], shape: Any, message: str) -> None:

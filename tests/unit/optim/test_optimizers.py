@@ -170,7 +170,7 @@ def test_decay_is_that_of_the_parameter(layout: Layout) -> None:
         assert decay == (0.0 if bare.start <= start < bare.stop else 1.0)
 
 
-@pytest.mark.parametrize("make", [SGD, Adam, AdamW])
+@pytest.mark.parametrize("make", [SGD, Adam, AdamW, LAMB])
 def test_decay_of_matrices_leaves_biases_alone(make: type[SGD] | type[Adam]) -> None:
     model = Linear(3)
     model.build((2,))

@@ -74,6 +74,17 @@ def trained(tmp_path, model: nn.Layer | None = None, run_dir=None, **settings) -
     return trainer
 
 
+def test_test_data_of_other_tokens_are_refused(tmp_path) -> None:
+    trainer = trained(tmp_path)
+    (tmp_path / "other").mkdir()
+    with h5py.File(tmp_path / "other/text.h5", "w") as file:
+        file["tokens"] = np.zeros(60, np.uint8)
+    (tmp_path / "other/tokenizer.json").write_bytes(tokenizers_json({"tokens": Characters("\nedcba")}))
+    settings = {"steps": 40, "global_batch_size": 8, "context": CONTEXT, "validate": tmp_path / "other"}
+    with pytest.raises(InputError, match="the test data have other tokens than the training data"):
+        trainer.fit(tmp_path / "text.h5", **settings)
+
+
 def text_of(trainer: Trainer, prompt: str = "", sample: int = 0, **wanted) -> str:
     return "".join(generate_text(trainer, ALPHABET, prompt, Wanted(**wanted), sample=sample))
 
@@ -108,6 +119,14 @@ def test_outputs_behind_the_vocabulary_are_left_out(tmp_path) -> None:
     assert len(text) == 202
 
 
+def test_a_text_ends_where_it_is_told(tmp_path) -> None:
+    trainer = trained(tmp_path)
+    assert text_of(trainer, "ab", max_tokens=40, greedy=True, end="\n") == "abcde\n"
+    assert text_of(trainer, "ab", max_tokens=40, beams=2, end="d") == "abcd"
+    with pytest.raises(InputError, match=r"--end: no single token\. Found 2 tokens; expected the text of one"):
+        text_of(trainer, "ab", end="ab")
+
+
 def test_a_stranger_s_tokenizer_is_refused(tmp_path) -> None:
     trainer = trained(tmp_path)
     with pytest.raises(InputError, match=r"none of this model\. Found a vocabulary of 7; expected at most 6"):
@@ -125,6 +144,10 @@ def test_wrong_settings_are_refused(tmp_path, wanted: dict, message: str) -> Non
 def test_a_prompt_begins_as_texts_do() -> None:
     assert encoded_prompt(ALPHABET, "ab").tolist() == [1, 2]
     assert encoded_prompt(ALPHABET, "").tolist() == [0]
+    with pytest.raises(InputError, match="--prompt: no text to begin with"):
+        encoded_prompt(Characters("abc"), "")
+    with pytest.raises(InputError, match=r"--prompt: nothing of it is a token\. Found '   '"):
+        encoded_prompt(Words(["a"], ["unk"]), "   ")
     begun = Characters(SYMBOLS, ["pad", "bos", "eos"])
     assert encoded_prompt(begun, "").tolist() == [1]
     assert encoded_prompt(begun, "a").tolist() == [1, 4]

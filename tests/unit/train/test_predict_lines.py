@@ -105,6 +105,46 @@ def test_lines_become_lines(replica: Replica, tmp_path: Path) -> None:
         assert TARGET.decode(naive(replica, np.array([*SOURCE.encode(source), SOURCE.eos]))) == target
 
 
+def test_what_would_break_the_table_is_escaped(replica: Replica, tmp_path: Path) -> None:
+    (tmp_path / "in.txt").write_text("abcdabc\n")
+    odd = Characters("\t\n\ruvw", SPECIALS)
+    replica.arrays()["head.weight"][3:6] *= 20  # likeliest at times
+    predict_lines(trainer(replica), SOURCE, odd, tmp_path / "in.txt", tmp_path / "out.tsv")
+    (line,) = (tmp_path / "out.tsv").read_bytes().splitlines()
+    source, answer = line.split(b"\t")
+    assert source == b"abcdabc"
+    assert b"\\" in answer
+
+
+def test_outputs_behind_the_vocabulary_of_targets_are_left_out(replica: Replica) -> None:
+    parts = halves(replica.model, STEPS)
+    replica.arrays()["head.weight"][-1] *= 20
+    fewer = Characters("uvwxy", SPECIALS)
+    for tokens in translations(parts, sources(), fewer, beams=None, length_penalty=0.6):
+        assert (tokens < fewer.vocabulary_size).all()
+
+
+@pytest.mark.parametrize(
+    ("source", "target", "message"),
+    [
+        (Characters("abcdef", SPECIALS), TARGET, "a vocabulary of 9; expected at most 7, the model's embeddings"),
+        (SOURCE, Characters("tuvwxyz", SPECIALS), "a vocabulary of 10; expected at most 9, the model's outputs"),
+    ],
+)
+def test_tokenizers_of_another_model_are_refused(
+    replica: Replica, tmp_path: Path, source: Characters, target: Characters, message: str
+) -> None:
+    (tmp_path / "in.txt").write_text("ab\n")
+    with pytest.raises(InputError, match=rf"the tokenizer is none of this model\. Found {message}"):
+        predict_lines(trainer(replica), source, target, tmp_path / "in.txt", tmp_path / "out.tsv")
+
+
+def test_a_file_without_lines_is_refused(replica: Replica, tmp_path: Path) -> None:
+    (tmp_path / "in.txt").write_text("")
+    with pytest.raises(InputError, match=r"in\.txt: no line to predict from"):
+        predict_lines(trainer(replica), SOURCE, TARGET, tmp_path / "in.txt", tmp_path / "out.tsv")
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [("ab\n\nc\n", "line 2: an empty source"), ("ab\nxa\n", "line 2: a character is not in the vocabulary. Found 'x'")],

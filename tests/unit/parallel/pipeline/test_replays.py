@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -12,12 +13,14 @@ from hpdl_mpi import nn, optim
 from hpdl_mpi.base.errors import BadSample
 from hpdl_mpi.comm import Communicator, SingleCommunicator, run_threads
 from hpdl_mpi.data import Batch
+from hpdl_mpi.kernels.gemm import workspace
 from hpdl_mpi.kernels.recording import Recording
 from hpdl_mpi.kernels.threads import set_threads
 from hpdl_mpi.models import bert, gpt, llama, mlp, seq2seq
 from hpdl_mpi.parallel import ProcessGrid, Replica, TrainingStep
-from hpdl_mpi.parallel.pipeline import Feed, Pipeline, make_schedule
+from hpdl_mpi.parallel.pipeline import Feed, Op, Pipeline, make_schedule
 from hpdl_mpi.parallel.pipeline.replays import _MOST, is_one_by_one
+from tests.threads import needs_two_threads
 
 VOCABULARY = 11
 SIZES = {"layers": 2, "heads": 2, "width": 8}
@@ -107,8 +110,6 @@ def outcomes(run: Run) -> tuple[list[Any], np.ndarray]:
         with run.replica.averaged():
             sums += [evaluator.run(Feed.of(run.batch(4)))[0] for _ in range(2)]
         sums += [run.step(3, 1), run.replica.predict(run.batch(3).inputs, np.arange(3)).tolist()]
-    set_threads(2)
-    sums += [run.step(3, 1) for _ in range(3)]
     return sums, run.replica.params
 
 
@@ -125,8 +126,25 @@ def test_a_run_has_the_bits_of_one_without(
     expected, others = outcomes(Run(name, **settings))
     assert found == expected
     np.testing.assert_array_equal(params, others)
-    assert replays >= 24
+    assert replays >= 20
     assert count_replays() == replays
+
+
+@needs_two_threads
+def test_other_numbers_of_threads_have_recordings_of_their_own(
+    monkeypatch: pytest.MonkeyPatch, count_replays: Callable[[], int]
+) -> None:
+    def train() -> np.ndarray:
+        run = Run("llama")
+        for threads in (1, 1, 2, 2, 1):
+            set_threads(threads)
+            run.step(3)
+        return run.replica.params
+
+    params = train()
+    assert count_replays() == 2 * 3
+    monkeypatch.setattr("hpdl_mpi.parallel.pipeline.replays.is_replayable", lambda model: False)
+    np.testing.assert_array_equal(params, train())
 
 
 @pytest.mark.parametrize("num_microbatches", [1, 3])
@@ -153,40 +171,77 @@ def test_replays_take_no_more_memory_however_many(count_replays: Callable[[], in
     held = run.replica.pool.bytes_held
     for n in (3, 2, 1) * 3:
         run.step(n)
-        run.learn._executor._replays._found.popitem()  # as if there were many shapes
+        run.learn._executor._replays._found.popitem()  # as if another epoch had come
     assert run.replica.pool.bytes_held == held
     assert run.replica.pool.bytes_live == 0
     assert count_replays() > 0
 
 
-def test_recordings_of_many_shapes_make_way_for_others() -> None:
+def test_recordings_are_bounded_and_those_that_there_are_stay() -> None:
     run = Run("mlp")
     for n in range(1, _MOST + 5):
         run.step(n)
-    (found,) = {len(executor._replays._found) for executor in [run.learn._executor]}
-    assert found == _MOST
+    assert len(run.learn._executor._replays._found) == _MOST
+    run.step(3, epoch=1)
+    assert len(run.learn._executor._replays._found) == 1, "those of an epoch that is over are of no use"
 
 
-def test_a_token_outside_of_the_vocabulary_is_found_in_a_replay_too() -> None:
+@pytest.mark.parametrize(("of", "what"), [("inputs", "a token is outside the vocabulary"), ("targets", "a label is")])
+def test_bad_samples_are_found_in_a_replay_too_and_leave_the_pool_to_others(
+    of: str, what: str, count_replays: Callable[[], int]
+) -> None:
     run = Run("gpt")
     run.step(3)
     run.step(3)
     batch = run.batch(3)
-    batch.inputs[1, 2] = VOCABULARY
-    with pytest.raises(BadSample, match="a token is outside the vocabulary") as caught:
+    getattr(batch, of)[1, 2] = VOCABULARY
+    with pytest.raises(BadSample, match=what) as caught:
         run.learn(batch, epoch=0, lr=0.01)
     assert caught.value.sample == batch.sample_ids[1]
+    assert run.replica.pool.bytes_live == 0
+    before = count_replays()
+    for _ in range(2):
+        run.replica.predict(run.batch(3).inputs, np.arange(3))
+    assert count_replays() == before + 1
 
 
-def test_a_label_outside_of_the_classes_is_found_in_a_replay_too() -> None:
-    run = Run("gpt")
-    run.step(3)
-    run.step(3)
-    batch = run.batch(3)
-    batch.targets[2, 0] = -1
-    with pytest.raises(BadSample, match="a label is outside the classes") as caught:
-        run.learn(batch, epoch=0, lr=0.01)
-    assert caught.value.sample == batch.sample_ids[2]
+def test_each_thread_has_recordings_with_a_workspace_of_its_own() -> None:
+    runs = [Run("mlp"), Run("mlp")]
+    batch = runs[0].batch(64)
+    expected = runs[0].replica.predict(batch.inputs, batch.sample_ids)
+    runs[1].replica.predict(batch.inputs, batch.sample_ids)
+    workspaces = []
+
+    def predict(run: Run) -> None:
+        for _ in range(2):
+            np.testing.assert_array_equal(run.replica.predict(batch.inputs, batch.sample_ids), expected)
+        (replay,) = (
+            replay for key, replay in run.replica._predictor._replays._found.items() if threading.get_ident() in key
+        )
+        arguments = [a for _, call in replay._recordings[Op.F]._calls for a in call if isinstance(a, np.ndarray)]
+        workspaces.append(any(array is workspace(np.dtype(np.float64)) for array in arguments))
+
+    threads = [threading.Thread(target=predict, args=(run,)) for run in runs]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert workspaces == [True, True]
+
+
+def test_a_loss_with_a_call_of_its_own_is_called_each_time() -> None:
+    calls = []
+
+    class Counting(nn.CrossEntropy):
+        def __call__(self, *arguments: Any) -> Any:
+            calls.append(arguments)
+            return super().__call__(*arguments)
+
+    run = Run("mlp")
+    evaluator = run.replica.evaluator(Counting())
+    for _ in range(3):
+        evaluator.run(Feed.of(run.batch(3)))
+    assert len(calls) == 3
 
 
 def test_arrays_that_a_replica_moves_to_are_read_from_there() -> None:
