@@ -210,50 +210,55 @@ class Growth:
             self.kept, self.peak = tracemalloc.get_traced_memory()
 
 
-def excess_blocks(function: Callable[[], None], monkeypatch: pytest.MonkeyPatch) -> int:
-    """Return how many blocks compiled code takes in a call beyond one for each array that it is handed."""
-    handed = 0
+class Handed:
+    """Counts the arrays that Python hands to kernels, while kernels are patched to tell."""
 
-    def count(arguments: tuple) -> None:
-        nonlocal handed
-        for argument in arguments:
-            if isinstance(argument, tuple):
-                count(argument)
-            handed += isinstance(argument, np.ndarray)
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        self.arrays = 0
+        plain_call, plain_replay = ParallelKernel.__call__, Recording.replay
 
-    def counting(kernel: Callable) -> Callable:
-        def call(*arguments: object) -> object:
-            count(arguments)
-            return kernel(*arguments)
+        def call(kernel: ParallelKernel, *arguments: object) -> object:
+            self.count(arguments)
+            return plain_call(kernel, *arguments)
 
-        return call
+        def replay(recording: Recording) -> object:
+            for function, arguments in recording._calls:
+                if hasattr(function, "py_func"):  # others call kernels, which tell then
+                    self.count(arguments)
+            return plain_replay(recording)
 
-    plain_call, plain_replay = ParallelKernel.__call__, Recording.replay
-
-    def parallel_call(kernel: ParallelKernel, *arguments: object) -> object:
-        count(arguments)
-        return plain_call(kernel, *arguments)
-
-    def replay(recording: Recording) -> object:
-        for function, arguments in recording._calls:
-            if hasattr(function, "py_func"):  # others call kernels, which are counted then
-                count(arguments)
-        return plain_replay(recording)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(ParallelKernel, "__call__", parallel_call)
+        patch.setattr(ParallelKernel, "__call__", call)
         patch.setattr(Recording, "replay", replay)
         # What has been compiled holds on to its callees, so this meets calls from Python only.
         for info in pkgutil.iter_modules(kernels.__path__):
             module = importlib.import_module(f"{kernels.__name__}.{info.name}")
             for name, value in vars(module).copy().items():
                 if hasattr(value, "py_func"):
-                    patch.setattr(module, name, counting(value))
+                    patch.setattr(module, name, self._telling(value))
+
+    def count(self, arguments: tuple) -> None:
+        for argument in arguments:
+            if isinstance(argument, tuple):
+                self.count(argument)
+            self.arrays += isinstance(argument, np.ndarray)
+
+    def _telling(self, kernel: Callable) -> Callable:
+        def call(*arguments: object) -> object:
+            self.count(arguments)
+            return kernel(*arguments)
+
+        return call
+
+
+def excess_blocks(function: Callable[[], None], monkeypatch: pytest.MonkeyPatch) -> int:
+    """Return how many blocks compiled code takes in a call beyond one for each array that it is handed."""
+    with monkeypatch.context() as patch:
+        handed = Handed(patch)
         with counted_allocations() as blocks:
             function()
             taken = blocks()
-    assert handed > 0
-    return taken - handed
+    assert handed.arrays > 0
+    return taken - handed.arrays
 
 
 def check(step: Callable[[], None], monkeypatch: pytest.MonkeyPatch) -> None:
