@@ -108,7 +108,7 @@ def generate_text(
     yield stream.add(ids)
     with trainer.replica.averaged():
         for tokens in _following(step, ids, wanted, greedy if wanted.greedy else draws, end):
-            yield stream.add(tokens)
+            yield stream.add(tokens if wanted.end is not None or end is None else tokens[tokens != end])
     yield stream.end()
 
 

@@ -65,6 +65,8 @@ def read_splits(
 
     tokenizer = wanted.make(texts)
     parts = {"train": (0, end)} | ({"test": (end, length)} if test_fraction else {})
+    with writing(scratch):
+        scratch.parent.mkdir(parents=True, exist_ok=True)
     with writing(scratch), open(scratch, "wb") as file:
         counts = {name: _write_tokens(paths, *part, tokenizer, file) for name, part in parts.items()}
     splits, first = {}, 0

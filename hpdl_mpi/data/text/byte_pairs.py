@@ -29,6 +29,9 @@ _PLACES = tuple(map(re.compile, (r"(?<=\S)(?= \S)", r"(?<=\S)(?=\s)", r"(?<=[^\W
 """Where a text may be cut: in front of a single blank, of any other, and where letters end; the more tokenizers begin a
 word there, the earlier. What is learnt here does so at each of them."""
 
+_ENDS = "<|endoftext|>", "</s>", "<|end_of_text|>"
+"""Tokens that end a text, as files of the library for GPT-2, LLaMA and its third version have them."""
+
 _TRIES = 64
 """Places of each kind that are tried, the last ones of a text."""
 
@@ -100,6 +103,15 @@ class BytePairs(Tokenizer):
         )
         inner.train_from_iterator(texts, trainer)
         return cls(json.loads(inner.to_str()), specials)
+
+    @property
+    def eos(self) -> int | None:
+        """The id that ends a text: ours, or else that of a token of the file that usually does."""
+        own = super().eos
+        if own is not None:
+            return own
+        ends = [self._inner.token_to_id(token) for token in _ENDS if token in self._added]
+        return len(self.specials) + ends[0] if ends else None
 
     def behind(self, specials: Sequence[str]) -> BytePairs:
         """Return the same tokenizer behind other specials."""

@@ -58,6 +58,11 @@ def test_the_last_part_of_the_text_is_the_test_split(source, tmp_path, kind: str
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.txt", "out"]  # nothing hidden is left
 
 
+def test_folders_above_the_dataset_are_made(source, tmp_path) -> None:
+    (train,) = convert(source, tmp_path / "new" / "deep" / "out", Options(tokens="characters", test_fraction=0))
+    assert decoded(train) == TEXT
+
+
 def test_characters_are_those_of_all_the_text_words_those_of_training(tmp_path) -> None:
     (tmp_path / "a.txt").write_text("a b a b a b c z")
     train, test = convert(tmp_path / "a.txt", tmp_path / "c", Options(tokens="characters", test_fraction=0.2))

@@ -85,6 +85,16 @@ def of_the_library(model: str, **parts: object) -> BytePairs:
     return BytePairs(json.loads(inner.to_str()))
 
 
+def test_what_usually_ends_a_text_in_files_of_the_library_is_eos() -> None:
+    inner = tokenizers.Tokenizer.from_str(json.dumps(BPE.content()["model"]))
+    assert BPE.eos is None
+    inner.add_special_tokens(["<|endoftext|>"])
+    tokenizer = BytePairs(json.loads(inner.to_str()))
+    assert tokenizer.encode("a<|endoftext|>").tolist()[-1] == tokenizer.eos == tokenizer.vocabulary_size - 1
+    assert tokenizer.behind(["pad", "eos"]).eos == 1
+    assert tokenizer.behind(["pad"]).eos == tokenizer.vocabulary_size
+
+
 CL100K = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
     r"|\s+(?!\S)|\s+"

@@ -109,7 +109,7 @@ SEQUENCES: dict[str, Case] = {
     ),
     "LearnedPositions": Case(lambda: LearnedPositions(6), (4, 3), lambda x, p: x + p["weight"][:4]),
     "LearnedPositions, of a file": Case(
-        lambda: LearnedPositions(6, name="table", leading=True), (4, 3), lambda x, p: x + p["table"][0, :4]
+        lambda: LearnedPositions(4, name="table", leading=True), (4, 3), lambda x, p: x + p["table"][0]
     ),
     "LearnedPositions, in place": Case(
         lambda: Sequential(Linear(5), LearnedPositions(4)),

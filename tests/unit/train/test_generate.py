@@ -21,7 +21,7 @@ from hpdl_mpi.train import Parallel, Trainer
 from hpdl_mpi.train.generate import TextStream, Wanted, encoded_prompt, generate_text
 from hpdl_mpi.train.job import Job
 from hpdl_mpi.train.runfolder import RunFolder
-from hpdl_mpi.train.vocabulary import pair_tokenizers, text_tokenizer
+from hpdl_mpi.train.vocabulary import pair_tokenizers, require_same_tokens, text_tokenizer
 
 SYMBOLS = "\nabcde"
 CONTEXT = 8
@@ -75,14 +75,24 @@ def trained(tmp_path, model: nn.Layer | None = None, run_dir=None, **settings) -
 
 
 def test_test_data_of_other_tokens_are_refused(tmp_path) -> None:
-    trainer = trained(tmp_path)
-    (tmp_path / "other").mkdir()
-    with h5py.File(tmp_path / "other/text.h5", "w") as file:
-        file["tokens"] = np.zeros(60, np.uint8)
-    (tmp_path / "other/tokenizer.json").write_bytes(tokenizers_json({"tokens": Characters("\nedcba")}))
-    settings = {"steps": 40, "global_batch_size": 8, "context": CONTEXT, "validate": tmp_path / "other"}
+    for name, tokenizer in (("train", ALPHABET), ("same", ALPHABET), ("other", Characters("abcdefg")), ("none", None)):
+        (tmp_path / name).mkdir()
+        with h5py.File(tmp_path / name / "text.h5", "w") as file:
+            file["tokens"] = np.zeros(60, np.uint8)
+        if tokenizer:
+            (tmp_path / name / "tokenizer.json").write_bytes(tokenizers_json({"tokens": tokenizer}))
+    trainer = Trainer(
+        gpt(len(SYMBOLS), CONTEXT, layers=1, heads=2, width=16),
+        loss=nn.CrossEntropy(),
+        optimizer=optim.Adam(0.02),
+        parallel=Parallel(threads=1),
+        comm=SingleCommunicator(),
+    )
+    for name in ("same", "none"):
+        require_same_tokens(tmp_path / "train", tmp_path / name)
+    settings = {"steps": 1, "global_batch_size": 4, "context": CONTEXT, "validate": tmp_path / "other"}
     with pytest.raises(InputError, match="the test data have other tokens than the training data"):
-        trainer.fit(tmp_path / "text.h5", **settings)
+        trainer.fit(tmp_path / "train", **settings)
 
 
 def text_of(trainer: Trainer, prompt: str = "", sample: int = 0, **wanted) -> str:
