@@ -92,7 +92,7 @@ def predict_lines(
     tokenizers = pair_tokenizers(run, RunFolder(run).read_job())
     with all_ranks() as comm:
         trainer, _ = open_run(run, comm, ema=ema, best=best)
-        count = lines.predict_lines(
+        done = lines.predict_lines(
             trainer,
             *tokenizers,
             Path(source),
@@ -100,4 +100,7 @@ def predict_lines(
             beams=beams,
             length_penalty=0.6 if length_penalty is None else length_penalty,
         )
-    typer.echo(f"{counted(count, 'prediction')} written to {in_line(path)}{replaces}")
+    typer.echo(f"{counted(done.num_lines, 'prediction')} written to {in_line(path)}{replaces}")
+    if done.unknown:
+        found = f"{counted(done.unknown, 'line')}, the first is line {done.first_unknown}"
+        typer.echo(f"what is not in the vocabulary was taken for an unknown: in {found}", err=True)

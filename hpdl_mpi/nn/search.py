@@ -188,11 +188,8 @@ def beam_search(
     InputError
         The prompt is empty, a number is out of range, or logits are not finite numbers.
     """
-    possible = is_integer(beams, 1) and beams <= _MOST_BEAMS
-    require("beams", beams, possible, f"an integer of at least 1, at most {_MOST_BEAMS:,}")
+    require_beams(beams, length_penalty)
     require("max_tokens", max_tokens, is_integer(max_tokens, 1), "an integer of at least 1")
-    possible = is_number(length_penalty) and abs(length_penalty) <= _MOST_PENALTY
-    require("length_penalty", length_penalty, possible, f"a number from -{_MOST_PENALTY} to {_MOST_PENALTY}")
     _require_prompt(prompt)
     best, rows, tokens = np.empty(2 * beams), *np.empty((2, 2 * beams), np.int64)
     running, scores = np.zeros((1, 0), np.int64), np.zeros(1)
@@ -216,6 +213,14 @@ def beam_search(
         step.reorder(rows[onward])
         pieces = tokens[onward, None]
     return done
+
+
+def require_beams(beams: int, length_penalty: float) -> None:
+    """Raise an `InputError` if `beam_search` cannot work with these."""
+    possible = is_integer(beams, 1) and beams <= _MOST_BEAMS
+    require("beams", beams, possible, f"an integer of at least 1, at most {_MOST_BEAMS:,}")
+    possible = is_number(length_penalty) and abs(length_penalty) <= _MOST_PENALTY
+    require("length_penalty", length_penalty, possible, f"a number from -{_MOST_PENALTY} to {_MOST_PENALTY}")
 
 
 def _require_prompt(prompt: np.ndarray) -> None:

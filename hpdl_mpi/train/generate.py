@@ -11,7 +11,7 @@ from hpdl_mpi.base.errors import InputError, amended, is_integer, require
 from hpdl_mpi.data.text import Tokenizer
 from hpdl_mpi.data.text.tokenizer import REPLACEMENT
 from hpdl_mpi.nn.decoding import Decoder
-from hpdl_mpi.nn.search import NOTHING, Choose, Sampling, Stepper, beam_search, generate, greedy
+from hpdl_mpi.nn.search import NOTHING, Choose, Sampling, Stepper, beam_search, generate, greedy, require_beams
 from hpdl_mpi.train.trainer import Trainer
 from hpdl_mpi.train.vocabulary import within
 
@@ -102,6 +102,8 @@ def generate_text(
         model, or a setting is out of range.
     """
     require("max_tokens", wanted.max_tokens, is_integer(wanted.max_tokens, 1), "an integer of at least 1")
+    if wanted.beams is not None:
+        require_beams(wanted.beams, wanted.length_penalty)  # before the prompt is shown
     draws = Sampling(wanted.temperature, wanted.top_k, wanted.top_p, wanted.seed, np.array([sample]))
     step, ids, end = _stepper(trainer, tokenizer), encoded_prompt(tokenizer, prompt), _end(tokenizer, wanted.end)
     stream = TextStream(tokenizer)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -25,6 +26,14 @@ _ESCAPES = str.maketrans({"\t": "\\t", "\n": "\\n", "\r": "\\r"})
 """Of what would be taken for the end of a column or of a line."""
 
 
+class PredictedLines(NamedTuple):
+    """How many lines were written, how many had something that is not in the vocabulary, and the first of these."""
+
+    num_lines: int
+    unknown: int
+    first_unknown: int | None
+
+
 def check_lines_output(output: Path) -> None:
     """Raise an `InputError` if predictions of lines cannot be written to this file."""
     if output.suffix != ".tsv":
@@ -44,8 +53,8 @@ def predict_lines(
     *,
     beams: int | None = None,
     length_penalty: float = 0.6,
-) -> int:
-    """Write lines of source TAB prediction, and return how many; local, on a rank that holds the whole model.
+) -> PredictedLines:
+    """Write lines of source TAB prediction; local, on a rank that holds the whole model.
 
     A TAB or the end of a line in a prediction is written as in Python, ``\\t`` or ``\\n``.
 
@@ -62,6 +71,11 @@ def predict_lines(
         Search with so many; by default the likeliest token is taken each time.
     length_penalty : float
         See `nn.search.beam_search`.
+
+    Returns
+    -------
+    PredictedLines
+        What was written.
 
     Raises
     ------
@@ -84,7 +98,8 @@ def predict_lines(
     answers = (target.decode(tokens).translate(_ESCAPES) for tokens in found)
     written = "".join(f"{text}\t{answer}\n" for (_, text), answer in zip(texts, answers, strict=True))
     write_file(output, written.encode())
-    return len(texts)
+    lost = [number for (number, _), tokens in zip(texts, ids, strict=True) if (tokens == source.unk).any()]
+    return PredictedLines(len(texts), len(lost), lost[0] if lost else None)
 
 
 def translations(

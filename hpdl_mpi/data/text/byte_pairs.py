@@ -110,8 +110,8 @@ class BytePairs(Tokenizer):
         own = super().eos
         if own is not None:
             return own
-        ends = [self._inner.token_to_id(token) for token in _ENDS if token in self._added]
-        return len(self.specials) + ends[0] if ends else None
+        ends = (self._inner.token_to_id(token) for token in _ENDS)
+        return next((len(self.specials) + end for end in ends if end is not None), None)
 
     def behind(self, specials: Sequence[str]) -> BytePairs:
         """Return the same tokenizer behind other specials."""

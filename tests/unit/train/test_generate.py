@@ -144,11 +144,17 @@ def test_a_stranger_s_tokenizer_is_refused(tmp_path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("wanted", "message"), [({"max_tokens": 0}, "max_tokens"), ({"top_p": 2.0}, "top_p"), ({"beams": 0}, "beams")]
+    ("wanted", "message"),
+    [
+        ({"max_tokens": 0}, "max_tokens"),
+        ({"top_p": 2.0}, "top_p"),
+        ({"beams": 0}, "beams"),
+        ({"beams": 2, "length_penalty": float("nan")}, "length_penalty"),
+    ],
 )
 def test_wrong_settings_are_refused(tmp_path, wanted: dict, message: str) -> None:
     with pytest.raises(InputError, match=message):
-        text_of(trained(tmp_path), "a", **wanted)
+        next(generate_text(trained(tmp_path), ALPHABET, "a", Wanted(**wanted)))  # before anything is shown
 
 
 def test_a_prompt_begins_as_texts_do() -> None:

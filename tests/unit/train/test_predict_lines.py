@@ -97,12 +97,18 @@ def trainer(replica: Replica) -> SimpleNamespace:
 
 def test_lines_become_lines(replica: Replica, tmp_path: Path) -> None:
     (tmp_path / "in.tsv").write_text("abc\tuv\nd\r\nabcdabc\tx\ty\n")
-    count = predict_lines(trainer(replica), SOURCE, TARGET, tmp_path / "in.tsv", tmp_path / "out.tsv")
+    done = predict_lines(trainer(replica), SOURCE, TARGET, tmp_path / "in.tsv", tmp_path / "out.tsv")
     written = [line.split("\t") for line in (tmp_path / "out.tsv").read_text().splitlines()]
-    assert count == 3
+    assert done == (3, 0, None)
     assert [source for source, _ in written] == ["abc", "d", "abcdabc"]
     for source, target in written:
         assert TARGET.decode(naive(replica, np.array([*SOURCE.encode(source), SOURCE.eos]))) == target
+
+
+def test_lines_with_unknown_characters_are_counted(replica: Replica, tmp_path: Path) -> None:
+    (tmp_path / "in.txt").write_text("abc\nxab\nba\nx\n")
+    source = Characters("abc", ["pad", "bos", "eos", "unk"])
+    assert predict_lines(trainer(replica), source, TARGET, tmp_path / "in.txt", tmp_path / "out.tsv") == (4, 2, 2)
 
 
 def test_what_would_break_the_table_is_escaped(replica: Replica, tmp_path: Path) -> None:
