@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from hpdl_mpi.cli.alone import require_one_rank, several_ranks
-from hpdl_mpi.cli.runs import Overrides
+from hpdl_mpi.cli.shared import Overrides
 
 app = typer.Typer(help="Measure, beside what others use today.", no_args_is_help=True)
 

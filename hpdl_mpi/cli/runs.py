@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -12,44 +10,21 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Mapping
 
     from rich.table import Table
 
-    from hpdl_mpi.comm import Communicator
     from hpdl_mpi.train.summary import Summary
 
 from hpdl_mpi.base.errors import amended, in_line
 from hpdl_mpi.base.output import counted
 from hpdl_mpi.cli.alone import require_one_rank
+from hpdl_mpi.cli.shared import Averaged, Best, Overrides, Pipelined, Run, all_ranks, destination
+from hpdl_mpi.cli.text import predict_lines
 
 JobFile = Annotated[Path, typer.Argument(metavar="JOB.toml", help="The job file.", show_default=False)]
-Overrides = Annotated[
-    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a key of the job; can be repeated.")
-]
-Pipelined = Annotated[
-    int, typer.Option(min=1, help="Ranks that share a copy of the model, if it is too large for one.")
-]
-Averaged = Annotated[
-    bool, typer.Option("--ema/--no-ema", help="Take the moving average of the weights, if the run has one.")
-]
-Best = Annotated[bool, typer.Option("--best", help="Take the best checkpoint, not the latest: of early stopping.")]
-Run = Annotated[Path, typer.Argument(metavar="RUN", help="The run folder.", show_default=False)]
-
 PREDICTIONS, WEIGHTS = "predictions.csv", "model.safetensors"
 """What `predict` and `export` write in the run folder, unless told."""
-
-
-@contextmanager
-def all_ranks() -> Iterator[Communicator]:
-    """Yield all ranks of the job, under watch."""
-    from hpdl_mpi.comm import world
-    from hpdl_mpi.train.job import Parallel
-    from hpdl_mpi.train.launch import patient_seconds
-
-    comm = world()
-    with comm.watched(patient_seconds(Parallel().timeout_seconds)):
-        yield comm
 
 
 def train(
@@ -174,8 +149,6 @@ def predict(
     of_text = {"--beams": beams, "--length-penalty": length_penalty}
     _refuse_unused(of_samples if of_lines else of_text, kind)
     if of_lines:
-        from hpdl_mpi.cli.text import predict_lines
-
         predict_lines(run, path_in, output, beams, length_penalty, ema=ema, best=best)
         return
     with all_ranks() as comm:
@@ -234,17 +207,6 @@ def export(
     if comm.rank == 0:
         which = ", moving averages" if trainer.averaged else ""
         typer.echo(f"weights of step {trainer.replica.step}{which} written to {in_line(path)}{replaces}")
-
-
-def destination(run: Path, output: Path | None, name: str, check: Callable[[Path], None]) -> tuple[Path, str]:
-    """Return the full path of a result, by default of that name in the run folder, and what to say if it is there."""
-    path = run / name if output is None else output
-    if output is not None:
-        check(path)
-    elif run.is_dir():  # if not, what is wrong is the run
-        with amended(after=" Or name another one with --output."):
-            check(path)
-    return Path(os.path.abspath(path)), ", which replaces the one that was there" if path.exists() else ""
 
 
 def summary(

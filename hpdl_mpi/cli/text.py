@@ -10,7 +10,7 @@ import typer
 from hpdl_mpi.base.errors import in_line
 from hpdl_mpi.base.output import counted
 from hpdl_mpi.cli.alone import require_one_rank
-from hpdl_mpi.cli.runs import Averaged, Best, Run, all_ranks, destination
+from hpdl_mpi.cli.shared import Averaged, Best, Run, all_ranks, destination
 
 LINES = "predictions.tsv"
 """What `predict` of lines writes in the run folder, unless told."""
