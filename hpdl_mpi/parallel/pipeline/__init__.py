@@ -2,7 +2,8 @@
 
 from hpdl_mpi.parallel.pipeline.action import Action, Op, Schedule
 from hpdl_mpi.parallel.pipeline.check import check
-from hpdl_mpi.parallel.pipeline.execute import Companion, Executor, Feed
+from hpdl_mpi.parallel.pipeline.execute import Companion, Executor
+from hpdl_mpi.parallel.pipeline.feed import Feed
 from hpdl_mpi.parallel.pipeline.generators import forward_only
 from hpdl_mpi.parallel.pipeline.measure import StepTimes, compare, measured_costs, recorded, split_steps
 from hpdl_mpi.parallel.pipeline.named import FAMILIES, make_schedule

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Protocol
 
@@ -14,46 +14,14 @@ from hpdl_mpi.base.errors import InputError
 from hpdl_mpi.base.shares import share
 from hpdl_mpi.base.trace import Trace, now
 from hpdl_mpi.comm import Arena, Communicator
-from hpdl_mpi.data import Batch
 from hpdl_mpi.kernels.recording import replayed
 from hpdl_mpi.nn import Context, Layer, Loss, LossSums, MicroBatch, Pool, Ranks, Shape, joined_members, members
 from hpdl_mpi.parallel.pipeline.action import Action, Op, Schedule
+from hpdl_mpi.parallel.pipeline.feed import Feed
 from hpdl_mpi.parallel.pipeline.flow import Activation, Flow
-from hpdl_mpi.parallel.pipeline.replays import Replay, Replays, Samples, is_one_by_one
+from hpdl_mpi.parallel.pipeline.replays import Replay, Replays, is_one_by_one
 from hpdl_mpi.parallel.pipeline.slots import Key, SharedSlots
 from hpdl_mpi.parallel.pipeline.stages import Stage
-
-
-@dataclass
-class Feed:
-    """What a rank's share of a batch gives to its stages; the arrays are borrowed.
-
-    Attributes
-    ----------
-    sample_ids : int64 array, shape (n,)
-        On every rank.
-    inputs : array, shape (n, ...), or tuple of such, optional
-        Where the first stage is.
-    targets : array, shape (n, ...), optional
-        Where the last stage is, unless it is to predict.
-    epoch : int
-    scale : float
-        Multiplies the gradient of the loss sum.
-    input_shape : tuple of int, or tuple of such, optional
-        Of one sample of this batch, on every rank, where it is not that of the first stage.
-    """
-
-    sample_ids: np.ndarray
-    inputs: Activation | None = None
-    targets: np.ndarray | None = None
-    epoch: int = 0
-    scale: float = 1.0
-    input_shape: Any = None
-
-    @classmethod
-    def of(cls, batch: Batch, epoch: int = 0, scale: float = 1.0) -> Feed:
-        """Return what a loader's batch gives."""
-        return cls(batch.sample_ids, batch.inputs, batch.targets, epoch, scale, batch.input_shape)
 
 
 class Companion(Protocol):
@@ -282,16 +250,16 @@ class Executor:
 
     def _compute_forward(self, action: Action) -> None:
         stage, number = key = action.stage, action.microbatch
-        feed, part = self._feed, slice(*self._bounds[number])
+        whole, part = self._feed, slice(*self._bounds[number])
         x = self._forward.take(key, self.trace) if stage > 0 else self._samples(part)
         last = stage + 1 == len(self._stages)
-        targets = feed.targets[part] if last and self._loss and feed.targets is not None else None
-        samples = Samples(x, targets, feed.sample_ids[part])
-        replay = self._replays.begin(samples, scale=feed.scale, epoch=feed.epoch) if self._replays else None
+        targets = whole.targets[part] if last and self._loss and whole.targets is not None else None
+        feed = replace(whole, sample_ids=whole.sample_ids[part], inputs=x, targets=targets)
+        replay = self._replays.begin(feed) if self._replays else None
         if replay:
             self._replaying[key] = replay
-            samples = replay.samples
-        result = self._compute(action, partial(self._forward_pass, samples))
+            feed = replay.feed
+        result = self._compute(action, partial(self._forward_pass, feed))
         if last and self._loss is not None:
             assert isinstance(result, LossSums), "nothing is called behind the loss"
             self._sums = LossSums(*(one + other for one, other in zip(self._sums, result, strict=True)))
@@ -299,14 +267,15 @@ class Executor:
             assert isinstance(result, np.ndarray), "nothing is called behind the copy"
             self._outputs.append(result)
 
-    def _forward_pass(self, samples: Samples, action: Action) -> LossSums | np.ndarray | None:
+    def _forward_pass(self, feed: Feed, action: Action) -> LossSums | np.ndarray | None:
         """Compute a stage's outputs; at the last stage return how they compare with targets, or a copy of them."""
         stage, number = key = action.stage, action.microbatch
         visit = self._idle[stage].pop() if self._idle[stage] else self._new_visit(stage)
-        replayed(partial(visit.batch.begin, samples.sample_ids, epoch=self._feed.epoch, training=self._trains))
-        y = self._stages[stage].model.forward(samples.inputs, visit.context)
+        replayed(partial(visit.batch.begin, feed.sample_ids, epoch=feed.epoch, training=self._trains))
+        assert feed.inputs is not None, "a stage is fed"
+        y = self._stages[stage].model.forward(feed.inputs, visit.context)
         if stage > 0:
-            self._pool.release(samples.inputs)
+            self._pool.release(feed.inputs)
         result: LossSums | np.ndarray | None = None
         if stage + 1 < len(self._stages):
             self._forward.put(y, (stage + 1, number))
@@ -314,8 +283,8 @@ class Executor:
             result = replayed(y.copy)
             self._pool.release(y)
         else:
-            assert samples.targets is not None, "the last stage is fed"
-            result, gradient = self._loss(y, samples.targets, self._feed.scale, visit.context)
+            assert feed.targets is not None, "the last stage is fed"
+            result, gradient = self._loss(y, feed.targets, feed.scale, visit.context)
             if gradient is not None:
                 self._backward.put(gradient, key)
             self._pool.release(y)

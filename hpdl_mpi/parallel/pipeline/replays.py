@@ -11,54 +11,37 @@ import numpy as np
 
 from hpdl_mpi.kernels.jit import thread_count
 from hpdl_mpi.kernels.recording import Recording, recording
-from hpdl_mpi.nn import Layer, Pool, is_replayable, joined_members, members, walk
+from hpdl_mpi.nn import Layer, Pool, is_replayable, walk
 from hpdl_mpi.parallel.pipeline.action import Action, Op
-from hpdl_mpi.parallel.pipeline.flow import Activation
+from hpdl_mpi.parallel.pipeline.feed import Feed
 
 _MOST = 16
 """Recordings at a time: each has a copy of its samples. Where shapes are many, the first ones keep theirs."""
 
 
-class Samples:
-    """What a micro-batch gives to a model: its inputs, its targets if it has any, and the numbers of its samples."""
-
-    def __init__(self, inputs: Activation, targets: np.ndarray | None, sample_ids: np.ndarray) -> None:
-        self.inputs, self.targets, self.sample_ids = inputs, targets, sample_ids
-
-    @property
-    def arrays(self) -> list[np.ndarray]:
-        """All of them that there are."""
-        return [array for array in (*members(self.inputs), self.targets, self.sample_ids) if array is not None]
-
-    def copy(self) -> Samples:
-        """Return the same in arrays of its own."""
-        inputs = joined_members(tuple(array.copy() for array in members(self.inputs)))
-        return Samples(inputs, None if self.targets is None else self.targets.copy(), self.sample_ids.copy())
-
-
 class Replay:
-    """The recorded actions of a micro-batch, and the samples that they read.
+    """The recorded actions of a micro-batch, and what they read.
 
     Its arrays of the pool lie where they lay when nobody else held any. So it holds all of that memory from its first
     action to its last.
 
     Parameters
     ----------
-    samples : Samples
+    feed : Feed
         Like those that it will get; copied.
     pool : Pool
     """
 
-    def __init__(self, samples: Samples, pool: Pool) -> None:
-        self.samples = samples.copy()
+    def __init__(self, feed: Feed, pool: Pool) -> None:
+        self.feed = feed.copy()
         self._pool = pool
         self._recordings: dict[Op, Recording] = {}
         self._extent: tuple[int, ...] = ()
         self._held: tuple[np.ndarray, ...] = ()
 
-    def begin(self, samples: Samples) -> None:
+    def begin(self, feed: Feed) -> None:
         """Get ready for the actions of a micro-batch."""
-        for own, array in zip(self.samples.arrays, samples.arrays, strict=True):
+        for own, array in zip(self.feed.arrays, feed.arrays, strict=True):
             own[...] = array
         if self._extent:
             self._held = self._pool.take_extent(self._extent)
@@ -66,7 +49,7 @@ class Replay:
             self._pool.measure_extent()
 
     def perform(self, op: Op, compute: Callable[[], Any]) -> Any:
-        """Return what an action of the micro-batch returns: at first it is computed, with `samples`."""
+        """Return what an action of the micro-batch returns: at first it is computed, with `feed`."""
         if self._extent:
             return self._recordings[op].replay()
         with recording() as self._recordings[op]:
@@ -110,21 +93,21 @@ class Replays:
         self._found: dict[Hashable, Replay] = {}
         self._epoch = 0
 
-    def begin(self, samples: Samples, *, scale: float, epoch: int) -> Replay | None:
+    def begin(self, feed: Feed) -> Replay | None:
         """Return what performs the actions of a micro-batch, or None if they are to be computed without."""
         if not self._possible or self._pool.bytes_live:
             return None
-        if epoch != self._epoch:
+        if feed.epoch != self._epoch:
             self._found.clear()
-            self._epoch = epoch
-        shapes = ((array.shape, array.dtype) for array in samples.arrays)
-        key = self._address(), scale, thread_count(), get_ident(), *shapes
+            self._epoch = feed.epoch
+        shapes = ((array.shape, array.dtype) for array in feed.arrays)
+        key = self._address(), feed.scale, thread_count(), get_ident(), *shapes
         replay = self._found.get(key)
         if replay is None:
             if len(self._found) == _MOST:
                 return None
-            replay = self._found[key] = Replay(samples, self._pool)
-        replay.begin(samples)
+            replay = self._found[key] = Replay(feed, self._pool)
+        replay.begin(feed)
         return replay
 
     @cached_property
