@@ -107,6 +107,22 @@ def available(root: Path = Path("/")) -> int:
     return min(_bounds(root), default=sys.maxsize)
 
 
+def available_to_each(processes: int, root: Path = Path("/")) -> int:
+    """Return how many bytes each of so many processes of this machine may still fill, if they all do as this one.
+
+    That is its part of what is `available`, or what is left of the addresses that it may use (``ulimit -v``) if that is
+    less.
+    """
+    return min(available(root) // processes, *_addresses(root), sys.maxsize)
+
+
+def _addresses(root: Path) -> Iterator[int]:
+    for line in _lines(root / "proc/self/limits"):
+        if line.startswith("Max address space") and (limit := line.split()[3]).isdecimal():
+            used = (int(line.split()[1]) * 1024 for line in _lines(root / "proc/self/status") if "VmSize:" in line)
+            yield max(0, int(limit) - sum(used))
+
+
 def _bounds(root: Path) -> Iterator[int]:
     for line in _lines(root / "proc/meminfo"):
         if line.startswith("MemAvailable:"):

@@ -10,6 +10,7 @@ product and a sum at once, as those of the last ten years do).
 from __future__ import annotations
 
 import threading
+from typing import Protocol
 
 import numpy as np
 from numba import prange
@@ -19,6 +20,7 @@ from hpdl_mpi.kernels.emit import memory_of
 from hpdl_mpi.kernels.jit import exact_kernel, inline, kernel, parallel_kernel, thread_count
 from hpdl_mpi.kernels.matvec import FEW, multiply_few
 from hpdl_mpi.kernels.processor import VECTOR_BYTES
+from hpdl_mpi.kernels.recording import replayed
 from hpdl_mpi.kernels.vector import ROWS, VECTORS, copy_strips, multiply_panel, transpose_square
 
 _DTYPES = (np.float32, np.float64)
@@ -29,8 +31,11 @@ DEPTH_BYTES = 2048
 _PACKED_BYTES = 2 * 1024 * 1024
 """Of panels that a thread packs at once. They wait in the third-level cache, where it has so much for each core."""
 
-_BLOCK_TILES = 16
+_BLOCK_TILES = 22
 """Tiles below one another that meet all these panels before the next tiles: they stay in the second-level cache."""
+
+_PACKED_UP_TO = 768
+"""Rows of a, for which a matrix that was packed before is worth a look: to pack it takes longer than to fetch it."""
 
 _GATHERED_ABOVE = 192
 """Elements from row to row of a transposed a. Up to here its columns are as good where they lie as gathered."""
@@ -161,23 +166,40 @@ def pack_panels(b, b_row, trans_b, terms, columns, panels):
 
     Where it transposes, it fills the last panel's depth up to whole vectors, whatever stands there.
     """
+    pack_terms(b, b_row, trans_b, terms, terms[1] - terms[0], columns, panels)
+
+
+@kernel
+def pack_terms(b, b_row, trans_b, terms, packed, columns, panels):
+    """Write a range of columns of op(b), for a range of its terms, as the first of the `packed` ones that panels have.
+
+    Where it transposes, it writes whole vectors of terms.
+    """
     depth = terms[1] - terms[0]
     lanes = VECTOR_BYTES // b.itemsize
     full = VECTORS * lanes
     j = columns[0]
     if not trans_b:
         whole = (columns[1] - j) // full
-        _copy_panels(b, (terms[0] * b_row + j, b_row), (depth, whole), panels, depth * full)
+        _copy_panels(b, (terms[0] * b_row + j, b_row), (depth, whole), panels, packed * full)
         j += whole * full
     while j < columns[1]:
         width = panel_vectors(columns[1] - j, lanes) * lanes
         present = min(width, columns[1] - j)
-        panel = panels[(j - columns[0]) * depth :]
+        panel = panels[(j - columns[0]) * packed :]
         if trans_b:
             _pack_transposed(b, (j * b_row + terms[0], b_row), (present, depth), panel, width)
         else:
             _copy(b, (terms[0] * b_row + j, b_row), (depth, present), panel, width)
         j += width
+
+
+@inline
+def packed_terms(k, itemsize):
+    """Return for how many terms there is room in a panel of a run, where all `k` are packed; see `kernels.packed`."""
+    lanes = VECTOR_BYTES // itemsize
+    runs = -(-k * itemsize // DEPTH_BYTES)
+    return -(-k // (runs * lanes)) * lanes
 
 
 @kernel
@@ -194,7 +216,7 @@ def _begin(c, c_row, onto, onto_row, bias, flags, rows, columns):
 @exact_kernel
 def _gemm(a, a_row, b, b_row, c, c_row, onto, onto_row, bias, k, flags, rows, columns, workspace):
     """Compute c[rows, columns]; matrices are flat arrays with the distance of their rows. See `gemm_part`."""
-    trans_a, trans_b, add, biased = flags
+    trans_a, trans_b, add, biased, packed = flags
     if k == 0:
         _begin(c, c_row, onto, onto_row, bias, (add, biased), rows, columns)
         return
@@ -206,7 +228,7 @@ def _gemm(a, a_row, b, b_row, c, c_row, onto, onto_row, bias, k, flags, rows, co
     left = gathered if gather else a
     height = rows[1] - rows[0]
     runs = -(-k * c.itemsize // DEPTH_BYTES)
-    if height <= FEW and not trans_a and (height == 1 or not trans_b):
+    if height <= FEW and not trans_a and not packed and (height == 1 or not trans_b):
         b_place = (columns[0] * b_row if trans_b else columns[0]), b_row
         a_place, c_place = (rows[0] * a_row, a_row), (rows[0] * c_row + columns[0], c_row)
         size = height, columns[1] - columns[0]
@@ -219,12 +241,20 @@ def _gemm(a, a_row, b, b_row, c, c_row, onto, onto_row, bias, k, flags, rows, co
     for run in range(runs):
         t = run * k // runs
         depth = (run + 1) * k // runs - t
-        padded = -(-depth // lanes) * lanes  # what is transposed into the last panel fills up its depth
-        groups = strips if height <= FEW else -(-strips // (panels.size // (padded * full)))
+        room = packed_terms(k, c.itemsize)
+        groups = -(-strips // (panels.size // (room * full)))
+        if packed:
+            groups = 1
+        elif height <= FEW:
+            groups = strips
         for group in range(groups):
             j = columns[0] + group * strips // groups * full
             width = min(columns[1], columns[0] + (group + 1) * strips // groups * full) - j
-            pack_panels(b, b_row, trans_b, (t, t + depth), (j, j + width), panels)
+            right = panels
+            if packed:
+                right = b[run * room * b_row :]
+            else:
+                pack_terms(b, b_row, trans_b, (t, t + depth), room, (j, j + width), panels)
             for block in range(blocks):
                 i = rows[0] + block * tiles // blocks * ROWS
                 present = min(rows[1], rows[0] + (block + 1) * tiles // blocks * ROWS) - i
@@ -238,9 +268,10 @@ def _gemm(a, a_row, b, b_row, c, c_row, onto, onto_row, bias, k, flags, rows, co
                 c_place, terms, size = (i * c_row + j, c_row), (np.int64(0), depth), (present, width)
                 if run == 0:
                     added = onto, (i * onto_row + j, onto_row, add), bias, (j, biased)
-                    multiply_terms(terms, depth, left, left_place, panels, c, c_place, size, added)
+                    multiply_terms(terms, room, left, left_place, right, c, c_place, size, added)
                 else:
-                    multiply_panels(depth, left, left_place, panels, c, c_place, size, True)
+                    added = onto_itself(c, c_place, True)
+                    multiply_terms(terms, room, left, left_place, right, c, c_place, size, added)
 
 
 @inline
@@ -250,8 +281,10 @@ def _share(size, part, parts):
 
 
 @inline
-def gemm_part(a, b, c, onto, bias, trans_a, trans_b, add, workspace, part, parts):
-    """Compute one of `parts` shares of c = op(a) @ op(b), plus `onto`, plus `bias`; shares lie along c's longer side.
+def gemm_part(a, b, c, onto, bias, trans_a, trans_b, packed, add, workspace, part, parts):
+    """Compute one of `parts` shares of c = op(a) @ op(b), plus `onto`, plus `bias`.
+
+    Shares lie along c's longer side, and where b is packed along its rows.
 
     Parameters
     ----------
@@ -262,13 +295,15 @@ def gemm_part(a, b, c, onto, bias, trans_a, trans_b, add, workspace, part, parts
     bias : array, shape (n,) or (0,)
     trans_a, trans_b : bool
         Whether `op` transposes.
+    packed : bool
+        Whether b is what `packed.pack` made of op(b).
     add : bool
     workspace : array, flat
         A row of `workspace`.
     part, parts : int
     """
     m, n = c.shape
-    down = m >= n
+    down = m >= n or packed
     rows = _share(m, part if down else 0, parts if down else 1)
     columns = _share(n, 0 if down else part, 1 if down else parts)
     k = a.shape[0] if trans_a else a.shape[1]
@@ -276,7 +311,7 @@ def gemm_part(a, b, c, onto, bias, trans_a, trans_b, add, workspace, part, parts
     onto_row = onto.strides[0] // onto.itemsize
     a_memory, b_memory, c_memory, onto_memory = memory_of(a), memory_of(b), memory_of(c), memory_of(onto)
     # Numba would compile anew for a flag that a caller writes as True or False
-    flags = bool(trans_a), bool(trans_b), bool(add), bias.size > 0
+    flags = bool(trans_a), bool(trans_b), bool(add), bias.size > 0, bool(packed)
     _gemm(
         a_memory,
         a_row,
@@ -298,13 +333,13 @@ def gemm_part(a, b, c, onto, bias, trans_a, trans_b, add, workspace, part, parts
 @inline
 def gemm(a, b, c, trans_a, trans_b, add, workspace):
     """c = op(a) @ op(b), plus c with `add`, on the calling thread; see `gemm_part`."""
-    gemm_part(a, b, c, c, memory_of(c)[:0], trans_a, trans_b, add, workspace, np.int64(0), np.int64(1))
+    gemm_part(a, b, c, c, memory_of(c)[:0], trans_a, trans_b, False, add, workspace, np.int64(0), np.int64(1))
 
 
 @parallel_kernel
-def _matmul(a, b, c, onto, bias, trans_a, trans_b, add, workspaces, parts):
+def _matmul(a, b, c, onto, bias, trans_a, trans_b, packed, add, workspaces, parts):
     for part in prange(parts):
-        gemm_part(a, b, c, onto, bias, trans_a, trans_b, add, workspaces[part], part, parts)
+        gemm_part(a, b, c, onto, bias, trans_a, trans_b, packed, add, workspaces[part], part, parts)
 
 
 def as_matrix(array: np.ndarray) -> np.ndarray:
@@ -315,7 +350,24 @@ def as_matrix(array: np.ndarray) -> np.ndarray:
 _NO_BIAS = {dtype: np.zeros(0, dtype) for dtype in map(np.dtype, _DTYPES)}
 
 
-def matmul(a, b, c, *, trans_a: bool = False, trans_b: bool = False, accumulate=False, bias=None) -> None:
+class Packer(Protocol):
+    """Where a product may find a matrix packed; see `kernels.packed`."""
+
+    def find(self, b: np.ndarray, trans_b: bool) -> np.ndarray | None:
+        """Return op(b), packed, if it is."""
+
+
+def matmul(
+    a,
+    b,
+    c,
+    *,
+    trans_a: bool = False,
+    trans_b: bool = False,
+    accumulate=False,
+    bias=None,
+    packer: Packer | None = None,
+) -> None:
     """c = op(a) @ op(b), or c += with `accumulate`, on this process's threads.
 
     Parameters
@@ -329,6 +381,8 @@ def matmul(a, b, c, *, trans_a: bool = False, trans_b: bool = False, accumulate=
         What is added to the product: what c holds, or another array. Else c is overwritten, whatever it holds, NaN too.
     bias : array, shape (n,), optional
         Added to each row.
+    packer : Packer, optional
+        Asked for b where a has so few rows that much of the time would be that to pack it.
 
     Raises
     ------
@@ -352,7 +406,11 @@ def matmul(a, b, c, *, trans_a: bool = False, trans_b: bool = False, accumulate=
         raise ValueError(f"{onto.shape} and {bias.shape} cannot be added to a product of shape {c.shape}")
     if not c.dtype == onto.dtype == bias.dtype:
         raise TypeError(f"what is added to a product of {c.dtype} is such; found {onto.dtype}, {bias.dtype}")
-    _matmul(a, b, c, onto, bias, trans_a, trans_b, add or accumulate, workspace(c.dtype), thread_count())
+    found = None
+    if packer is not None and FEW < c.shape[0] <= _PACKED_UP_TO:
+        found = replayed(packer.find, b, trans_b)
+    right, packed = (b, False) if found is None else (found, True)
+    _matmul(a, right, c, onto, bias, trans_a, trans_b, packed, add or accumulate, workspace(c.dtype), thread_count())
 
 
 def _lies_in_rows(matrix) -> bool:

@@ -1,26 +1,31 @@
-"""A matrix packed once for many products: the right-hand side of `kernels.gemm` where it stays the same.
+"""Matrices packed once for many products: the right-hand sides of `kernels.gemm` where they stay the same.
 
 The sum behind an element is cut into runs, as there. The panels of a run follow those of the run before.
 """
 
 from __future__ import annotations
 
-import numpy as np
+import math
+from collections.abc import Hashable
 
+import numpy as np
+from numba import prange
+
+from hpdl_mpi.base.memory import aligned, available_to_each
 from hpdl_mpi.kernels.emit import memory_of
-from hpdl_mpi.kernels.gemm import DEPTH_BYTES, multiply_panels, pack_panels
-from hpdl_mpi.kernels.jit import inline, kernel
+from hpdl_mpi.kernels.gemm import DEPTH_BYTES, multiply_terms, onto_itself, pack_terms, packed_terms
+from hpdl_mpi.kernels.jit import inline, kernel, parallel_kernel, thread_count
 from hpdl_mpi.kernels.processor import VECTOR_BYTES
 from hpdl_mpi.kernels.vector import ROWS, VECTORS
 
+_MOST_OF_MEMORY = 0.25
+"""Of what is left on a machine, for packed weights: they are worth some time, and nothing that a run must have."""
 
-def packed_size(depth: int, columns: int, itemsize: int) -> int:
-    """Return the elements that `pack` writes, at most, for a matrix of so many rows and columns.
 
-    The last run is filled up to whole vectors of its depth, in the widest panel.
-    """
+def packed_shape(depth: int, columns: int, itemsize: int) -> tuple[int, int]:
+    """Return the shape of what `pack` makes of a matrix of so many rows and columns: its runs, in whole vectors."""
     lanes = VECTOR_BYTES // itemsize
-    return depth * -(-columns // lanes) * lanes + lanes * VECTORS * lanes
+    return -(-depth * itemsize // DEPTH_BYTES) * packed_terms(max(1, depth), itemsize), -(-columns // lanes) * lanes
 
 
 @inline
@@ -30,26 +35,41 @@ def _run(depth, itemsize, run):
     return run * depth // runs, (run + 1) * depth // runs
 
 
+@inline
+def _pack_part(b, trans_b, packed, part, parts):
+    """Pack one of `parts` shares of the columns."""
+    depth, columns = (b.shape[1], b.shape[0]) if trans_b else b.shape
+    b_row, flat, target = b.strides[0] // b.itemsize, memory_of(b), packed.reshape(-1)
+    strip = VECTORS * (VECTOR_BYTES // b.itemsize)
+    strips = -(-columns // strip)
+    first, last = part * strips // parts * strip, min(columns, (part + 1) * strips // parts * strip)
+    room = packed_terms(max(1, depth), b.itemsize)
+    for run in range(-(-depth * b.itemsize // DEPTH_BYTES)):
+        panels = target[run * room * packed.shape[1] + first * room :]
+        pack_terms(flat, b_row, bool(trans_b), _run(depth, b.itemsize, run), room, (first, last), panels)
+
+
 @kernel
 def pack(b, trans_b, packed):
     """Write op(b) as `multiply_packed` takes it, on the calling thread.
 
     Parameters
     ----------
-    b : array, 2-d, contiguous
+    b : array, 2-d
+        The elements of a row lie side by side; rows may lie apart.
     trans_b : bool
         Whether `op` transposes.
-    packed : flat array, of `packed_size`
+    packed : array, of `packed_shape`
         Written. It begins where a vector may, at a multiple of 64 bytes.
     """
-    depth, columns = (b.shape[1], b.shape[0]) if trans_b else b.shape
-    lanes = VECTOR_BYTES // b.itemsize
-    width = -(-columns // lanes) * lanes
-    flat = b.reshape(-1)
-    for run in range(-(-depth * b.itemsize // DEPTH_BYTES)):
-        start, stop = _run(depth, b.itemsize, run)
-        every = np.int64(0), np.int64(columns)
-        pack_panels(flat, b.shape[1], bool(trans_b), (start, stop), every, packed[start * width :])
+    _pack_part(b, trans_b, packed, np.int64(0), np.int64(1))
+
+
+@parallel_kernel
+def _pack(b, trans_b, packed, parts):
+    """Do as `pack`, on this process's threads."""
+    for part in prange(parts):
+        _pack_part(b, trans_b, packed, part, parts)
 
 
 @kernel
@@ -62,21 +82,64 @@ def multiply_packed(a, packed, c, add):
     ----------
     a : array, shape (rows, depth)
         The elements of a row lie side by side; rows may lie apart.
-    packed : flat array
+    packed : array
         Of `pack`.
     c : array, shape (rows, columns)
         Likewise; it must not overlap the others.
     add : bool
     """
     rows, depth = a.shape
-    columns = c.shape[1]
-    lanes = VECTOR_BYTES // c.itemsize
-    width = -(-columns // lanes) * lanes
     a_row, c_row = a.strides[0] // a.itemsize, c.strides[0] // c.itemsize
-    a_memory, c_memory = memory_of(a), memory_of(c)
-    place, size = (np.int64(0), np.int64(c_row)), (np.int64(rows), np.int64(columns))
+    a_memory, c_memory, panels = memory_of(a), memory_of(c), packed.reshape(-1)
+    place, size = (np.int64(0), np.int64(c_row)), (np.int64(rows), np.int64(c.shape[1]))
+    room = packed_terms(max(1, depth), c.itemsize)
     for run in range(-(-depth * c.itemsize // DEPTH_BYTES)):
         start, stop = _run(depth, c.itemsize, run)
         a_place = np.int64(start), np.int64(a_row), np.int64(1), np.int64(ROWS * a_row)
-        plus = bool(add or run > 0)
-        multiply_panels(stop - start, a_memory, a_place, packed[start * width :], c_memory, place, size, plus)
+        added = onto_itself(c_memory, place, bool(add or run > 0))
+        here = panels[run * room * packed.shape[1] :]
+        multiply_terms((np.int64(0), stop - start), room, a_memory, a_place, here, c_memory, place, size, added)
+
+
+class PackedWeights:
+    """Weights that `matmul` finds packed, for as many products as come between two updates of them.
+
+    What a product has asked for once is packed again by each `renew`. It takes the memory of a weight once more for
+    each side that products take it from, where there is plenty. The weights' own is theirs as long as this lives.
+
+    Parameters
+    ----------
+    processes : int
+        Of this machine that pack as much, this one among them.
+
+    Attributes
+    ----------
+    nbytes : int
+        The memory that packed weights take.
+    """
+
+    def __init__(self, processes: int = 1) -> None:
+        self.nbytes = 0
+        self._processes = processes
+        self._packed: dict[Hashable, tuple[np.ndarray, bool, np.ndarray]] = {}
+        self._refused: set[Hashable] = set()
+
+    def renew(self) -> None:
+        """Pack all of them again, on this process's threads: they may have been updated."""
+        for b, trans_b, packed in self._packed.values():
+            _pack(b, trans_b, packed, thread_count())
+
+    def find(self, b: np.ndarray, trans_b: bool) -> np.ndarray | None:
+        """Return op(b), packed, or None for lack of memory. What b holds must not change before the next `renew`."""
+        key = b.__array_interface__["data"][0], b.shape, b.strides, b.dtype, trans_b
+        if key not in self._packed and key not in self._refused:
+            depth, columns = b.shape[::-1] if trans_b else b.shape
+            shape = packed_shape(depth, columns, b.itemsize)
+            nbytes = self.nbytes + math.prod(shape) * b.itemsize
+            if nbytes > available_to_each(self._processes) * _MOST_OF_MEMORY:
+                self._refused.add(key)
+            else:
+                self._packed[key] = b, trans_b, aligned(shape, b.dtype)
+                self.nbytes = nbytes
+                _pack(*self._packed[key], thread_count())
+        return self._packed[key][2] if key in self._packed else None

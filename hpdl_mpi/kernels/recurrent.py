@@ -82,7 +82,7 @@ def forward(cell, gates, weight, packed, bias, mask, reverse, products, state, b
         In: the input's products with its weights, in front. Written: the gates, for `backward`.
     weight : array, shape (products h, h)
         The state's.
-    packed : flat array, of `packed.packed_size(h, products h, itemsize)`
+    packed : array, of `packed.packed_shape(h, products h, itemsize)`
         Scratch.
     bias : array, shape (gates h,)
     mask : array, shape (n, t) or (n, 0)
@@ -144,7 +144,7 @@ def backward(cell, gates, weight, packed, dy, first, mask, reverse, before, dsta
         Of `forward`; written: the gradients of what they are made from, 0 where a sample has no step.
     weight : array, shape (products h, h)
         The state's.
-    packed : flat array, of `packed.packed_size(products h, h, itemsize)`
+    packed : array, of `packed.packed_shape(products h, h, itemsize)`
         Scratch.
     dy : array, shape (n, t, width)
         The gradient of h after each step, in columns from `first` on.

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import DTypeLike
 
+from hpdl_mpi.kernels.gemm import Packer
 from hpdl_mpi.kernels.random import derive_key
 from hpdl_mpi.nn.pool import Pool
 
@@ -35,6 +36,8 @@ class MicroBatch:
         Whether this forward repeats one: it draws the same and counts nothing, running statistics for one, twice.
     kept : int
         How many values layers keep for backward now.
+    packer : Packer or None
+        Where products find weights packed, for all micro-batches between two updates.
     landed : callable or None
         Is told of each layer in a container whose weight gradients have got all that this micro-batch adds.
     ranks : Ranks or None
@@ -53,6 +56,7 @@ class MicroBatch:
         "epoch",
         "kept",
         "landed",
+        "packer",
         "past",
         "pool",
         "ranks",
@@ -63,8 +67,8 @@ class MicroBatch:
         "training",
     )
 
-    def __init__(self, pool: Pool, seed: int = 0, ranks: Ranks | None = None) -> None:
-        self.pool, self.ranks = pool, ranks
+    def __init__(self, pool: Pool, seed: int = 0, ranks: Ranks | None = None, packer: Packer | None = None) -> None:
+        self.pool, self.ranks, self.packer = pool, ranks, packer
         self.seed = seed
         self.epoch = 0
         self.training = False

@@ -86,6 +86,7 @@ class Linear(Layer):
             trans_b=not self.in_first,
             accumulate=as_matrix(ctx.addend.values) if ctx.addend else False,
             bias=self.params[self.names[1]] if self.bias else None,
+            packer=ctx.batch.packer,
         )
         if ctx.addend and math.isfinite(min(map(abs, ctx.addend.limits))):
             clip(y.reshape(-1), *ctx.addend.limits, y.reshape(-1))
@@ -98,7 +99,8 @@ class Linear(Layer):
             return None
         x = ctx.saved["x"]
         dx = ctx.take(x.shape, dy.dtype)
-        matmul(as_matrix(dy), self.params[self.names[0]], as_matrix(dx), trans_b=self.in_first)
+        weight, packer = self.params[self.names[0]], ctx.batch.packer
+        matmul(as_matrix(dy), weight, as_matrix(dx), trans_b=self.in_first, packer=packer)
         return dx
 
     def backward_weight(self, ctx: Context) -> None:
@@ -157,7 +159,8 @@ class JoinedLinear(Layer):
         y = ctx.take(self.output_shape(x.shape), x.dtype)
         for name, columns in self._parts(y):
             bias = self.params[f"{name}.bias"] if self.bias else None
-            matmul(as_matrix(x), self.params[f"{name}.weight"], columns, trans_b=True, bias=bias)
+            weight, packer = self.params[f"{name}.weight"], ctx.batch.packer
+            matmul(as_matrix(x), weight, columns, trans_b=True, bias=bias, packer=packer)
         ctx.save(x=x)
         return y
 
@@ -168,7 +171,8 @@ class JoinedLinear(Layer):
         x: Any = ctx.saved["x"]
         dx = ctx.take(x.shape, dy.dtype)
         for number, (name, columns) in enumerate(self._parts(dy)):
-            matmul(columns, self.params[f"{name}.weight"], as_matrix(dx), accumulate=number > 0)
+            weight, packer = self.params[f"{name}.weight"], ctx.batch.packer
+            matmul(columns, weight, as_matrix(dx), accumulate=number > 0, packer=packer)
         return dx
 
     def backward_weight(self, ctx: Context) -> None:
@@ -242,7 +246,7 @@ class CrossLinear(Layer):
             y = ctx.recall(name)  # while a sequence comes in pieces the memory is the same for all of them
             if y is None:
                 y = ctx.take((*array.shape[:-1], len(weight)), array.dtype)
-                matmul(as_matrix(array), weight, as_matrix(y), trans_b=True, bias=bias)
+                matmul(as_matrix(array), weight, as_matrix(y), trans_b=True, bias=bias, packer=ctx.batch.packer)
                 if ctx.remembers and name == "memory":
                     ctx.remember(name, y)
             else:
@@ -258,7 +262,7 @@ class CrossLinear(Layer):
         gradients = []
         for gradient, (weight, _) in zip(dy, self._parts(self.params), strict=True):
             dx = ctx.take((*gradient.shape[:-1], weight.shape[1]), gradient.dtype)
-            matmul(as_matrix(gradient), weight, as_matrix(dx))
+            matmul(as_matrix(gradient), weight, as_matrix(dx), packer=ctx.batch.packer)
             gradients.append(dx)
         return tuple(gradients)
 

@@ -10,7 +10,7 @@ from hpdl_mpi.kernels import recurrent as kernel
 from hpdl_mpi.kernels.elementwise import add_row_sums
 from hpdl_mpi.kernels.gemm import as_matrix, matmul
 from hpdl_mpi.kernels.jit import thread_count
-from hpdl_mpi.kernels.packed import packed_size
+from hpdl_mpi.kernels.packed import packed_shape
 from hpdl_mpi.nn.context import Context
 
 Arrays = dict[str, np.ndarray]
@@ -103,8 +103,9 @@ class Pass(NamedTuple):
         keep = ctx.batch.saving and ctx.needs_backward
         gates = ctx.take((n, steps, self.cell.gates * self.size), x.dtype)
         before = ctx.take((n, steps, state.shape[1] if keep else 0), x.dtype)
-        matmul(as_matrix(x), params[f"weight_ih_{self.name}"], as_matrix(gates)[:, : self.rows], trans_b=True)
-        packed = ctx.take((packed_size(self.size, self.rows, x.itemsize),), x.dtype)
+        weight, into = params[f"weight_ih_{self.name}"], as_matrix(gates)[:, : self.rows]
+        matmul(as_matrix(x), weight, into, trans_b=True, packer=ctx.batch.packer)
+        packed = ctx.take(packed_shape(self.size, self.rows, x.itemsize), x.dtype)
         products = ctx.take((n, self.rows), x.dtype)
         bias = self._take_bias(params, x.dtype, ctx)
         kernel.forward(
@@ -137,7 +138,7 @@ class Pass(NamedTuple):
         dx : array, shape (n, t, features), or None
         ctx : Context
         """
-        packed = ctx.take((packed_size(self.rows, self.size, dy.itemsize),), dy.dtype)
+        packed = ctx.take(packed_shape(self.rows, self.size, dy.itemsize), dy.dtype)
         dproducts = ctx.take((len(dy), self.rows), dy.dtype)
         rows = np.ascontiguousarray(dy)  # the kernel reads memory, and all gradients but odd views lie so
         kernel.backward(
@@ -146,8 +147,8 @@ class Pass(NamedTuple):
         )
         ctx.release((packed, dproducts))
         if dx is not None:
-            dgates = as_matrix(kept.gates)[:, : self.rows]
-            matmul(dgates, params[f"weight_ih_{self.name}"], as_matrix(dx), accumulate=self.first > 0)
+            dgates, weight = as_matrix(kept.gates)[:, : self.rows], params[f"weight_ih_{self.name}"]
+            matmul(dgates, weight, as_matrix(dx), accumulate=self.first > 0, packer=ctx.batch.packer)
 
     def backward_weight(self, grads: Arrays, kept: Kept, ctx: Context) -> None:
         """Add the gradients of its parameters, from those of the gates."""

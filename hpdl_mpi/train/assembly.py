@@ -115,7 +115,8 @@ class Assembly:
         dp = self.grid.axis("dp")
         refuse_layerwise(self.optimizer, settings.sharded(dp.rank, dp.nodes))
         held = settings.held(len(self.optimizer.slots), self.ema, dp.rank, dp.nodes)
-        task = Task(self.model, input_shape, self.loss, self.dtype, sum(held), recompute=settings.recompute)
+        packs = settings.pack_weights
+        task = Task(self.model, input_shape, self.loss, self.dtype, sum(held), settings.recompute, packs)
         schedule, cuts = agree(
             self.comm,
             lambda: plan_pipeline(
@@ -129,7 +130,7 @@ class Assembly:
                 limit_bytes=settings.memory_limit,
             ),
         )
-        self.pipeline = Pipeline(self.grid.axis("pp"), schedule, cuts, settings.recompute)
+        self.pipeline = Pipeline(self.grid.axis("pp"), schedule, cuts, settings.recompute, packs)
 
     def build(self, input_shape: Shape, loader: Loader | None = None) -> None:
         """Make the replica, and run every kernel of training once if there is data for it. Collective.

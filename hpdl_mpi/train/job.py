@@ -152,6 +152,8 @@ class Parallel(Section):
     recompute : {"none", "stage", "block"}
         What keeps its input alone and runs forward once more in backward: whole stages, or the model's outermost
         layers that are made of layers.
+    pack_weights : bool
+        Where a rank trains on several micro-batches at a time, keep its matrices packed for their products too.
     bucket_cap_mb : float
         Megabytes of gradients that are summed over the data-parallel ranks at once, while backward goes on.
     algorithm : str
@@ -182,7 +184,8 @@ class Parallel(Section):
     check_calls : bool
         Compare the ranks' collectives before each, not once in a step: to find where their calls part.
     memory_limit : int or str, optional
-        Bytes of a rank, or a text such as "2 GiB": for parameters, gradients, optimizer state and activations.
+        Bytes of a rank, or a text such as "2 GiB": for parameters, packed ones, gradients, optimizer
+        state and activations.
     """
 
     dp: Positive | None = None
@@ -193,6 +196,7 @@ class Parallel(Section):
     num_microbatches: Positive | None = None
     cuts: Annotated[tuple[Positive, ...], pydantic.BeforeValidator(_as_tuple)] | None = None
     recompute: Recomputed = "none"
+    pack_weights: bool = True
     bucket_cap_mb: Annotated[float, Field(gt=0, le=1e9)] = 25.0
     algorithm: Literal[_ALGORITHMS] = AUTO  # type: ignore[valid-type]
     compression: Literal["bf16", "fp16", "powersgd", "top-k"] | None = None

@@ -35,12 +35,15 @@ class Pipeline:
     cuts : tuple of int
         The numbers of the outermost layers at which stages begin, but for the first.
     recompute : {"none", "stage", "block"}
+    pack_weights : bool
+        See `Executor`.
     """
 
     comm: Communicator = field(default_factory=SingleCommunicator)
     schedule: Schedule = field(default_factory=lambda: make_schedule("1f1b", 1, 1))
     cuts: tuple[int, ...] = ()
     recompute: Recomputed = "none"
+    pack_weights: bool = True
 
     @property
     def own(self) -> list[int]:

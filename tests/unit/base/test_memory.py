@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from hpdl_mpi.base.errors import InputError
-from hpdl_mpi.base.memory import ALIGNMENT, aligned, available, check_memory, forget, heap
+from hpdl_mpi.base.memory import ALIGNMENT, aligned, available, available_to_each, check_memory, forget, heap
 from hpdl_mpi.bench import memory
 
 
@@ -48,6 +48,8 @@ def test_memory_that_the_system_does_not_give_is_an_error_for_people() -> None:
         heap(2**60)
 
 
+LIMITS = "Max cpu time  unlimited  unlimited  seconds\nMax address space         {}            unlimited  bytes\n"
+STATUS = "Name:\tpython\nVmPeak:\t       9 kB\nVmSize:\t       4 kB\n"
 MEMINFO = "MemTotal:  9000 kB\nMemFree:  100 kB\nMemAvailable:  8000 kB\n"
 UNLIMITED = str(2**63 - 4096)
 
@@ -85,14 +87,41 @@ UNLIMITED = str(2**63 - 4096)
             8000 * 1024,
         ),
     ],
-    ids=["unknown", "machine", "no limit", "container", "job above its step", "cgroup 1", "unlimited cgroup 1"],
+    ids=[
+        "unknown",
+        "machine",
+        "no limit",
+        "container",
+        "job above its step",
+        "cgroup 1",
+        "unlimited cgroup 1",
+    ],
 )
 def test_the_least_bound_of_machine_and_cgroups_counts(tmp_path: Path, files: dict[str, str], expected: int) -> None:
+    write_files(tmp_path, files)
+    assert available(tmp_path) == expected
+
+
+def write_files(root: Path, files: dict[str, str]) -> None:
     for name, text in files.items():
-        path = tmp_path / name
+        path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
-    assert available(tmp_path) == expected
+
+
+@pytest.mark.parametrize(
+    ("limit", "expected"), [("unlimited", 2000 * 1024), (9_000_000, 2000 * 1024), (10_000, 10_000 - 4096), (1000, 0)]
+)
+def test_each_process_has_its_part_of_memory_and_its_own_addresses(
+    tmp_path: Path, limit: object, expected: int
+) -> None:
+    files = {"proc/meminfo": MEMINFO, "proc/self/limits": LIMITS.format(limit), "proc/self/status": STATUS}
+    write_files(tmp_path, files)
+    assert available_to_each(4, tmp_path) == expected
+
+
+def test_each_process_has_all_that_can_be_had_where_the_system_tells_nothing(tmp_path: Path) -> None:
+    assert available_to_each(1, tmp_path) == sys.maxsize
 
 
 def test_what_is_required_is_compared_with_this_machine() -> None:

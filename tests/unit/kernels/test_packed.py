@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -9,7 +12,8 @@ from hypothesis import strategies as st
 
 from hpdl_mpi.base.memory import aligned
 from hpdl_mpi.kernels.gemm import matmul
-from hpdl_mpi.kernels.packed import multiply_packed, pack, packed_size
+from hpdl_mpi.kernels.packed import PackedWeights, _pack, multiply_packed, pack, packed_shape
+from hpdl_mpi.kernels.threads import max_threads, set_threads
 
 SIZES = st.one_of(st.integers(0, 40), st.sampled_from([63, 64, 65, 129]))
 DEPTHS = st.one_of(st.integers(1, 40), st.sampled_from([256, 257, 512, 513, 1030]))
@@ -34,9 +38,10 @@ def test_product_has_the_bits_of_matmul(
     )
     expected = c.copy()
     matmul(a, b, expected, trans_b=trans_b, accumulate=add)
-    guarded = aligned(packed_size(depth, columns, c.itemsize) + 64, dtype)
+    shape = packed_shape(depth, columns, c.itemsize)
+    guarded = aligned(shape[0] * shape[1] + 64, dtype)
     guarded.fill(np.nan)
-    packed = guarded[:-64]
+    packed = guarded[:-64].reshape(shape)
     pack(b, trans_b, packed)
     assert np.isnan(guarded[-64:]).all()
     if not add:
@@ -49,10 +54,96 @@ def test_product_has_the_bits_of_matmul(
 def test_rows_have_the_same_bits_wherever_they_are_cut(split: int) -> None:
     rng = np.random.default_rng(0)
     a, b = rng.normal(size=(20, 600)).astype(np.float32), rng.normal(size=(600, 70)).astype(np.float32)
-    packed = aligned(packed_size(600, 70, 4), np.float32)
+    packed = aligned(packed_shape(600, 70, 4), np.float32)
     pack(b, False, packed)
     whole, parts = np.empty((20, 70), np.float32), np.empty((20, 70), np.float32)
     multiply_packed(a, packed, whole, False)
     multiply_packed(a[:split], packed, parts[:split], False)
     multiply_packed(a[split:], packed, parts[split:], False)
     np.testing.assert_array_equal(parts, whole)
+
+
+@pytest.fixture(autouse=True)
+def threads_as_before() -> Iterator[None]:
+    yield
+    set_threads(1)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    rows=st.one_of(st.integers(1, 40), st.sampled_from([133, 768, 769])),
+    columns=SIZES,
+    depth=DEPTHS,
+    trans_b=st.booleans(),
+    biased=st.booleans(),
+    added=st.sampled_from(["nothing", "itself", "another"]),
+    threads=st.integers(1, min(2, max_threads())),
+)
+def test_matmul_has_the_same_bits_with_a_packer(
+    rows: int, columns: int, depth: int, trans_b: bool, biased: bool, added: str, threads: int
+) -> None:
+    set_threads(threads)
+    rng = np.random.default_rng(0)
+    a, b, c, other = (
+        rng.normal(size=shape).astype(np.float32)
+        for shape in ((rows, depth), (columns, depth) if trans_b else (depth, columns), *[(rows, columns)] * 2)
+    )
+    if added == "nothing":
+        c.fill(np.nan)
+    accumulate = {"nothing": False, "itself": True, "another": other}[added]
+    bias = rng.normal(size=columns).astype(np.float32) if biased else None
+    expected, packer = c.copy(), PackedWeights()
+    matmul(a, b, expected, trans_b=trans_b, accumulate=accumulate, bias=bias)
+    matmul(a, b, c, trans_b=trans_b, accumulate=accumulate, bias=bias, packer=packer)
+    np.testing.assert_array_equal(c, expected)
+    assert bool(packer.nbytes) == (4 < rows <= 768 and columns > 0)
+
+
+@pytest.mark.parametrize("parts", [1, 2, 5])
+@pytest.mark.parametrize("trans_b", [False, True])
+def test_shares_of_a_matrix_are_packed_as_the_whole(trans_b: bool, parts: int) -> None:
+    rng = np.random.default_rng(0)
+    b, a = rng.normal(size=(300, 515) if trans_b else (515, 300)), rng.normal(size=(7, 515))
+    expected, found = np.empty((7, 300)), np.empty((7, 300))
+    matmul(a, b, expected, trans_b=trans_b)
+    packed = aligned(packed_shape(515, 300, 8), np.float64)
+    _pack(b, trans_b, packed, parts)
+    multiply_packed(a, packed, found, False)
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_weights_are_packed_once_until_they_are_renewed() -> None:
+    rng = np.random.default_rng(0)
+    a, joined, c = rng.normal(size=(9, 20)), rng.normal(size=(20, 24)), np.empty((9, 12))
+    packer = PackedWeights()
+    halves = joined[:, :12], joined[:, 12:]
+    expected = []
+    for half in halves:
+        matmul(a, half, c, packer=packer)
+        expected.append(c.copy())
+        np.testing.assert_allclose(c, a @ half, rtol=0, atol=1e-13)
+    nbytes = packer.nbytes
+    joined *= 2
+    for half, before in zip(halves, expected, strict=True):
+        matmul(a, half, c, packer=packer)
+        np.testing.assert_array_equal(c, before)  # nobody has said that they changed
+    packer.renew()
+    for half, before in zip(halves, expected, strict=True):
+        matmul(a, half.view(), c, packer=packer)
+        np.testing.assert_array_equal(c, 2 * before)
+    assert packer.nbytes == nbytes
+
+
+def test_where_memory_is_short_products_pack_for_themselves(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    a, b, expected, c = rng.normal(size=(9, 20)), rng.normal(size=(20, 24)), np.empty((9, 24)), np.empty((9, 24))
+    matmul(a, b, expected)
+    nbytes = math.prod(packed_shape(20, 24, 8)) * 8
+    for left, fits in ((4 * 3 * nbytes - 3, False), (4 * 3 * nbytes, True)):
+        monkeypatch.setattr("hpdl_mpi.kernels.packed.available_to_each", lambda count, left=left: left // count)
+        packer = PackedWeights(processes=3)
+        for _ in range(2):
+            matmul(a, b, c, packer=packer)
+            np.testing.assert_array_equal(c, expected)
+            packer.renew()
+        assert packer.nbytes == (nbytes if fits else 0)

@@ -1,0 +1,93 @@
+"""Weights that are packed before each batch: they give the bits of those that each product packs for itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from hpdl_mpi import nn, optim
+from hpdl_mpi.comm import Communicator, run_threads
+from hpdl_mpi.data import Batch
+from hpdl_mpi.kernels.packed import PackedWeights
+from hpdl_mpi.models import gpt, llama, lstm_lm, seq2seq
+from hpdl_mpi.parallel import ProcessGrid, Replica, TrainingStep
+from hpdl_mpi.parallel.pipeline import FAMILIES, Pipeline, make_schedule, pieces
+
+VOCABULARY, STEPS = 11, 5
+SIZES = {"layers": 2, "heads": 2, "width": 8}
+
+
+def of_text(make: Callable[[], nn.Layer]) -> tuple[Callable[[], nn.Layer], Any, Any]:
+    return make, (STEPS,), lambda rng, n: rng.integers(1, VOCABULARY, (n, STEPS))
+
+
+MODELS: dict[str, tuple[Callable[[], nn.Layer], Any, Any]] = {
+    "gpt": of_text(lambda: gpt(VOCABULARY, STEPS, **SIZES)),
+    "llama": of_text(lambda: llama(VOCABULARY, **SIZES, kv_heads=1, hidden=12)),
+    "lstm_lm": of_text(lambda: lstm_lm(VOCABULARY, hidden=8)),
+    "seq2seq": (
+        lambda: seq2seq(VOCABULARY, VOCABULARY, **SIZES, hidden=12),
+        ((4,), (STEPS,)),
+        lambda rng, n: (rng.integers(1, VOCABULARY, (n, 4)), rng.integers(1, VOCABULARY, (n, STEPS))),
+    ),
+    "pixels": (
+        lambda: nn.Sequential(
+            nn.Conv2d(7, 1), nn.ReLU(), nn.Conv2d(6, 1, stride=2), nn.Flatten(), nn.Linear(VOCABULARY)
+        ),
+        (5, 5, 3),
+        lambda rng, n: rng.normal(size=(n, 5, 5, 3)),
+    ),
+}
+
+
+def train(comm: Communicator, name: str, schedule: str, pack_weights: bool, num_microbatches: int = 3) -> Any:
+    """Take three steps; return their sums, the parameters of this rank and the memory of packed weights."""
+    make, input_shape, make_inputs = MODELS[name]
+    plan = make_schedule(schedule, comm.size, num_microbatches)
+    model = make()
+    count = len(pieces(model))
+    cuts = tuple(count * stage // plan.num_stages for stage in range(1, plan.num_stages))
+    pipeline = Pipeline(comm, plan, cuts, pack_weights=pack_weights)
+    replica = Replica(model, input_shape, optim.Adam(0.01), dtype=np.float64, seed=0, pipeline=pipeline)
+    replica.pool.poison = True
+    learn = TrainingStep(replica, nn.CrossEntropy(), ProcessGrid(comm, {"pp": comm.size, "dp": 1}))
+    rng = np.random.default_rng(0)
+    sums = []
+    for step in range(3):
+        inputs = make_inputs(rng, 6)
+        shape = (6,) if name == "pixels" else (6, STEPS)
+        batch = Batch(inputs, rng.integers(1, VOCABULARY, shape), np.arange(6) + 6 * step, global_size=6, offset=0)
+        sums.append(learn(batch, epoch=0, lr=0.01).sums)
+    return sums, replica.params.copy(), learn._executor.packed_bytes
+
+
+@pytest.mark.parametrize("pp", [1, 2])
+@pytest.mark.parametrize("name", MODELS)
+def test_a_run_has_the_bits_of_one_without(name: str, pp: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = run_threads(pp, lambda comm: train(comm, name, "1f1b", pack_weights=True))
+    monkeypatch.setattr(PackedWeights, "find", None)
+    expected = run_threads(pp, lambda comm: train(comm, name, "1f1b", pack_weights=False))
+    for mine, other in zip(found, expected, strict=True):
+        assert mine[0] == other[0]
+        np.testing.assert_array_equal(mine[1], other[1])
+        assert other[2] == 0
+    assert found[-1][2] > 0
+
+
+@pytest.mark.parametrize("schedule", FAMILIES)
+def test_every_schedule_has_the_same_bits(schedule: str) -> None:
+    found, expected = (
+        run_threads(2, lambda comm, packs=packs: train(comm, "gpt", schedule, pack_weights=packs, num_microbatches=4))
+        for packs in (True, False)
+    )
+    for mine, other in zip(found, expected, strict=True):
+        assert mine[0] == other[0]
+        np.testing.assert_array_equal(mine[1], other[1])
+
+
+def test_nothing_is_packed_for_one_micro_batch() -> None:
+    ((_, _, nbytes),) = run_threads(1, lambda comm: train(comm, "gpt", "1f1b", pack_weights=True, num_microbatches=1))
+    assert nbytes == 0
