@@ -21,7 +21,7 @@ from hpdl_mpi.kernels.jit import exact_kernel, inline, kernel, parallel_kernel, 
 from hpdl_mpi.kernels.matvec import FEW, multiply_few
 from hpdl_mpi.kernels.processor import VECTOR_BYTES
 from hpdl_mpi.kernels.recording import replayed
-from hpdl_mpi.kernels.vector import ROWS, VECTORS, copy_strips, multiply_panel, transpose_square
+from hpdl_mpi.kernels.vector import ROWS, VECTORS, copy_panels, multiply_panel, transpose_square
 
 _DTYPES = (np.float32, np.float64)
 
@@ -31,8 +31,8 @@ DEPTH_BYTES = 2048
 _PACKED_BYTES = 2 * 1024 * 1024
 """Of panels that a thread packs at once. They wait in the third-level cache, where it has so much for each core."""
 
-_BLOCK_TILES = 22
-"""Tiles below one another that meet all these panels before the next tiles: they stay in the second-level cache."""
+_BLOCK_ROWS = 22 * ROWS
+"""That meet all these panels before the next rows: they stay in the second-level cache."""
 
 _PACKED_UP_TO = 768
 """Rows of a, for which a matrix that was packed before is worth a look: to pack it takes longer than to fetch it."""
@@ -40,15 +40,7 @@ _PACKED_UP_TO = 768
 _GATHERED_ABOVE = 192
 """Elements from row to row of a transposed a. Up to here its columns are as good where they lie as gathered."""
 
-_TILE_GAP = 16
-"""Elements between gathered tiles. A row of a spreads over all tiles: whole pages apart, they would share few sets of a
-cache."""
-
-_GATHERED_BYTES = _BLOCK_TILES * (ROWS * DEPTH_BYTES + _TILE_GAP * np.dtype(np.float64).itemsize)
-"""Of tiles gathered at once."""
-
 _multiply_wide, _multiply_double, _multiply_single = multiply_panel(VECTORS), multiply_panel(2), multiply_panel(1)
-_copy_panels, _copy_tiles = copy_strips(lambda lanes: VECTORS * lanes), copy_strips(lambda lanes: ROWS)
 
 
 @inline
@@ -118,7 +110,7 @@ def workspace(dtype: np.dtype) -> np.ndarray:
     """
     found = _workspaces.arrays.get(dtype)
     if found is None or len(found) < thread_count():
-        row = (_PACKED_BYTES + _GATHERED_BYTES) // dtype.itemsize
+        row = (_PACKED_BYTES + _BLOCK_ROWS * DEPTH_BYTES) // dtype.itemsize
         found = aligned(thread_count() * row, dtype).reshape(thread_count(), row)
         _workspaces.arrays[dtype] = found
     return found
@@ -146,21 +138,6 @@ def _pack_transposed(source, place, size, panel, width):
 
 
 @kernel
-def _gather(a, place, size, tiles):
-    """Write columns of a, which are rows of op(a), as tiles: `ROWS` of them side by side, term after term.
-
-    `size` is how many terms and how many columns. Returns the distance from one tile to the next.
-    """
-    depth, height = size
-    tile = depth * ROWS + _TILE_GAP
-    whole = height // ROWS
-    _copy_tiles(a, place, (depth, whole), tiles, tile)
-    rest = place[0] + whole * ROWS, place[1]
-    _copy(a, rest, (depth, height - whole * ROWS), tiles[whole * tile :], ROWS)
-    return tile
-
-
-@kernel
 def pack_panels(b, b_row, trans_b, terms, columns, panels):
     """Write a range of columns of op(b), for a range of its terms, as `multiply_panels` takes them.
 
@@ -181,7 +158,7 @@ def pack_terms(b, b_row, trans_b, terms, packed, columns, panels):
     j = columns[0]
     if not trans_b:
         whole = (columns[1] - j) // full
-        _copy_panels(b, (terms[0] * b_row + j, b_row), (depth, whole), panels, packed * full)
+        copy_panels(b, (terms[0] * b_row + j, b_row), (depth, whole), panels, packed * full)
         j += whole * full
     while j < columns[1]:
         width = panel_vectors(columns[1] - j, lanes) * lanes
@@ -236,7 +213,7 @@ def _gemm(a, a_row, b, b_row, c, c_row, onto, onto_row, bias, k, flags, rows, co
         multiply_few((k, runs), a, a_place, b, b_place, trans_b, c, c_place, size, begun, panels)
         return
     tiles = -(-height // ROWS)
-    blocks = -(-tiles // _BLOCK_TILES)
+    blocks = -(-height // _BLOCK_ROWS)
     strips = -(-(columns[1] - columns[0]) // full)
     for run in range(runs):
         t = run * k // runs
@@ -259,8 +236,8 @@ def _gemm(a, a_row, b, b_row, c, c_row, onto, onto_row, bias, k, flags, rows, co
                 i = rows[0] + block * tiles // blocks * ROWS
                 present = min(rows[1], rows[0] + (block + 1) * tiles // blocks * ROWS) - i
                 if gather:
-                    tile = _gather(a, (t * a_row + i, a_row), (depth, present), gathered)
-                    left_place = 0, 1, ROWS, tile
+                    _copy(a, (t * a_row + i, a_row), (depth, present), gathered, _BLOCK_ROWS)
+                    left_place = 0, 1, _BLOCK_ROWS, ROWS
                 elif trans_a:
                     left_place = t * a_row + i, 1, a_row, ROWS
                 else:

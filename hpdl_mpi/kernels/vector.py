@@ -242,52 +242,46 @@ def _write_tile(
                 emit.store(vector, pointer, inside)
 
 
-def copy_strips(width: Callable[[int], int]) -> Any:
-    """Return a function for kernels that cuts rows into strips, each row of a strip copied as a single vector.
+@intrinsic
+def copy_panels(typing_context, source, source_place, size, target, distance):
+    """target[k distance + i width + j] = source[i, k width + j] for j below the width of the widest panel.
 
-    `width` gives the columns of a strip for a number of lanes.
+    Each row of a panel is copied as a single vector.
+
+    Parameters
+    ----------
+    source, source_place : flat array, (start, row)
+        source[i, j] is at start + i row + j.
+    size : (rows, panels)
+    target : flat array
+    distance : int
+        From one panel to the next in `target`.
     """
+    dtype = source.dtype
 
-    @intrinsic
-    def copy_strips(typing_context, source, source_place, size, target, distance):
-        """target[k distance + i width + j] = source[i, k width + j] for j below width.
+    def write(builder, source, source_row, rows, panels, target, distance):
+        emit = Emitter(builder, dtype)
+        columns = VECTORS * emit.lanes
+        vector_pointer = ir.VectorType(emit.type.element, columns).as_pointer()
+        with cgutils.for_range(builder, rows) as row:
+            source_first = builder.gep(source, [builder.mul(source_row, row.index)])
+            target_first = builder.gep(target, [builder.mul(index(columns), row.index)])
+            with cgutils.for_range(builder, panels) as panel:
+                piece = builder.gep(source_first, [builder.mul(index(columns), panel.index)])
+                place = builder.gep(target_first, [builder.mul(distance, panel.index)])
+                vector = builder.load(builder.bitcast(piece, vector_pointer), align=emit.itemsize)
+                builder.store(vector, builder.bitcast(place, vector_pointer), align=emit.itemsize)
 
-        Parameters
-        ----------
-        source, source_place : flat array, (start, row)
-            source[i, j] is at start + i row + j.
-        size : (rows, strips)
-        target : flat array
-        distance : int
-            From one strip to the next in `target`.
-        """
-        dtype = source.dtype
-        columns = width(VECTOR_BYTES * 8 // dtype.bitwidth)
+    def generate(context, builder, signature, arguments):
+        source_, source_place_, size_, target_, distance_ = arguments
+        start, source_row = cgutils.unpack_tuple(builder, source_place_)
+        source_data = element_pointer(context, builder, source, source_, start)
+        target_data = element_pointer(context, builder, target, target_, index(0))
+        values = [source_data, source_row, *cgutils.unpack_tuple(builder, size_), target_data, distance_]
+        call_apart(builder, f"hpdl_copy_panels_{DTYPE_NAMES[dtype]}", values, write)
+        return context.get_dummy_value()
 
-        def write(builder, source, source_row, rows, strips, target, distance):
-            emit = Emitter(builder, dtype)
-            vector_pointer = ir.VectorType(emit.type.element, columns).as_pointer()
-            with cgutils.for_range(builder, rows) as row:
-                source_first = builder.gep(source, [builder.mul(source_row, row.index)])
-                target_first = builder.gep(target, [builder.mul(index(columns), row.index)])
-                with cgutils.for_range(builder, strips) as strip:
-                    piece = builder.gep(source_first, [builder.mul(index(columns), strip.index)])
-                    place = builder.gep(target_first, [builder.mul(distance, strip.index)])
-                    vector = builder.load(builder.bitcast(piece, vector_pointer), align=emit.itemsize)
-                    builder.store(vector, builder.bitcast(place, vector_pointer), align=emit.itemsize)
-
-        def generate(context, builder, signature, arguments):
-            source_, source_place_, size_, target_, distance_ = arguments
-            start, source_row = cgutils.unpack_tuple(builder, source_place_)
-            source_data = element_pointer(context, builder, source, source_, start)
-            target_data = element_pointer(context, builder, target, target_, index(0))
-            values = [source_data, source_row, *cgutils.unpack_tuple(builder, size_), target_data, distance_]
-            call_apart(builder, f"hpdl_copy_strips_{columns}_{DTYPE_NAMES[dtype]}", values, write)
-            return context.get_dummy_value()
-
-        return types.void(source, source_place, size, target, distance), generate
-
-    return copy_strips
+    return types.void(source, source_place, size, target, distance), generate
 
 
 def transposed(emit: Emitter, square: list[Any]) -> list[Any]:
