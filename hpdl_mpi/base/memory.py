@@ -104,40 +104,47 @@ def available(root: Path = Path("/")) -> int:
     That is what the machine has left, or the limit of the container or of the job (a cgroup of either version) if that
     is lower.
     """
-    return min(_bounds(root), default=sys.maxsize)
+    return min((limit for limit, _ in _bounds(root)), default=sys.maxsize)
 
 
-def available_to_each(processes: int, root: Path = Path("/")) -> int:
-    """Return how many bytes each of so many processes of this machine may still fill, if they all do as this one.
+def spare(processes: int, root: Path = Path("/")) -> int:
+    """Return how many bytes each of so many processes of this machine can fill and nobody miss, as far as is known.
 
-    That is its part of what is `available`, or what is left of the addresses that it may use (``ulimit -v``) if that is
-    less.
+    That is its part of what the machine, its container and its job have left, where what files are kept in counts as
+    used, or what it has left of its addresses (``ulimit -v``) if that is less.
     """
-    return min(available(root) // processes, *_addresses(root), sys.maxsize)
+    left = min((limit - used for limit, used in _bounds(root)), default=sys.maxsize)
+    return max(0, min(left // processes, *_addresses(root), sys.maxsize))
 
 
 def _addresses(root: Path) -> Iterator[int]:
     for line in _lines(root / "proc/self/limits"):
         if line.startswith("Max address space") and (limit := line.split()[3]).isdecimal():
             used = (int(line.split()[1]) * 1024 for line in _lines(root / "proc/self/status") if "VmSize:" in line)
-            yield max(0, int(limit) - sum(used))
+            yield int(limit) - sum(used)
 
 
-def _bounds(root: Path) -> Iterator[int]:
+def _bounds(root: Path) -> Iterator[tuple[int, int]]:
+    """Yield limits, and what is used of each."""
     for line in _lines(root / "proc/meminfo"):
         if line.startswith("MemAvailable:"):
-            yield int(line.split()[1]) * 1024
+            yield int(line.split()[1]) * 1024, 0
     for line in _lines(root / "proc/self/cgroup"):
         _, controllers, group = line.split(":", 2)
         if controllers in _LIMITS:
-            folder, name = _LIMITS[controllers]
+            folder, name, usage = _LIMITS[controllers]
             inner = PurePosixPath(group.lstrip("/"))
             for path in (inner, *inner.parents):  # a limit binds all groups inside
-                yield from map(int, filter(str.isdecimal, _lines(root / "sys/fs/cgroup" / folder / path / name)))
+                place = root / "sys/fs/cgroup" / folder / path
+                used = sum(map(int, _lines(place / usage)))
+                yield from ((int(limit), used) for limit in _lines(place / name) if limit.isdecimal())
 
 
-_LIMITS = {"": ("", "memory.max"), "memory": ("memory", "memory.limit_in_bytes")}
-"""Folder and file of a cgroup's limit, by the controllers that its line names: version 2 names none."""
+_LIMITS = {
+    "": ("", "memory.max", "memory.current"),
+    "memory": ("memory", "memory.limit_in_bytes", "memory.usage_in_bytes"),
+}
+"""Folder of a cgroup, files of its limit and of its use, by the controllers that its line names: version 2 has none."""
 
 
 def _lines(path: Path) -> list[str]:

@@ -219,17 +219,13 @@ def _gemm(a, a_row, b, b_row, c, c_row, onto, onto_row, bias, k, flags, rows, co
         t = run * k // runs
         depth = (run + 1) * k // runs - t
         room = packed_terms(k, c.itemsize)
-        groups = -(-strips // (panels.size // (room * full)))
-        if packed:
-            groups = 1
-        elif height <= FEW:
-            groups = strips
+        groups = strips if height <= FEW else -(-strips // (panels.size // (room * full)))
         for group in range(groups):
             j = columns[0] + group * strips // groups * full
             width = min(columns[1], columns[0] + (group + 1) * strips // groups * full) - j
             right = panels
             if packed:
-                right = b[run * room * b_row :]
+                right = b[run * room * b_row + j * room :]
             else:
                 pack_terms(b, b_row, trans_b, (t, t + depth), room, (j, j + width), panels)
             for block in range(blocks):
@@ -259,9 +255,7 @@ def _share(size, part, parts):
 
 @inline
 def gemm_part(a, b, c, onto, bias, trans_a, trans_b, packed, add, workspace, part, parts):
-    """Compute one of `parts` shares of c = op(a) @ op(b), plus `onto`, plus `bias`.
-
-    Shares lie along c's longer side, and where b is packed along its rows.
+    """Compute one of `parts` shares of c = op(a) @ op(b), plus `onto`, plus `bias`; shares lie along c's longer side.
 
     Parameters
     ----------
@@ -280,9 +274,11 @@ def gemm_part(a, b, c, onto, bias, trans_a, trans_b, packed, add, workspace, par
     part, parts : int
     """
     m, n = c.shape
-    down = m >= n or packed
+    down = m >= n
     rows = _share(m, part if down else 0, parts if down else 1)
-    columns = _share(n, 0 if down else part, 1 if down else parts)
+    strip = VECTORS * (VECTOR_BYTES // c.itemsize) if packed else 1  # what is packed is cut between panels
+    columns = _share(-(-n // strip), 0 if down else part, 1 if down else parts)
+    columns = columns[0] * strip, min(n, columns[1] * strip)
     k = a.shape[0] if trans_a else a.shape[1]
     a_row, b_row, c_row = a.strides[0] // a.itemsize, b.strides[0] // b.itemsize, c.strides[0] // c.itemsize
     onto_row = onto.strides[0] // onto.itemsize
@@ -328,10 +324,10 @@ _NO_BIAS = {dtype: np.zeros(0, dtype) for dtype in map(np.dtype, _DTYPES)}
 
 
 class Packer(Protocol):
-    """Where a product may find a matrix packed; see `kernels.packed`."""
+    """Where a product may find a matrix packed; see `kernels.packed.PackedWeights`."""
 
     def find(self, b: np.ndarray, trans_b: bool) -> np.ndarray | None:
-        """Return op(b), packed, if it is."""
+        """Return op(b) as `pack` makes it, or None."""
 
 
 def matmul(
@@ -359,7 +355,8 @@ def matmul(
     bias : array, shape (n,), optional
         Added to each row.
     packer : Packer, optional
-        Asked for b where a has so few rows that much of the time would be that to pack it.
+        Asked for b, which is its weight, where a has so few rows that much of the time would be that to pack it. The
+        result has the same bits.
 
     Raises
     ------

@@ -11,15 +11,16 @@ from collections.abc import Hashable
 import numpy as np
 from numba import prange
 
-from hpdl_mpi.base.memory import aligned, available_to_each
+from hpdl_mpi.base.errors import InputError
+from hpdl_mpi.base.memory import aligned, spare
 from hpdl_mpi.kernels.emit import memory_of
 from hpdl_mpi.kernels.gemm import DEPTH_BYTES, multiply_terms, onto_itself, pack_terms, packed_terms
 from hpdl_mpi.kernels.jit import inline, kernel, parallel_kernel, thread_count
 from hpdl_mpi.kernels.processor import VECTOR_BYTES
 from hpdl_mpi.kernels.vector import ROWS, VECTORS
 
-_MOST_OF_MEMORY = 0.25
-"""Of what is left on a machine, for packed weights: they are worth some time, and nothing that a run must have."""
+_PART_OF_SPARE = 0.25
+"""Of memory, for packed weights: they are worth some time, and a run needs the rest more."""
 
 
 def packed_shape(depth: int, columns: int, itemsize: int) -> tuple[int, int]:
@@ -104,8 +105,8 @@ def multiply_packed(a, packed, c, add):
 class PackedWeights:
     """Weights that `matmul` finds packed, for as many products as come between two updates of them.
 
-    What a product has asked for once is packed again by each `renew`. It takes the memory of a weight once more for
-    each side that products take it from, where there is plenty. The weights' own is theirs as long as this lives.
+    Each takes the memory of a weight once more for each side that products take it from; all together take no more than
+    a quarter of the memory that is `spare`.
 
     Parameters
     ----------
@@ -123,23 +124,46 @@ class PackedWeights:
         self._processes = processes
         self._packed: dict[Hashable, tuple[np.ndarray, bool, np.ndarray]] = {}
         self._refused: set[Hashable] = set()
+        self._current: set[Hashable] = set()
+        self._asked: set[Hashable] = set()
 
-    def renew(self) -> None:
-        """Pack all of them again, on this process's threads: they may have been updated."""
-        for b, trans_b, packed in self._packed.values():
-            _pack(b, trans_b, packed, thread_count())
+    def renew(self) -> int:
+        """Note that weights may be others from now on, but not before the next call; return how many are packed again.
+
+        These are what was asked for since the last call.
+        """
+        self._current, self._asked = self._asked, self._current
+        self._asked.clear()
+        for key in self._current:
+            _pack(*self._packed[key], thread_count())
+        return len(self._current)
 
     def find(self, b: np.ndarray, trans_b: bool) -> np.ndarray | None:
-        """Return op(b), packed, or None for lack of memory. What b holds must not change before the next `renew`."""
+        """Return op(b), packed, of `packed_shape`, or None for lack of memory; always the same array for the same b.
+
+        b is a weight, whose memory is its own: another matrix there would be taken for it.
+        """
         key = b.__array_interface__["data"][0], b.shape, b.strides, b.dtype, trans_b
-        if key not in self._packed and key not in self._refused:
-            depth, columns = b.shape[::-1] if trans_b else b.shape
-            shape = packed_shape(depth, columns, b.itemsize)
-            nbytes = self.nbytes + math.prod(shape) * b.itemsize
-            if nbytes > available_to_each(self._processes) * _MOST_OF_MEMORY:
-                self._refused.add(key)
-            else:
+        if key not in self._packed and (key in self._refused or not self._make_room(key, b, trans_b)):
+            return None
+        self._asked.add(key)
+        if key not in self._current:
+            _pack(*self._packed[key], thread_count())
+            self._current.add(key)
+        return self._packed[key][2]
+
+    def _make_room(self, key: Hashable, b: np.ndarray, trans_b: bool) -> bool:
+        """Return whether there is room for op(b)."""
+        depth, columns = b.shape[::-1] if trans_b else b.shape
+        shape = packed_shape(depth, columns, b.itemsize)
+        nbytes = self.nbytes + math.prod(shape) * b.itemsize
+        if nbytes <= (spare(self._processes) + self.nbytes) * _PART_OF_SPARE:
+            try:
                 self._packed[key] = b, trans_b, aligned(shape, b.dtype)
+            except InputError:
+                pass  # the system counts otherwise; products do without
+            else:
                 self.nbytes = nbytes
-                _pack(*self._packed[key], thread_count())
-        return self._packed[key][2] if key in self._packed else None
+                return True
+        self._refused.add(key)
+        return False

@@ -85,15 +85,15 @@ class Pointwise(Method):
 
     def forward(self, x: np.ndarray, weight: np.ndarray, bias: np.ndarray, y: np.ndarray, ctx: Context) -> None:
         met = self._met(x, ctx)
-        matmul(as_matrix(met), as_matrix(weight), as_matrix(y), trans_b=True, bias=bias, packer=ctx.batch.packer)
+        matmul(as_matrix(met), as_matrix(weight), as_matrix(y), trans_b=True, bias=bias)
         ctx.release(met)
 
     def backward_input(self, dy: np.ndarray, weight: np.ndarray, dx: np.ndarray, ctx: Context) -> None:
         if self._meets_all:
-            matmul(as_matrix(dy), as_matrix(weight), as_matrix(dx), packer=ctx.batch.packer)
+            matmul(as_matrix(dy), as_matrix(weight), as_matrix(dx))
             return
         met = ctx.take((*dy.shape[:3], dx.shape[3]), dx.dtype)
-        matmul(as_matrix(dy), as_matrix(weight), as_matrix(met), packer=ctx.batch.packer)
+        matmul(as_matrix(dy), as_matrix(weight), as_matrix(met))
         spread_pixels(met, self.shape.stride, dx)
         ctx.release(met)
 

@@ -249,7 +249,7 @@ class Replica:
             companion=companion,
             arena=self._arena,
             ranks=ranks,
-            pack_weights=self.pipeline.pack_weights,
+            packing_ranks=self.pipeline.packing_ranks,
         )
 
     def learn(self, feed: Feed, loss: Loss, ranks: Ranks | None = None) -> LossSums:

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike
 
-from hpdl_mpi.kernels.packed import PackedWeights
 from hpdl_mpi.nn import (
     Context,
     Layer,
@@ -51,8 +50,6 @@ class Task:
     held : float
         What a rank keeps of its parameters, by their size: these, gradients, optimizer state, moving average.
     recompute : {"none", "stage", "block"}
-    pack_weights : bool
-        See `Executor`.
     """
 
     model: Layer
@@ -61,10 +58,9 @@ class Task:
     dtype: DTypeLike = "float32"
     held: float = 2
     recompute: Recomputed = "none"
-    pack_weights: bool = True
 
 
-def measure_layers(task: Task, layers: dict[str, Layer], size: int, *, packed: bool = False) -> list[LayerCost]:
+def measure_layers(task: Task, layers: dict[str, Layer], size: int) -> list[LayerCost]:
     """Return what each of the layers that a model can be cut between costs with a micro-batch of noise. Local.
 
     Each layer gets parameters of its own, which go when it is measured; the loss counts with the last layer. Layers
@@ -77,8 +73,6 @@ def measure_layers(task: Task, layers: dict[str, Layer], size: int, *, packed: b
         Of its model, which is built.
     size : int
         Samples of the micro-batch.
-    packed : bool
-        Whether products find weights packed.
     """
     costs: list[LayerCost] = []
     measured: dict[Any, _Measurement] = {}
@@ -90,7 +84,7 @@ def measure_layers(task: Task, layers: dict[str, Layer], size: int, *, packed: b
         kind = _kind(layer), read, last, needs_dx
         if kind not in measured:
             measured[kind] = _Measurement(
-                layer, name, read, size, dtype, task.loss if last else None, needs_dx=needs_dx, packed=packed
+                layer, name, read, size, dtype, task.loss if last else None, needs_dx=needs_dx
             )
             for inner in walk(layer):
                 inner.params.clear()
@@ -142,16 +136,7 @@ class _Measurement:
     """
 
     def __init__(
-        self,
-        layer: Layer,
-        name: str,
-        shape: Shape,
-        size: int,
-        dtype: np.dtype,
-        loss: Loss | None,
-        *,
-        needs_dx: bool,
-        packed: bool,
+        self, layer: Layer, name: str, shape: Shape, size: int, dtype: np.dtype, loss: Loss | None, *, needs_dx: bool
     ) -> None:
         self._layer, self._loss, self._size, self._dtype = layer, loss, size, dtype
         layout = Layout(layer)
@@ -160,8 +145,7 @@ class _Measurement:
         layout.bind(layer, params, grads)
         make_statistics(layer, dtype)
         self._pool = Pool()
-        self._packer = PackedWeights() if packed else None
-        self._batch = MicroBatch(self._pool, packer=self._packer)
+        self._batch = MicroBatch(self._pool)
         learns = needs_dx or has_parameters(layer)
         self._ctx = Context(self._batch, name, needs_dx=needs_dx, needs_backward=learns)
         self._num_parameters, self._learns = layout.size, learns
@@ -171,8 +155,7 @@ class _Measurement:
         self._dy = self._take(layer.output_shape(shape), noise)
         self._targets = np.zeros(0) if loss is None else zero_targets(loss, layer.output_shape(shape), size, dtype)
         self.seconds = min((self._run() for _ in range(1 + _REPEATS)), key=sum)
-        self.packed_bytes = self._packer.nbytes if self._packer else 0
-        del self._pool, self._x, self._dy, self._layer, self._batch, self._ctx, self._packer
+        del self._pool, self._x, self._dy, self._layer
 
     def _take(self, shape: Shape, noise: np.random.Generator) -> Activation:
         arrays = []
@@ -239,7 +222,6 @@ class _Measurement:
         saved = self.inner_bytes + self.keeps_output * self.output_bytes + keeps_more * self.input_bytes
         return LayerCost(
             *self.seconds,
-            packed_bytes=self.packed_bytes,
             fixed_bytes=round(num_arrays * self._num_parameters * self._dtype.itemsize),
             saved_bytes=saved,
             deferred_bytes=self.deferred_bytes + (self.defers_input and not from_loader) * self.input_bytes,

@@ -97,8 +97,7 @@ def stage_costs(task: Task, schedule: Schedule, microbatch_size: int) -> StageCo
     """
     layers = _build(task, schedule.num_stages)
     refuse_too_many_stages(schedule.num_stages, len(layers), schedule.num_stages // schedule.num_ranks)
-    packed = task.pack_weights and schedule.num_microbatches > 1
-    measured = measure_layers(task, layers, microbatch_size, packed=packed)
+    measured = measure_layers(task, layers, microbatch_size)
     return StageCosts(measured, stage_loads(complete(schedule)), recompute=task.recompute == "stage")
 
 

@@ -115,8 +115,7 @@ class Assembly:
         dp = self.grid.axis("dp")
         refuse_layerwise(self.optimizer, settings.sharded(dp.rank, dp.nodes))
         held = settings.held(len(self.optimizer.slots), self.ema, dp.rank, dp.nodes)
-        packs = settings.pack_weights
-        task = Task(self.model, input_shape, self.loss, self.dtype, sum(held), settings.recompute, packs)
+        task = Task(self.model, input_shape, self.loss, self.dtype, sum(held), recompute=settings.recompute)
         schedule, cuts = agree(
             self.comm,
             lambda: plan_pipeline(
@@ -130,7 +129,8 @@ class Assembly:
                 limit_bytes=settings.memory_limit,
             ),
         )
-        self.pipeline = Pipeline(self.grid.axis("pp"), schedule, cuts, settings.recompute, packs)
+        packing_ranks = self.comm.node_size if settings.packs else 0
+        self.pipeline = Pipeline(self.grid.axis("pp"), schedule, cuts, settings.recompute, packing_ranks)
 
     def build(self, input_shape: Shape, loader: Loader | None = None) -> None:
         """Make the replica, and run every kernel of training once if there is data for it. Collective.

@@ -153,7 +153,8 @@ class Parallel(Section):
         What keeps its input alone and runs forward once more in backward: whole stages, or the model's outermost
         layers that are made of layers.
     pack_weights : bool
-        Where a rank trains on several micro-batches at a time, keep its matrices packed for their products too.
+        Keep copies of matrices that are packed for the products of all micro-batches of a step, if these are several,
+        where memory is plentiful; with `memory_limit`, or one copy of the parameters for a machine, there are none.
     bucket_cap_mb : float
         Megabytes of gradients that are summed over the data-parallel ranks at once, while backward goes on.
     algorithm : str
@@ -184,8 +185,7 @@ class Parallel(Section):
     check_calls : bool
         Compare the ranks' collectives before each, not once in a step: to find where their calls part.
     memory_limit : int or str, optional
-        Bytes of a rank, or a text such as "2 GiB": for parameters, packed ones, gradients, optimizer
-        state and activations.
+        Bytes of a rank, or a text such as "2 GiB": for parameters, gradients, optimizer state and activations.
     """
 
     dp: Positive | None = None
@@ -266,6 +266,11 @@ class Parallel(Section):
         if self.sharding == "none" or len(nodes) == 1:
             return None
         return Sharding(rank, len(nodes), max_bytes, gradients=self.sharding == "gradients")
+
+    @property
+    def packs(self) -> bool:
+        """Whether weights may be packed, see `pack_weights`."""
+        return self.pack_weights and self.memory_limit is None and self.shared_memory != "parameters"
 
     def held(self, num_slots: int, ema: float | None, rank: int, nodes: Sequence[int]) -> Held:
         """Return what a data-parallel rank keeps, see `sharded`, with an optimizer of so many slots."""

@@ -13,6 +13,7 @@ from hpdl_mpi.base.errors import require
 from hpdl_mpi.comm import Communicator, compile_reduction, find_wire
 from hpdl_mpi.data import Batch
 from hpdl_mpi.kernels.mixup import MIXED
+from hpdl_mpi.kernels.packed import PackedWeights
 from hpdl_mpi.kernels.threads import available_cores, max_threads, set_threads
 from hpdl_mpi.nn import Loss, Ranks
 from hpdl_mpi.parallel import ProcessGrid, Replica
@@ -92,6 +93,8 @@ def rehearse(
     `MicroBatch`, for `compression` `make_allreduce`. Collective on the pipeline.
     """
     replica.learn(Feed.of(batch), loss, ranks)
+    if replica.pipeline.schedule.num_microbatches > 1:
+        PackedWeights().find(np.zeros((1, 1), replica.dtype), False)  # one sample has too few rows to ask for it
     replica.squared_gradient()
     replica.update(lr=0.0, scale=1.0)
     if replica.average:

@@ -243,7 +243,7 @@ FIXED = ("model", "training.loss", "training.exact", "optimizer.name", "init")
 """What a job cannot change when its run goes on, besides the `Recipe`; lengths, rates, grids and places may."""
 
 
-_PIPELINE = ("pp", "schedule", "num_chunks", "recompute", "pack_weights", "memory_limit")
+_PIPELINE = ("pp", "schedule", "num_chunks", "recompute", "memory_limit")
 """What cuts and micro-batches were chosen for."""
 
 

@@ -61,8 +61,8 @@ class Row:
 class Memory:
     """Bytes of one rank while it trains.
 
-    Packed weights count with parameters, and a moving average with the optimizer's state, as does what compressed sums
-    carry over. Gradients that are given up once they are summed do not count, so where sums fall behind there are more.
+    A moving average of the weights counts with the optimizer's state, as does what compressed sums carry over.
+    Gradients that are given up once they are summed do not count, so where sums fall behind there are more.
     """
 
     parameters: int
@@ -181,7 +181,7 @@ def summarize(
     nodes = [0] * num_ranks
     refuse_layerwise(optimizer, parallel.sharded(0, nodes))
     held = parallel.held(len(optimizer.slots), job.training.ema, 0, nodes)
-    task = Task(model, input_shape, loss, job.training.dtype, sum(held), parallel.recompute, parallel.pack_weights)
+    task = Task(model, input_shape, loss, job.training.dtype, sum(held), parallel.recompute)
     schedule, cuts = plan_pipeline(
         task,
         num_ranks=pp or parallel.pp,
@@ -196,12 +196,12 @@ def summarize(
     stages: list[StageRow] = []
     bubble = 0.0
     if schedule.num_stages == 1:
-        pipeline = Pipeline(schedule=schedule, recompute=parallel.recompute, pack_weights=parallel.pack_weights)
+        pipeline = Pipeline(schedule=schedule, recompute=parallel.recompute)
         replica = Replica(model, input_shape, optimizer, dtype=job.training.dtype, seed=job.seed, pipeline=pipeline)
-        packed = _learn_zeros(replica, loss, share)
+        _learn_zeros(replica, loss, share)
         nbytes = replica.params.nbytes
         gradients = _gradient_bytes(replica, parallel.sharded(0, nodes))
-        parameters, state = round(held.parameters * nbytes) + packed, round(held.state * nbytes)
+        parameters, state = round(held.parameters * nbytes), round(held.state * nbytes)
         memory = Memory(parameters, gradients, state, replica.pool.bytes_held)
     else:
         costs = stage_costs(task, schedule, size)
@@ -245,10 +245,9 @@ def _stages(
     rows = []
     loads = stage_loads(complete(schedule))
     for stage, (start, stop) in enumerate(pairwise([0, *cuts, len(names)])):
-        fixed, packed = costs.fixed_bytes(start, stop), costs.packed_bytes(start, stop)
+        fixed = costs.fixed_bytes(start, stop)
         parameters, gradients, state = (round(part * fixed / sum(held)) for part in held)
-        activations = round(costs.nbytes(stage, start, stop)) - fixed - packed
-        memory = Memory(parameters + packed, gradients, state, activations)
+        memory = Memory(parameters, gradients, state, round(costs.nbytes(stage, start, stop)) - fixed)
         rows.append(
             StageRow(
                 schedule.stage_ranks[stage],
@@ -281,13 +280,10 @@ def _gradient_bytes(replica: Replica, sharding: Sharding | None) -> int:
     return (own + max(stop - start for start, stop in buckets)) * replica.dtype.itemsize
 
 
-def _learn_zeros(replica: Replica, loss: Loss, size: int) -> int:
-    """Learn from a batch of zeros; return the memory of packed weights."""
+def _learn_zeros(replica: Replica, loss: Loss, size: int) -> None:
     targets = zero_targets(loss, replica.output_shape, size, replica.dtype)
     inputs = zero_inputs(replica.model, replica.input_shape, size, replica.dtype)
-    trainer = replica.trainer(loss)
-    trainer.run(Feed(np.arange(size), inputs, targets))
-    return trainer.packed_bytes
+    replica.learn(Feed(np.arange(size), inputs, targets), loss)
 
 
 def _rows(model: Layer, input_shape: Shape) -> Iterator[Row]:

@@ -82,9 +82,8 @@ class Executor:
         Memory for messages between ranks of one machine; executors that run by turns can have one together.
     ranks : Ranks, optional
         See `MicroBatch`. They run as many micro-batches, some of them without samples.
-    pack_weights : bool
-        Whether products find weights packed, where a schedule trains on several micro-batches: they are before each
-        batch, as far as there is memory.
+    packing_ranks : int, optional
+        See `Pipeline`.
 
     Attributes
     ----------
@@ -105,7 +104,7 @@ class Executor:
         companion: Companion | None = None,
         arena: Arena | None = None,
         ranks: Ranks | None = None,
-        pack_weights: bool = True,
+        packing_ranks: int | None = None,
     ) -> None:
         assert schedule.num_ranks == comm.size, "a schedule has a program for each rank"
         assert schedule.num_stages == len(stages), "a schedule has the model's stages"
@@ -134,8 +133,9 @@ class Executor:
         known = loss is None or type(loss).__call__ is Loss.__call__  # another one is to be called each time
         self._replays = Replays(stages[0].model, pool) if whole and known else None
         self._replaying: dict[Key, Replay] = {}
-        packs = pack_weights and trains and schedule.num_microbatches > 1
-        self._packer = PackedWeights(comm.node_size) if packs else None
+        packing_ranks = comm.node_size if packing_ranks is None else packing_ranks
+        packs = packing_ranks > 0 and trains and schedule.num_microbatches > 1
+        self._packer = PackedWeights(packing_ranks) if packs else None
         self._action = self._program[0]
         self._shapes_of: dict[Shape, dict[Op, list[Shape]]] = {}
         self._shapes = self._shapes_from(stages[0].input_shape)
@@ -151,11 +151,6 @@ class Executor:
             Op.SEND_B: (self._backward.send, -1, Op.RECV_B),
             Op.RECV_B: (self._backward.receive, 0, Op.RECV_B),
         }
-
-    @property
-    def packed_bytes(self) -> int:
-        """The memory of packed weights."""
-        return self._packer.nbytes if self._packer else 0
 
     def _shapes_from(self, input_shape: Shape) -> dict[Op, list[Shape]]:
         """Return what each stage takes in both directions, for samples of this shape; made once for each."""
@@ -184,10 +179,9 @@ class Executor:
         size, count = len(feed.sample_ids), self._schedule.num_microbatches
         self._bounds = [share(size, number, count) for number in range(count)]
         self._shapes = self._shapes_from(feed.input_shape or self._stages[0].input_shape)
-        if self._packer and self._packer.nbytes:
+        if self._packer:
             began = now()
-            self._packer.renew()
-            if self.trace:
+            if self._packer.renew() and self.trace:
                 self.trace.add("update", "packed weights", began)
         self._slots.prepare(max(stop - start for start, stop in self._bounds), self._shapes)
         for index, action in enumerate(self._program):

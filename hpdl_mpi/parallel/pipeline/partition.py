@@ -25,8 +25,6 @@ class LayerCost:
         Seconds.
     fixed_bytes : int
         Parameters, gradients and optimizer state, whatever the number of micro-batches.
-    packed_bytes : int
-        Its parameters once more, packed for the products of all micro-batches.
     saved_bytes : int
         What it keeps from forward to dgrad, beside what the layer before it keeps already.
     deferred_bytes : int
@@ -42,7 +40,6 @@ class LayerCost:
     forward: float
     backward: float
     fixed_bytes: int = 0
-    packed_bytes: int = 0
     saved_bytes: int = 0
     deferred_bytes: int = 0
     input_bytes: int = 0
@@ -109,9 +106,9 @@ class StageCosts:
     def __init__(self, layers: Sequence[LayerCost], loads: Sequence[StageLoad], *, recompute: bool = False) -> None:
         self.num_layers, self.num_stages = len(layers), len(loads)
         self._layers, self._loads, self._recompute = layers, loads, recompute
-        names = ("forward", "backward", "fixed_bytes", "packed_bytes", "saved_bytes", "deferred_bytes")
+        names = ("forward", "backward", "fixed_bytes", "saved_bytes", "deferred_bytes")
         sums = ([0, *accumulate(getattr(layer, name) for layer in layers)] for name in names)
-        self._forward, self._backward, self._fixed, self._packed, self._saved, self._deferred = sums
+        self._forward, self._backward, self._fixed, self._saved, self._deferred = sums
 
     def forward(self, start: int, stop: int) -> float:
         """Return the seconds of the layers from `start` to `stop`, forward of one micro-batch."""
@@ -130,10 +127,6 @@ class StageCosts:
         """Return the memory of their parameters, gradients and optimizer state."""
         return self._fixed[stop] - self._fixed[start]
 
-    def packed_bytes(self, start: int, stop: int) -> int:
-        """Return the memory of their packed parameters."""
-        return self._packed[stop] - self._packed[start]
-
     def nbytes(self, stage: int, start: int, stop: int) -> float:
         """Return the memory of the layers from `start` to `stop` as a stage."""
         load = self._loads[stage]
@@ -148,7 +141,7 @@ class StageCosts:
         # What is received lies where it came in as long as it is needed; one message more may be leaving.
         messages = (load.inputs + 1) * self._layers[start].input_bytes if start else 0
         messages += (load.gradients + 1) * self._layers[stop].input_bytes if stop < self.num_layers else 0
-        return self.fixed_bytes(start, stop) + self.packed_bytes(start, stop) + kept + working + messages
+        return self.fixed_bytes(start, stop) + kept + working + messages
 
 
 def partition(costs: StageCosts, limit_bytes: float = math.inf) -> list[int]:

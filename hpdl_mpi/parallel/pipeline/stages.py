@@ -35,15 +35,16 @@ class Pipeline:
     cuts : tuple of int
         The numbers of the outermost layers at which stages begin, but for the first.
     recompute : {"none", "stage", "block"}
-    pack_weights : bool
-        See `Executor`.
+    packing_ranks : int, optional
+        Ranks of this machine, of whatever pipeline, that keep packed weights, where steps have several micro-batches; 0
+        for none. By default those of this pipeline.
     """
 
     comm: Communicator = field(default_factory=SingleCommunicator)
     schedule: Schedule = field(default_factory=lambda: make_schedule("1f1b", 1, 1))
     cuts: tuple[int, ...] = ()
     recompute: Recomputed = "none"
-    pack_weights: bool = True
+    packing_ranks: int | None = None
 
     @property
     def own(self) -> list[int]:

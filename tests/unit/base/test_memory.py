@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from hpdl_mpi.base.errors import InputError
-from hpdl_mpi.base.memory import ALIGNMENT, aligned, available, available_to_each, check_memory, forget, heap
+from hpdl_mpi.base.memory import ALIGNMENT, aligned, available, check_memory, forget, heap, spare
 from hpdl_mpi.bench import memory
 
 
@@ -117,11 +117,22 @@ def test_each_process_has_its_part_of_memory_and_its_own_addresses(
 ) -> None:
     files = {"proc/meminfo": MEMINFO, "proc/self/limits": LIMITS.format(limit), "proc/self/status": STATUS}
     write_files(tmp_path, files)
-    assert available_to_each(4, tmp_path) == expected
+    assert spare(4, tmp_path) == expected
 
 
-def test_each_process_has_all_that_can_be_had_where_the_system_tells_nothing(tmp_path: Path) -> None:
-    assert available_to_each(1, tmp_path) == sys.maxsize
+@pytest.mark.parametrize(
+    ("used", "expected"), [({"slurm/job_7/memory.current": "2000\n"}, 4000), ({"memory.current": "9900\n"}, 100)]
+)
+def test_what_a_job_has_used_is_not_spare(tmp_path: Path, used: dict[str, str], expected: int) -> None:
+    limits = {"slurm/job_7/memory.max": "6000\n", "slurm/job_7/step_0/memory.max": "max\n", "memory.max": "10000\n"}
+    files = {"proc/meminfo": MEMINFO, "proc/self/cgroup": "0::/slurm/job_7/step_0\n"}
+    write_files(tmp_path, files | {f"sys/fs/cgroup/{name}": text for name, text in (limits | used).items()})
+    assert spare(1, tmp_path) == expected
+    assert spare(3, tmp_path) == expected // 3
+
+
+def test_all_that_can_be_addressed_is_spare_where_the_system_tells_nothing(tmp_path: Path) -> None:
+    assert spare(1, tmp_path) == sys.maxsize
 
 
 def test_what_is_required_is_compared_with_this_machine() -> None:

@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hpdl_mpi.base.errors import InputError
 from hpdl_mpi.base.memory import aligned
-from hpdl_mpi.kernels.gemm import matmul
+from hpdl_mpi.kernels.gemm import _matmul, matmul, workspace
 from hpdl_mpi.kernels.packed import PackedWeights, _pack, multiply_packed, pack, packed_shape
 from hpdl_mpi.kernels.threads import max_threads, set_threads
 
@@ -73,30 +74,31 @@ def threads_as_before() -> Iterator[None]:
 @given(
     rows=st.one_of(st.integers(1, 40), st.sampled_from([133, 768, 769])),
     columns=SIZES,
-    depth=DEPTHS,
+    depth=st.one_of(st.just(0), DEPTHS),
     trans_b=st.booleans(),
     biased=st.booleans(),
     added=st.sampled_from(["nothing", "itself", "another"]),
+    dtype=st.sampled_from([np.float32, np.float64]),
     threads=st.integers(1, min(2, max_threads())),
 )
 def test_matmul_has_the_same_bits_with_a_packer(
-    rows: int, columns: int, depth: int, trans_b: bool, biased: bool, added: str, threads: int
+    rows: int, columns: int, depth: int, trans_b: bool, biased: bool, added: str, dtype: type, threads: int
 ) -> None:
     set_threads(threads)
     rng = np.random.default_rng(0)
     a, b, c, other = (
-        rng.normal(size=shape).astype(np.float32)
+        rng.normal(size=shape).astype(dtype)
         for shape in ((rows, depth), (columns, depth) if trans_b else (depth, columns), *[(rows, columns)] * 2)
     )
     if added == "nothing":
         c.fill(np.nan)
     accumulate = {"nothing": False, "itself": True, "another": other}[added]
-    bias = rng.normal(size=columns).astype(np.float32) if biased else None
+    bias = rng.normal(size=columns).astype(dtype) if biased else None
     expected, packer = c.copy(), PackedWeights()
     matmul(a, b, expected, trans_b=trans_b, accumulate=accumulate, bias=bias)
     matmul(a, b, c, trans_b=trans_b, accumulate=accumulate, bias=bias, packer=packer)
     np.testing.assert_array_equal(c, expected)
-    assert bool(packer.nbytes) == (4 < rows <= 768 and columns > 0)
+    assert bool(packer.nbytes) == (4 < rows <= 768 and columns > 0 and depth > 0)
 
 
 @pytest.mark.parametrize("parts", [1, 2, 5])
@@ -134,16 +136,58 @@ def test_weights_are_packed_once_until_they_are_renewed() -> None:
     assert packer.nbytes == nbytes
 
 
-def test_where_memory_is_short_products_pack_for_themselves(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_renewed_is_what_was_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    weights = np.zeros((3, 20, 24))
+    packer = PackedWeights()
+    panels = [packer.find(weight, False) for weight in weights]
+    assert [panel[0, 0] for panel in panels] == [0, 0, 0]
+    weights[...] = 1
+    assert packer.renew() == 3
+    assert [panel[0, 0] for panel in panels] == [1, 1, 1]
+    assert packer.find(weights[1], False) is panels[1]
+    weights[...] = 2
+    assert packer.renew() == 1
+    assert [panel[0, 0] for panel in panels] == [1, 2, 1]
+    assert packer.find(weights[0], False) is panels[0]
+    assert [panel[0, 0] for panel in panels] == [2, 2, 1]
+
+
+@pytest.mark.parametrize("refuses", [False, True])
+def test_where_memory_is_short_products_pack_for_themselves(refuses: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(0)
-    a, b, expected, c = rng.normal(size=(9, 20)), rng.normal(size=(20, 24)), np.empty((9, 24)), np.empty((9, 24))
-    matmul(a, b, expected)
+    a, first, second = rng.normal(size=(9, 20)), rng.normal(size=(20, 24)), rng.normal(size=(20, 24))
+    expected, c = np.empty((9, 24)), np.empty((9, 24))
     nbytes = math.prod(packed_shape(20, 24, 8)) * 8
-    for left, fits in ((4 * 3 * nbytes - 3, False), (4 * 3 * nbytes, True)):
-        monkeypatch.setattr("hpdl_mpi.kernels.packed.available_to_each", lambda count, left=left: left // count)
+
+    def refuse(*arguments: object) -> np.ndarray:
+        raise InputError("not enough memory")
+
+    if refuses:
+        monkeypatch.setattr("hpdl_mpi.kernels.packed.aligned", refuse)
+    for spare, room in ((4 * nbytes - 1, 0), (4 * nbytes, 1), (8 * nbytes - 1, 1), (8 * nbytes, 2)):
         packer = PackedWeights(processes=3)
+
+        def left(processes: int, spare: int = spare, packer: PackedWeights = packer) -> int:
+            assert processes == 3
+            return spare - packer.nbytes
+
+        monkeypatch.setattr("hpdl_mpi.kernels.packed.spare", left)
         for _ in range(2):
-            matmul(a, b, c, packer=packer)
-            np.testing.assert_array_equal(c, expected)
-            packer.renew()
-        assert packer.nbytes == (nbytes if fits else 0)
+            for b in (first, second):
+                matmul(a, b, expected)
+                matmul(a, b, c, packer=packer)
+                np.testing.assert_array_equal(c, expected)
+            assert packer.renew() == (0 if refuses else room)
+        assert packer.nbytes == (0 if refuses else room * nbytes)
+
+
+@pytest.mark.parametrize("parts", [2, 3, 7])
+@pytest.mark.parametrize("rows", [5, 70, 300])
+def test_shares_of_a_packed_product_have_the_same_bits(rows: int, parts: int) -> None:
+    rng = np.random.default_rng(0)
+    a, b, bias = rng.normal(size=(rows, 600)), rng.normal(size=(150, 600)), rng.normal(size=150)
+    expected, c = np.empty((rows, 150)), np.full((rows, 150), np.nan)
+    matmul(a, b, expected, trans_b=True, bias=bias)
+    packed = PackedWeights().find(b, True)
+    _matmul(a, packed, c, c, bias, False, True, True, False, np.empty((parts, workspace(a.dtype).shape[1])), parts)
+    np.testing.assert_array_equal(c, expected)

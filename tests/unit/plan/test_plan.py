@@ -44,22 +44,6 @@ def test_layers_cost_what_they_keep() -> None:
     assert not any(layer.params for layer in nn.walk(task.model)), "nothing stays allocated"
 
 
-def test_packed_weights_cost_each_side_that_products_take() -> None:
-    task = make_task()
-    task.model.build(task.input_shape)
-    found = measure_layers(task, pieces(task.model), SIZE, packed=True)
-    square, last = WIDTH * WIDTH * 4, 16 * WIDTH * 4
-    # the samples want no gradient, so the first product with them is the only one
-    assert [cost.packed_bytes for cost in found] == [0, square, 0, 2 * square, 0, 2 * square, 0, 2 * last]
-    assert not any(cost.packed_bytes for cost in measure(make_task()))
-    schedule, cuts = make_schedule("1f1b", 2, 4), (4,)
-    with_, without = (stage_costs(make_task(pack_weights=packs), schedule, SIZE) for packs in (True, False))
-    for stage, bounds in enumerate(pairwise([0, *cuts, 8])):
-        packed = with_.packed_bytes(*bounds)
-        assert packed == sum(cost.packed_bytes for cost in found[slice(*bounds)])
-        assert with_.nbytes(stage, *bounds) == without.nbytes(stage, *bounds) + packed
-
-
 def test_layers_that_are_alike_are_measured_once() -> None:
     found = measure(make_task())
     assert found[3] == found[5]
@@ -90,14 +74,12 @@ def test_stages_take_no_more_memory_than_planned(name: str, pp: int, recompute: 
         pipeline = Pipeline(comm, schedule, cuts, recompute)
         replica = Replica(model, (WIDTH,), SGD(0.1), dtype=np.float32, seed=0, pipeline=pipeline)
         feed = Feed(np.arange(6 * SIZE), np.zeros((6 * SIZE, WIDTH), np.float32), np.zeros(6 * SIZE, np.int64))
-        trainer = replica.trainer(nn.CrossEntropy())
-        trainer.run(feed)
+        replica.learn(feed, nn.CrossEntropy())
         own = set(pipeline.own)
         slots = sum(
             load.inputs + load.gradients for stage, load in enumerate(stage_loads(complete(schedule))) if stage in own
         )
-        fixed = replica.params.nbytes + replica.grads.nbytes + trainer.packed_bytes
-        return fixed + replica.pool.peak_live + slots * ARRAY
+        return replica.params.nbytes + replica.grads.nbytes + replica.pool.peak_live + slots * ARRAY
 
     # A pool may serve an array with a free buffer of four times its size, as those of the loss's gradients.
     waste = 6 * 3 * SIZE * 16 * 4
@@ -108,7 +90,7 @@ def test_stages_take_no_more_memory_than_planned(name: str, pp: int, recompute: 
 def test_stages_take_equal_times(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         "hpdl_mpi.plan.pipeline.measure_layers",
-        lambda task, layers, size, packed: [costs.LayerCost(1.0, 2.0) for _ in layers],
+        lambda task, layers, size: [costs.LayerCost(1.0, 2.0) for _ in layers],
     )
     schedule, cuts = plan_pipeline(make_task(), num_ranks=4, max_share=64)
     assert cuts == (2, 4, 6)

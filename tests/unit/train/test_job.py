@@ -297,3 +297,17 @@ def test_a_bad_factory_is_explained(factory_job, override, message):
     with pytest.raises(InputError) as caught:
         read_job(factory_job, [override])
     assert str(caught.value).startswith(f"{factory_job}: {message}")
+
+
+@pytest.mark.parametrize(
+    ("settings", "packs"),
+    [
+        ({}, True),
+        ({"pack_weights": False}, False),
+        ({"memory_limit": "2 GiB"}, False),
+        ({"shared_memory": "parameters"}, False),
+        ({"shared_memory": "gradients"}, True),
+    ],
+)
+def test_weights_are_packed_where_memory_is_not_counted(settings: dict[str, object], packs: bool) -> None:
+    assert hp.Parallel(**settings).packs is packs

@@ -134,9 +134,7 @@ def test_a_trace_has_all_actions_of_all_ranks_in_order(tmp_path: Path, num_ranks
     assert summary["step_seconds"] > 0
     assert summary["predicted_seconds"] > 0
     assert 0 <= summary["bubble_measured"] < 1
-    assert parts["compute"] + parts["wait"] + parts["update"] + parts["overhead"] == pytest.approx(
-        parts["step"], rel=0.2
-    )  # medians of parts need not add up
+    assert all(0 < parts[kind] < parts["step"] for kind in ("compute", "wait", "update"))  # so are their medians
 
 
 def test_a_run_that_is_shorter_than_its_trace_writes_what_there_is(tmp_path: Path) -> None:

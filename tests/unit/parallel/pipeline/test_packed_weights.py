@@ -11,8 +11,7 @@ import pytest
 from hpdl_mpi import nn, optim
 from hpdl_mpi.comm import Communicator, run_threads
 from hpdl_mpi.data import Batch
-from hpdl_mpi.kernels.packed import PackedWeights
-from hpdl_mpi.models import gpt, llama, lstm_lm, seq2seq
+from hpdl_mpi.models import gpt, llama, lstm_lm, mlp, seq2seq
 from hpdl_mpi.parallel import ProcessGrid, Replica, TrainingStep
 from hpdl_mpi.parallel.pipeline import FAMILIES, Pipeline, make_schedule, pieces
 
@@ -33,9 +32,13 @@ MODELS: dict[str, tuple[Callable[[], nn.Layer], Any, Any]] = {
         ((4,), (STEPS,)),
         lambda rng, n: (rng.integers(1, VOCABULARY, (n, 4)), rng.integers(1, VOCABULARY, (n, STEPS))),
     ),
+    "mlp": (lambda: mlp((8, 7), outputs=VOCABULARY), (6,), lambda rng, n: rng.normal(size=(n, 6))),
     "pixels": (
         lambda: nn.Sequential(
-            nn.Conv2d(7, 1), nn.ReLU(), nn.Conv2d(6, 1, stride=2), nn.Flatten(), nn.Linear(VOCABULARY)
+            *(nn.Conv2d(6, 1, groups=groups) for groups in (1, 3, 3)),
+            nn.Flatten(),
+            nn.Linear(16),
+            nn.Linear(VOCABULARY),
         ),
         (5, 5, 3),
         lambda rng, n: rng.normal(size=(n, 5, 5, 3)),
@@ -43,33 +46,45 @@ MODELS: dict[str, tuple[Callable[[], nn.Layer], Any, Any]] = {
 }
 
 
-def train(comm: Communicator, name: str, schedule: str, pack_weights: bool, num_microbatches: int = 3) -> Any:
-    """Take three steps; return their sums, the parameters of this rank and the memory of packed weights."""
+def train(comm: Communicator, name: str, schedule: str, packing_ranks: int | None, num_microbatches: int = 3) -> Any:
+    """Train, with micro-batches some of which have too few rows.
+
+    Returns
+    -------
+    sums : list of LossSums
+    params : array
+    found : int
+        How many products found weights packed.
+    """
     make, input_shape, make_inputs = MODELS[name]
     plan = make_schedule(schedule, comm.size, num_microbatches)
     model = make()
     count = len(pieces(model))
     cuts = tuple(count * stage // plan.num_stages for stage in range(1, plan.num_stages))
-    pipeline = Pipeline(comm, plan, cuts, pack_weights=pack_weights)
+    pipeline = Pipeline(comm, plan, cuts, packing_ranks=packing_ranks)
     replica = Replica(model, input_shape, optim.Adam(0.01), dtype=np.float64, seed=0, pipeline=pipeline)
     replica.pool.poison = True
     learn = TrainingStep(replica, nn.CrossEntropy(), ProcessGrid(comm, {"pp": comm.size, "dp": 1}))
+    packer, found = learn._executor._packer, []
+    if packer is not None:
+        find = packer.find
+        packer.find = lambda *matrix: found.append(find(*matrix)) or found[-1]
     rng = np.random.default_rng(0)
     sums = []
-    for step in range(3):
-        inputs = make_inputs(rng, 6)
-        shape = (6,) if name == "pixels" else (6, STEPS)
-        batch = Batch(inputs, rng.integers(1, VOCABULARY, shape), np.arange(6) + 6 * step, global_size=6, offset=0)
+    for step, rows in enumerate((8, 8, 4, 8, 4, 4, 8)):
+        n = rows * num_microbatches
+        shape = (n,) if name in ("mlp", "pixels") else (n, STEPS)
+        targets = rng.integers(1, VOCABULARY, shape)
+        batch = Batch(make_inputs(rng, n), targets, np.arange(n) + n * step, global_size=n, offset=0)
         sums.append(learn(batch, epoch=0, lr=0.01).sums)
-    return sums, replica.params.copy(), learn._executor.packed_bytes
+    return sums, replica.params.copy(), sum(packed is not None for packed in found)
 
 
 @pytest.mark.parametrize("pp", [1, 2])
 @pytest.mark.parametrize("name", MODELS)
-def test_a_run_has_the_bits_of_one_without(name: str, pp: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    found = run_threads(pp, lambda comm: train(comm, name, "1f1b", pack_weights=True))
-    monkeypatch.setattr(PackedWeights, "find", None)
-    expected = run_threads(pp, lambda comm: train(comm, name, "1f1b", pack_weights=False))
+def test_a_run_has_the_bits_of_one_without(name: str, pp: int) -> None:
+    found = run_threads(pp, lambda comm: train(comm, name, "1f1b", packing_ranks=None))
+    expected = run_threads(pp, lambda comm: train(comm, name, "1f1b", packing_ranks=0))
     for mine, other in zip(found, expected, strict=True):
         assert mine[0] == other[0]
         np.testing.assert_array_equal(mine[1], other[1])
@@ -80,14 +95,15 @@ def test_a_run_has_the_bits_of_one_without(name: str, pp: int, monkeypatch: pyte
 @pytest.mark.parametrize("schedule", FAMILIES)
 def test_every_schedule_has_the_same_bits(schedule: str) -> None:
     found, expected = (
-        run_threads(2, lambda comm, packs=packs: train(comm, "gpt", schedule, pack_weights=packs, num_microbatches=4))
-        for packs in (True, False)
+        run_threads(2, lambda comm, packs=packs: train(comm, "gpt", schedule, packing_ranks=packs, num_microbatches=4))
+        for packs in (None, 0)
     )
     for mine, other in zip(found, expected, strict=True):
         assert mine[0] == other[0]
         np.testing.assert_array_equal(mine[1], other[1])
+        assert mine[2] >= 4 * 3 * 2 > other[2] == 0  # micro-batches, steps, and both ways of one matrix at least
 
 
 def test_nothing_is_packed_for_one_micro_batch() -> None:
-    ((_, _, nbytes),) = run_threads(1, lambda comm: train(comm, "gpt", "1f1b", pack_weights=True, num_microbatches=1))
+    ((_, _, nbytes),) = run_threads(1, lambda comm: train(comm, "gpt", "1f1b", packing_ranks=None, num_microbatches=1))
     assert nbytes == 0

@@ -24,7 +24,6 @@ layer_costs = st.builds(
     sizes,
     sizes,
     sizes,
-    sizes,
     working_bytes=sizes,
 )
 
@@ -41,7 +40,7 @@ def nbytes(layers: list[LayerCost], cuts: list[int], number: int, load: StageLoa
     """Return what a stage takes, counted one thing after the other."""
     stages = stages_of(layers, cuts)
     stage = stages[number]
-    total = max(layer.working_bytes for layer in stage) + sum(layer.fixed_bytes + layer.packed_bytes for layer in stage)
+    total = max(layer.working_bytes for layer in stage) + sum(layer.fixed_bytes for layer in stage)
     moments = []
     for waiting, late in load.peaks:
         kept = sum(layer.saved_bytes for layer in stage) * (min(waiting, 1) if recompute else waiting)
