@@ -44,6 +44,25 @@ _multiply_wide, _multiply_double, _multiply_single = multiply_panel(VECTORS), mu
 
 
 @inline
+def runs_of(k, itemsize):
+    """Return how many runs a sum of `k` terms is cut into."""
+    return -(-k * itemsize // DEPTH_BYTES)
+
+
+@inline
+def terms_of(k, runs, run):
+    """Return the first term of a run, and the one behind its last."""
+    return run * k // runs, (run + 1) * k // runs
+
+
+@inline
+def packed_terms(k, itemsize):
+    """Return for how many terms of a run there is room in a panel, which ends with a whole vector of them."""
+    lanes = VECTOR_BYTES // itemsize
+    return -(-k // (max(1, runs_of(k, itemsize)) * lanes)) * lanes
+
+
+@inline
 def panel_vectors(columns, lanes):
     """Return how many vectors wide the first panel of a matrix of so many columns is."""
     vectors = -(-columns // lanes)
@@ -171,14 +190,6 @@ def pack_terms(b, b_row, trans_b, terms, packed, columns, panels):
         j += width
 
 
-@inline
-def packed_terms(k, itemsize):
-    """Return for how many terms there is room in a panel of a run, where all `k` are packed; see `kernels.packed`."""
-    lanes = VECTOR_BYTES // itemsize
-    runs = -(-k * itemsize // DEPTH_BYTES)
-    return -(-k // (runs * lanes)) * lanes
-
-
 @kernel
 def _begin(c, c_row, onto, onto_row, bias, flags, rows, columns):
     """Write to c[rows, columns] what a product is to be added to, and return whether there is any."""
@@ -204,7 +215,7 @@ def _gemm(a, a_row, b, b_row, c, c_row, onto, onto_row, bias, k, flags, rows, co
     gather = trans_a and a_row > _GATHERED_ABOVE
     left = gathered if gather else a
     height = rows[1] - rows[0]
-    runs = -(-k * c.itemsize // DEPTH_BYTES)
+    runs = runs_of(k, c.itemsize)
     if height <= FEW and not trans_a and not packed and (height == 1 or not trans_b):
         b_place = (columns[0] * b_row if trans_b else columns[0]), b_row
         a_place, c_place = (rows[0] * a_row, a_row), (rows[0] * c_row + columns[0], c_row)
@@ -215,10 +226,10 @@ def _gemm(a, a_row, b, b_row, c, c_row, onto, onto_row, bias, k, flags, rows, co
     tiles = -(-height // ROWS)
     blocks = -(-height // _BLOCK_ROWS)
     strips = -(-(columns[1] - columns[0]) // full)
+    room = packed_terms(k, c.itemsize)
     for run in range(runs):
-        t = run * k // runs
-        depth = (run + 1) * k // runs - t
-        room = packed_terms(k, c.itemsize)
+        t, behind = terms_of(k, runs, run)
+        depth = behind - t
         groups = strips if height <= FEW else -(-strips // (panels.size // (room * full)))
         for group in range(groups):
             j = columns[0] + group * strips // groups * full
@@ -227,7 +238,7 @@ def _gemm(a, a_row, b, b_row, c, c_row, onto, onto_row, bias, k, flags, rows, co
             if packed:
                 right = b[run * room * b_row + j * room :]
             else:
-                pack_terms(b, b_row, trans_b, (t, t + depth), room, (j, j + width), panels)
+                pack_terms(b, b_row, trans_b, (t, behind), room, (j, j + width), panels)
             for block in range(blocks):
                 i = rows[0] + block * tiles // blocks * ROWS
                 present = min(rows[1], rows[0] + (block + 1) * tiles // blocks * ROWS) - i
@@ -238,13 +249,13 @@ def _gemm(a, a_row, b, b_row, c, c_row, onto, onto_row, bias, k, flags, rows, co
                     left_place = t * a_row + i, 1, a_row, ROWS
                 else:
                     left_place = i * a_row + t, a_row, 1, ROWS * a_row
-                c_place, terms, size = (i * c_row + j, c_row), (np.int64(0), depth), (present, width)
+                c_place = i * c_row + j, c_row
                 if run == 0:
                     added = onto, (i * onto_row + j, onto_row, add), bias, (j, biased)
-                    multiply_terms(terms, room, left, left_place, right, c, c_place, size, added)
                 else:
                     added = onto_itself(c, c_place, True)
-                    multiply_terms(terms, room, left, left_place, right, c, c_place, size, added)
+                terms, size = (np.int64(0), depth), (present, width)
+                multiply_terms(terms, room, left, left_place, right, c, c_place, size, added)
 
 
 @inline

@@ -1,6 +1,7 @@
 """Matrices packed once for many products: the right-hand sides of `kernels.gemm` where they stay the same.
 
-The sum behind an element is cut into runs, as there. The panels of a run follow those of the run before.
+A packed matrix is [run][panel][term][lane]: the sum behind an element is cut into runs, as there; of a run's terms a
+panel has a few vectors of columns (`panel_vectors`), and there is room for `packed_terms` of them.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from numba import prange
 from hpdl_mpi.base.errors import InputError
 from hpdl_mpi.base.memory import aligned, spare
 from hpdl_mpi.kernels.emit import memory_of
-from hpdl_mpi.kernels.gemm import DEPTH_BYTES, multiply_terms, onto_itself, pack_terms, packed_terms
+from hpdl_mpi.kernels.gemm import multiply_terms, onto_itself, pack_terms, packed_terms, runs_of, terms_of
 from hpdl_mpi.kernels.jit import inline, kernel, parallel_kernel, thread_count
 from hpdl_mpi.kernels.processor import VECTOR_BYTES
 from hpdl_mpi.kernels.vector import ROWS, VECTORS
@@ -26,14 +27,7 @@ _PART_OF_SPARE = 0.25
 def packed_shape(depth: int, columns: int, itemsize: int) -> tuple[int, int]:
     """Return the shape of what `pack` makes of a matrix of so many rows and columns: its runs, in whole vectors."""
     lanes = VECTOR_BYTES // itemsize
-    return -(-depth * itemsize // DEPTH_BYTES) * packed_terms(max(1, depth), itemsize), -(-columns // lanes) * lanes
-
-
-@inline
-def _run(depth, itemsize, run):
-    """Return the terms of a run: the first, and the last + 1."""
-    runs = -(-depth * itemsize // DEPTH_BYTES)
-    return run * depth // runs, (run + 1) * depth // runs
+    return runs_of(depth, itemsize) * packed_terms(depth, itemsize), -(-columns // lanes) * lanes
 
 
 @inline
@@ -44,10 +38,10 @@ def _pack_part(b, trans_b, packed, part, parts):
     strip = VECTORS * (VECTOR_BYTES // b.itemsize)
     strips = -(-columns // strip)
     first, last = part * strips // parts * strip, min(columns, (part + 1) * strips // parts * strip)
-    room = packed_terms(max(1, depth), b.itemsize)
-    for run in range(-(-depth * b.itemsize // DEPTH_BYTES)):
+    room, runs = packed_terms(depth, b.itemsize), runs_of(depth, b.itemsize)
+    for run in range(runs):
         panels = target[run * room * packed.shape[1] + first * room :]
-        pack_terms(flat, b_row, bool(trans_b), _run(depth, b.itemsize, run), room, (first, last), panels)
+        pack_terms(flat, b_row, bool(trans_b), terms_of(depth, runs, run), room, (first, last), panels)
 
 
 @kernel
@@ -93,9 +87,9 @@ def multiply_packed(a, packed, c, add):
     a_row, c_row = a.strides[0] // a.itemsize, c.strides[0] // c.itemsize
     a_memory, c_memory, panels = memory_of(a), memory_of(c), packed.reshape(-1)
     place, size = (np.int64(0), np.int64(c_row)), (np.int64(rows), np.int64(c.shape[1]))
-    room = packed_terms(max(1, depth), c.itemsize)
-    for run in range(-(-depth * c.itemsize // DEPTH_BYTES)):
-        start, stop = _run(depth, c.itemsize, run)
+    room, runs = packed_terms(depth, c.itemsize), runs_of(depth, c.itemsize)
+    for run in range(runs):
+        start, stop = terms_of(depth, runs, run)
         a_place = np.int64(start), np.int64(a_row), np.int64(1), np.int64(ROWS * a_row)
         added = onto_itself(c_memory, place, bool(add or run > 0))
         here = panels[run * room * packed.shape[1] :]
