@@ -146,6 +146,12 @@ class PackedWeights:
             self._current.add(key)
         return self._packed[key][2]
 
+    def clear(self) -> None:
+        """Give back the memory of all packed weights."""
+        for kept in (self._packed, self._refused, self._current, self._asked):
+            kept.clear()
+        self.nbytes = 0
+
     def _make_room(self, key: Hashable, b: np.ndarray, trans_b: bool) -> bool:
         """Return whether there is room for op(b)."""
         depth, columns = b.shape[::-1] if trans_b else b.shape

@@ -232,7 +232,7 @@ class SinusoidalPositions(_Positions):
         first, steps, dim = ctx.batch.past, x.shape[1], x.shape[2]
         table = self._table
         if len(table) < first + steps or table.shape[1] != dim or table.dtype != x.dtype:
-            self._table = table = sinusoids(first + steps, dim).astype(x.dtype)
+            self._table = table = sinusoids(max(first + steps, ctx.batch.capacity), dim).astype(x.dtype)
         return self._add(x, table[first : first + steps], ctx)
 
 
@@ -294,7 +294,8 @@ class Rotary(Layer):
         steps, dim = x.shape[1], x.shape[2] // (self.num_heads + 2 * self.num_kv_heads)
         tables = self._tables
         if tables.shape[1] < first + steps or tables.shape[2] != dim // 2 or tables.dtype != x.dtype:
-            angles = np.arange(first + steps)[:, None] * self.base ** (-2 * np.arange(dim // 2) / dim)
+            count = max(first + steps, ctx.batch.capacity)
+            angles = np.arange(count)[:, None] * self.base ** (-2 * np.arange(dim // 2) / dim)
             # the sines of the way back stand behind those of the way there
             self._tables = tables = np.array([np.cos(angles), np.sin(angles), -np.sin(angles)]).astype(x.dtype)
         y = ctx.reuse_or_take(x)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import bisect
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -154,12 +156,27 @@ class Pool:
         elif isinstance(array, np.ndarray) and (holding := self._live.get(id(array.base))):
             holding.count -= 1
             if holding.count == 0:
-                nbytes = holding.buffer.nbytes
-                del self._live[id(array.base)]
-                self.bytes_live -= nbytes
-                holding.segment.join(holding.start, holding.start + nbytes)
+                self._free(holding)
         elif isinstance(array, np.ndarray) and any(segment.owns(array) for segment in self._segments):
             raise RuntimeError(f"an array of shape {array.shape} was released more often than it was held")
+
+    @contextmanager
+    def restored(self) -> Iterator[None]:
+        """Release, if the context is left by an error, all that was taken in it: who holds that is gone."""
+        before = dict(self._live)
+        try:
+            yield
+        except BaseException:
+            for key, holding in list(self._live.items()):
+                if before.get(key) is not holding:
+                    self._free(holding)
+            raise
+
+    def _free(self, holding: _Holding) -> None:
+        nbytes = holding.buffer.nbytes
+        del self._live[id(holding.buffer)]
+        self.bytes_live -= nbytes
+        holding.segment.join(holding.start, holding.start + nbytes)
 
     def count(self, array: np.ndarray) -> int:
         """Return how many hold an array of the pool; 0 if it came from elsewhere."""

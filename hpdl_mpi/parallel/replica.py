@@ -260,7 +260,11 @@ class Replica:
         LossSums
             Zeros where the last stage is not.
         """
-        return self.trainer(loss, ranks=ranks).run(feed)[0]
+        executor = self.trainer(loss, ranks=ranks)
+        try:
+            return executor.run(feed)[0]
+        finally:
+            executor.free()
 
     def evaluate(self, feed: Feed, loss: Loss) -> LossSums:
         """Run a batch forward only and compare it with its targets; like `learn`."""

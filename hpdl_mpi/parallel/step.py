@@ -230,6 +230,7 @@ class TrainingStep:
 
     def free(self) -> None:
         """Give back the memory that ranks share; no further step is taken. Collective."""
+        self._executor.free()
         self._reduce_squares.free()
         self._sums.free()
         if self._memory:

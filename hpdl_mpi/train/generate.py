@@ -108,9 +108,13 @@ def generate_text(
     step, ids, end = _stepper(trainer, tokenizer), encoded_prompt(tokenizer, prompt), _end(tokenizer, wanted.end)
     stream = TextStream(tokenizer)
     yield stream.add(ids)
-    with trainer.replica.averaged():
-        for tokens in _following(step, ids, wanted, greedy if wanted.greedy else draws, end):
-            yield stream.add(tokens if wanted.end is not None or end is None else tokens[tokens != end])
+    following = _following(step, ids, wanted, greedy if wanted.greedy else draws, end)
+    while True:
+        with trainer.replica.averaged():  # not while the caller has the text, who may train on
+            tokens = next(following, None)
+        if tokens is None:
+            break
+        yield stream.add(tokens if wanted.end is not None or end is None else tokens[tokens != end])
     yield stream.end()
 
 

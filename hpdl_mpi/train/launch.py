@@ -94,7 +94,9 @@ def rehearse(
     """
     replica.learn(Feed.of(batch), loss, ranks)
     if replica.pipeline.schedule.num_microbatches > 1:
-        PackedWeights().find(np.zeros((1, 1), replica.dtype), False)  # one sample has too few rows to ask for it
+        PackedWeights().find(
+            np.zeros((1, 1), replica.dtype), False
+        )  # the rows of one sample may be too few to ask for it
     replica.squared_gradient()
     replica.update(lr=0.0, scale=1.0)
     if replica.average:

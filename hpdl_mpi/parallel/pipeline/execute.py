@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Protocol
@@ -184,21 +185,30 @@ class Executor:
             if self._packer.renew() and self.trace:
                 self.trace.add("update", "packed weights", began)
         self._slots.prepare(max(stop - start for start, stop in self._bounds), self._shapes)
+        # Others use the pool too, and go on after an error; between ranks a message may still be on its way.
+        with self._pool.restored() if self._comm.size == 1 else nullcontext():
+            self._perform_all()
+        self._finish_messages()
+        assert not self._live, f"nothing is left after a batch, but {list(self._live)}"
+        return self._sums, self._outputs
+
+    def free(self) -> None:
+        """Let go of what is kept from batch to batch: packed weights and recordings. No further one is run. Local."""
+        if self._packer:
+            self._packer.clear()
+        if self._replays:
+            self._replays.clear()
+
+    def _perform_all(self) -> None:
         for index, action in enumerate(self._program):
             try:
                 self._perform(action)
             except Exception as error:
-                for replay in self._replaying.values():
-                    replay.abandon()  # others use the pool too
-                self._replaying.clear()
                 if self._comm.size > 1:
                     error.add_note(self._place(index))
                 raise
             if index == self._last_forward and self._companion:
                 self._companion.forward_done(self._sums)
-        self._finish_messages()
-        assert not self._live, f"nothing is left after a batch, but {list(self._live)}"
-        return self._sums, self._outputs
 
     def _place(self, index: int) -> str:
         from hpdl_mpi.parallel.pipeline.picture import draw_place  # loads much that a run without a failure needs not

@@ -62,11 +62,6 @@ class Replay:
         else:
             self._extent = self._pool.extent
 
-    def abandon(self) -> None:
-        """Note that an action has raised: those behind it will not come."""
-        if self._extent:
-            self._pool.release(self._held)
-
 
 def is_one_by_one(program: Iterable[Action]) -> bool:
     """Return whether a rank is done with each micro-batch before it begins the next."""
@@ -109,6 +104,10 @@ class Replays:
             replay = self._found[key] = Replay(feed, self._pool)
         replay.begin(feed)
         return replay
+
+    def clear(self) -> None:
+        """Forget all recordings."""
+        self._found.clear()
 
     @cached_property
     def _possible(self) -> bool:

@@ -1,18 +1,14 @@
 """After warm-up a training step allocates no array: neither in NumPy nor in a kernel.
 
-NumPy reports the data of its arrays to tracemalloc, which is kept from seeing Python's own objects here: views and
-tuples are made and freed all the time. Compiled code counts its own blocks: one for every array that Python hands to a
+For NumPy see `tests.allocations`. Compiled code counts its own blocks: one for every array that Python hands to a
 kernel, which only wraps it, and one for every array that the kernel makes.
 """
 
 from __future__ import annotations
 
-import ctypes
 import importlib
 import pkgutil
-import tracemalloc
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from itertools import product
 from typing import Any
 
@@ -67,6 +63,7 @@ from hpdl_mpi.nn import (
 from hpdl_mpi.optim import SGD, Adam, AdamW, Optimizer
 from hpdl_mpi.parallel import ProcessGrid, Replica, TrainingStep
 from hpdl_mpi.parallel.pipeline import Pipeline, make_schedule
+from tests.allocations import Growth
 from tests.threads import needs_two_threads
 
 MICRO_BATCH = 32
@@ -95,8 +92,7 @@ ALIKE |= {"gpt2_124m", "gpt_nano", "gpt_small", "vit_tiny"}
 
 ARRAY = MICRO_BATCH * 10 * 4
 """Bytes of the smallest array of a step: the outputs of a micro-batch, or their gradient; a flat array of parameters is
-larger. One that is not from the pool shows even if it is freed at once, since no step takes as much at any time. (NumPy
-keeps freed data of less than 1,024 bytes and hands it out again, which tracemalloc does not see.)"""
+larger. One that is not from the pool shows even if it is freed at once, since no step takes as much at any time."""
 
 SETTINGS = [
     pytest.param(
@@ -175,39 +171,6 @@ def steps(
     for _ in range(2):
         step()
     return step
-
-
-class PythonAllocator(ctypes.Structure):
-    """PyMemAllocatorEx: what Python's allocator of one domain (raw memory, memory, objects) is made of."""
-
-    _fields_ = [(name, ctypes.c_void_p) for name in ("context", "malloc", "calloc", "realloc", "free")]
-
-
-@contextmanager
-def traced_arrays() -> Iterator[None]:
-    """Let tracemalloc see what NumPy reports alone: it takes Python's allocators over, and they are put back."""
-    allocators = [PythonAllocator() for _ in range(3)]
-    for domain, allocator in enumerate(allocators):
-        ctypes.pythonapi.PyMem_GetAllocator(domain, ctypes.byref(allocator))
-    tracemalloc.start()
-    for domain, allocator in enumerate(allocators):
-        ctypes.pythonapi.PyMem_SetAllocator(domain, ctypes.byref(allocator))
-    try:
-        yield
-    finally:
-        tracemalloc.stop()
-
-
-class Growth:
-    """Bytes of array data that a call allocates: those `kept` at its end, and at its `peak`."""
-
-    def __init__(self, function: Callable[[], None]) -> None:
-        with traced_arrays():
-            function()
-            tracemalloc.clear_traces()
-            tracemalloc.reset_peak()
-            function()
-            self.kept, self.peak = tracemalloc.get_traced_memory()
 
 
 class Handed:

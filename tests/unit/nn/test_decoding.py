@@ -26,6 +26,7 @@ from hpdl_mpi.nn import (
     Sequential,
 )
 from hpdl_mpi.nn.decoding import Decoder
+from tests.allocations import Growth
 from tests.threads import needs_two_threads
 from tests.unit.nn.decoding_models import MODELS, STEPS, VOCABULARY, built
 
@@ -148,6 +149,15 @@ def test_a_steady_step_takes_no_memory(name: str) -> None:
             decoder(token)
         assert count() == 5 * first  # the small blocks of arrays that kernels are handed
     assert (pool.bytes_held, pool.peak_live, pool.bytes_live) == (held, peak, live)
+
+
+@pytest.mark.parametrize("name", ["llama", "rotary, shared keys", "sinusoidal"])
+def test_tables_of_positions_are_made_once_for_all_steps(name: str) -> None:
+    decoder = Decoder(built(MODELS[name](), dtype=np.float32), (STEPS,), capacity=400)
+    token = np.ones((1, 1), np.int64)
+    for _ in range(300):  # a table of as many steps would show
+        decoder(token)
+    assert Growth(lambda: decoder(token)).peak < 300 * 4
 
 
 def crossing() -> Layer:

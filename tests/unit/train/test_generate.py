@@ -11,12 +11,14 @@ from hypothesis import strategies as st
 from hpdl_mpi import nn, optim
 from hpdl_mpi.base.errors import InputError
 from hpdl_mpi.comm import SingleCommunicator
+from hpdl_mpi.data import Batch
 from hpdl_mpi.data.text import Tokenizer, tokenizers_json
 from hpdl_mpi.data.text.byte_pairs import BytePairs
 from hpdl_mpi.data.text.characters import Characters
 from hpdl_mpi.data.text.tokenizer import REPLACEMENT
 from hpdl_mpi.data.text.words import Words
 from hpdl_mpi.models import gpt
+from hpdl_mpi.parallel import ProcessGrid, TrainingStep
 from hpdl_mpi.train import Parallel, Trainer
 from hpdl_mpi.train.generate import TextStream, Wanted, encoded_prompt, generate_text
 from hpdl_mpi.train.job import Job
@@ -119,6 +121,19 @@ def test_averages_of_weights_write_where_there_are_some(tmp_path) -> None:
     average = text_of(trainer, "ab", max_tokens=12, greedy=True)
     trainer.replica.average = None
     assert text_of(trainer, "ab", max_tokens=12, greedy=True) == "abcde\nabcde\nab" != average
+
+
+def test_a_text_that_is_not_read_to_its_end_leaves_the_weights_to_training(tmp_path) -> None:
+    runs = [trained(tmp_path, ema=0.9) for _ in range(2)]
+    text = generate_text(runs[0], ALPHABET, "ab", Wanted(max_tokens=20, greedy=True))
+    assert [next(text) for _ in range(3)] == ["ab", "c", "d"]
+    tokens = np.random.default_rng(0).integers(len(SYMBOLS), size=(8, CONTEXT))
+    batch = Batch(tokens, tokens, np.arange(8), global_size=8, offset=0)
+    for trainer in runs:
+        learn = TrainingStep(trainer.replica, nn.CrossEntropy(), ProcessGrid(SingleCommunicator(), {"pp": 1, "dp": 1}))
+        for _ in range(2):
+            learn(batch, epoch=0, lr=0.1)
+    np.testing.assert_array_equal(runs[0].replica.params, runs[1].replica.params)
 
 
 def test_outputs_behind_the_vocabulary_are_left_out(tmp_path) -> None:

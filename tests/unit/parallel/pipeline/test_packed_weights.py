@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -9,11 +11,13 @@ import numpy as np
 import pytest
 
 from hpdl_mpi import nn, optim
-from hpdl_mpi.comm import Communicator, run_threads
+from hpdl_mpi.base.memory import aligned
+from hpdl_mpi.comm import Communicator, SingleCommunicator, run_threads
 from hpdl_mpi.data import Batch
+from hpdl_mpi.kernels import packed
 from hpdl_mpi.models import gpt, llama, lstm_lm, mlp, seq2seq
 from hpdl_mpi.parallel import ProcessGrid, Replica, TrainingStep
-from hpdl_mpi.parallel.pipeline import FAMILIES, Pipeline, make_schedule, pieces
+from hpdl_mpi.parallel.pipeline import FAMILIES, Feed, Pipeline, make_schedule, pieces
 
 VOCABULARY, STEPS = 11, 5
 SIZES = {"layers": 2, "heads": 2, "width": 8}
@@ -105,5 +109,36 @@ def test_every_schedule_has_the_same_bits(schedule: str) -> None:
 
 
 def test_nothing_is_packed_for_one_micro_batch() -> None:
-    ((_, _, nbytes),) = run_threads(1, lambda comm: train(comm, "gpt", "1f1b", packing_ranks=None, num_microbatches=1))
-    assert nbytes == 0
+    ((_, _, found),) = run_threads(1, lambda comm: train(comm, "gpt", "1f1b", packing_ranks=None, num_microbatches=1))
+    assert found == 0
+
+
+@pytest.mark.parametrize("num_microbatches", [2, 3])
+def test_they_go_with_the_step_and_with_a_lone_batch(num_microbatches: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[weakref.ref[np.ndarray]] = []
+
+    def remembered(*arguments: Any) -> np.ndarray:
+        array = aligned(*arguments)
+        made.append(weakref.ref(array))
+        return array
+
+    monkeypatch.setattr(packed, "aligned", remembered)
+    pipeline = Pipeline(schedule=make_schedule("1f1b", 1, num_microbatches))
+    replica = Replica(
+        gpt(VOCABULARY, STEPS, **SIZES), (STEPS,), optim.SGD(0.1), dtype=np.float32, seed=0, pipeline=pipeline
+    )
+    learn = TrainingStep(replica, nn.CrossEntropy(), ProcessGrid(SingleCommunicator(), {"pp": 1, "dp": 1}))
+    tokens = np.ones((12, STEPS), np.int64)
+    gc.disable()  # what is freed late, with a circle of objects, is in the way of what is packed next
+    try:
+        learn(Batch(tokens, tokens, np.arange(12), global_size=12, offset=0), epoch=0, lr=0.1)
+        assert made
+        assert all(array() is not None for array in made)
+        learn.free()
+        assert all(array() is None for array in made)
+        made.clear()
+        replica.learn(Feed(np.arange(12), tokens, tokens), nn.CrossEntropy())
+        assert made
+        assert all(array() is None for array in made)
+    finally:
+        gc.enable()

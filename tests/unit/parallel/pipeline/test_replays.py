@@ -186,13 +186,14 @@ def test_recordings_are_bounded_and_those_that_there_are_stay() -> None:
     assert len(run.learn._executor._replays._found) == 1, "those of an epoch that is over are of no use"
 
 
+@pytest.mark.parametrize("steps", [0, 1, 2])
 @pytest.mark.parametrize(("of", "what"), [("inputs", "a token is outside the vocabulary"), ("targets", "a label is")])
 def test_bad_samples_are_found_in_a_replay_too_and_leave_the_pool_to_others(
-    of: str, what: str, count_replays: Callable[[], int]
+    of: str, what: str, steps: int, count_replays: Callable[[], int]
 ) -> None:
     run = Run("gpt")
-    run.step(3)
-    run.step(3)
+    for _ in range(steps):
+        run.step(3)
     batch = run.batch(3)
     getattr(batch, of)[1, 2] = VOCABULARY
     with pytest.raises(BadSample, match=what) as caught:
