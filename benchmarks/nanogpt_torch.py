@@ -74,13 +74,11 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.manual_seed(arguments.seed)
     splits = {name: read(f"{arguments.folder}/{name}") for name in ("train", "test")}
-    model = GPT(65, CONTEXT, layers=4, heads=4, width=128)
+    model = GPT(65, CONTEXT, layers=4, heads=4, width=128, bias=False)
     for name, parameter in model.named_parameters():
         if name.endswith(("attention.out.weight", "mlp.2.weight")):
             torch.nn.init.normal_(parameter, std=0.02 / math.sqrt(2 * 4))
-        if name.endswith("bias"):  # the recipe has none
-            torch.nn.init.zeros_(parameter).requires_grad_(False)
-    learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    learning = list(model.parameters())
     groups = [
         {"params": [parameter for parameter in learning if parameter.dim() >= 2], "weight_decay": 0.1},
         {"params": [parameter for parameter in learning if parameter.dim() < 2], "weight_decay": 0.0},

@@ -22,11 +22,13 @@ class GPT(nn.Sequential):
     Embedding and head are one.
     """
 
-    def __init__(self, vocabulary: int, context: int, layers: int, heads: int, width: int) -> None:
+    def __init__(
+        self, vocabulary: int, context: int, layers: int, heads: int, width: int, *, bias: bool = True
+    ) -> None:
         embedding, positions = nn.Embedding(vocabulary, width), Positions(context, width)
-        blocks = (Block(heads, width, causal=True, gelu="tanh", eps=1e-5) for _ in range(layers))
+        blocks = (Block(heads, width, causal=True, gelu="tanh", eps=1e-5, bias=bias) for _ in range(layers))
         head = nn.Linear(width, vocabulary, bias=False)
-        super().__init__(embedding, positions, *blocks, nn.LayerNorm(width), head)
+        super().__init__(embedding, positions, *blocks, nn.LayerNorm(width, bias=bias), head)
         head.weight = embedding.weight
         for parameter in self.parameters():
             if parameter.dim() > 1:

@@ -10,11 +10,11 @@ from torch.nn import functional
 class Attention(nn.Module):
     """Self-attention of several heads."""
 
-    def __init__(self, heads: int, width: int, *, causal: bool) -> None:
+    def __init__(self, heads: int, width: int, *, causal: bool, bias: bool = True) -> None:
         super().__init__()
         self.heads, self.causal = heads, causal
-        self.joined = nn.Linear(width, 3 * width)
-        self.out = nn.Linear(width, width)
+        self.joined = nn.Linear(width, 3 * width, bias=bias)
+        self.out = nn.Linear(width, width, bias=bias)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return (n, steps, width) of x, which is such."""
@@ -28,11 +28,12 @@ class Attention(nn.Module):
 class Block(nn.Module):
     """Attention and two fully connected layers, each behind a normalisation and beside a shortcut."""
 
-    def __init__(self, heads: int, width: int, *, causal: bool, gelu: str, eps: float) -> None:
+    def __init__(self, heads: int, width: int, *, causal: bool, gelu: str, eps: float, bias: bool = True) -> None:
         super().__init__()
-        self.before, self.after = nn.LayerNorm(width, eps=eps), nn.LayerNorm(width, eps=eps)
-        self.attention = Attention(heads, width, causal=causal)
-        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(gelu), nn.Linear(4 * width, width))
+        self.before, self.after = (nn.LayerNorm(width, eps=eps, bias=bias) for _ in range(2))
+        self.attention = Attention(heads, width, causal=causal, bias=bias)
+        wide, narrow = nn.Linear(width, 4 * width, bias=bias), nn.Linear(4 * width, width, bias=bias)
+        self.mlp = nn.Sequential(wide, nn.GELU(gelu), narrow)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return (n, steps, width) of x, which is such."""
