@@ -1,6 +1,7 @@
 #!/bin/sh
 # Times pipelines of two ranks and writes benchmarks/results/pipeline_<machine>_<date>.md.
-# Usage: benchmarks/pipeline.sh [options of hpdl bench pipeline, such as --rounds 30]; MPIRUN names another mpirun.
+# Usage: benchmarks/pipeline.sh [options of hpdl bench pipeline, such as --rounds 30]; MPIRUN names another mpirun, MODELS
+# those that are timed, all unless set.
 set -eu
 
 cd "$(dirname "$0")"
@@ -12,6 +13,7 @@ trap 'rm -rf "$scratch"' EXIT
 {
     echo "# A training step on a pipeline of two ranks"
     while read -r model size schedule vs; do
+        case " ${MODELS:-$model} " in *" $model "*) ;; *) continue ;; esac
         COLUMNS=120 ${MPIRUN:-mpirun} -n 2 hpdl bench pipeline --model "$model" --microbatches 8 \
             --microbatch-size "$size" --schedule "$schedule" --vs "$vs" --json "$scratch/result.json" "$@" </dev/null >"$scratch/table.txt"
         printf '\n## %s, micro-batches of %s: %s against %s\n\n```\n' "$model" "$size" "$schedule" "$vs"

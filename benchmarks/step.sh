@@ -1,6 +1,6 @@
 #!/bin/sh
 # Times training steps of the reference models and writes benchmarks/results/step_<machine>_<date>.md.
-# Usage: benchmarks/step.sh [options of hpdl bench step, such as --rounds 20]
+# Usage: benchmarks/step.sh [options of hpdl bench step, such as --rounds 20]; MODELS names those that are timed, all unless set.
 # A row that fails is said so in the result; the others are measured all the same.
 set -eu
 
@@ -14,6 +14,7 @@ failed=0
 {
     echo "# Training steps"
     while read -r model batch options; do
+        case " ${MODELS:-$model} " in *" $model "*) ;; *) continue ;; esac
         printf '\n## %s, batch %s, %s\n\n' "$model" "$batch" "$options"
         # shellcheck disable=SC2086 # the options are words
         if hpdl bench step --model "$model" --batch "$batch" $options --json "$scratch/result.json" "$@" </dev/null \

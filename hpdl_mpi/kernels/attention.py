@@ -36,8 +36,8 @@ from hpdl_mpi.kernels.attention_blocks import (
     zero_rows,
 )
 from hpdl_mpi.kernels.elementary import exp
-from hpdl_mpi.kernels.gemm import multiply_panels, pack_panels
 from hpdl_mpi.kernels.jit import kernel, parallel_kernel
+from hpdl_mpi.kernels.panels import multiply_panels, pack_panels
 from hpdl_mpi.kernels.rows import largest, scale_row
 from hpdl_mpi.kernels.vector import ROWS
 

@@ -26,8 +26,8 @@ from hpdl_mpi.kernels.attention_blocks import (
     whole_panels,
     zero_rows,
 )
-from hpdl_mpi.kernels.gemm import multiply_panels, pack_panels
 from hpdl_mpi.kernels.jit import kernel, parallel_kernel
+from hpdl_mpi.kernels.panels import multiply_panels, pack_panels
 from hpdl_mpi.kernels.rows import inner_product
 from hpdl_mpi.kernels.vector import ROWS
 

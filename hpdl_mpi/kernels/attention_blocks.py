@@ -7,8 +7,8 @@ import math
 import numpy as np
 
 from hpdl_mpi.kernels.elementary import exp
-from hpdl_mpi.kernels.gemm import multiply_terms, onto_itself, pack_panels
 from hpdl_mpi.kernels.jit import inline, kernel
+from hpdl_mpi.kernels.panels import multiply_terms, onto_itself, pack_panels
 from hpdl_mpi.kernels.processor import VECTOR_BYTES
 from hpdl_mpi.kernels.random import drop_row
 from hpdl_mpi.kernels.vector import ROWS, VECTORS

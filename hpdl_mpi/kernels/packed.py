@@ -15,8 +15,8 @@ from numba import prange
 from hpdl_mpi.base.errors import InputError
 from hpdl_mpi.base.memory import aligned, spare
 from hpdl_mpi.kernels.emit import memory_of
-from hpdl_mpi.kernels.gemm import multiply_terms, onto_itself, pack_terms, packed_terms, runs_of, terms_of
 from hpdl_mpi.kernels.jit import inline, kernel, parallel_kernel, thread_count
+from hpdl_mpi.kernels.panels import multiply_terms, onto_itself, pack_terms, packed_terms, runs_of, terms_of
 from hpdl_mpi.kernels.processor import VECTOR_BYTES
 from hpdl_mpi.kernels.vector import ROWS, VECTORS
 

@@ -35,14 +35,14 @@ from hpdl_mpi.kernels.blocks import (
     worth_columns,
 )
 from hpdl_mpi.kernels.emit import memory_of
-from hpdl_mpi.kernels.gemm import multiply_panels
 from hpdl_mpi.kernels.image_tiles import filter_of, input_values, tiles_of, write_outputs
 from hpdl_mpi.kernels.jit import kernel, parallel_kernel, thread_count
-from hpdl_mpi.kernels.panels import GROUP_BYTES, make_panels, make_share_of_panels, transposed_size
+from hpdl_mpi.kernels.panels import multiply_panels
 from hpdl_mpi.kernels.processor import VECTOR_BYTES
 from hpdl_mpi.kernels.schemes import SCHEMES, Scheme, StridedBack
 from hpdl_mpi.kernels.tickets import take_ticket, tickets
 from hpdl_mpi.kernels.vector import ROWS
+from hpdl_mpi.kernels.winograd_panels import GROUP_BYTES, make_panels, make_share_of_panels, transposed_size
 
 
 def best_scheme(

@@ -15,10 +15,10 @@ from hpdl_mpi.kernels.emit import memory_of
 from hpdl_mpi.kernels.gemm import gemm, workspace
 from hpdl_mpi.kernels.image_tiles import filter_of, gradient_values, input_values, tiles_of
 from hpdl_mpi.kernels.jit import kernel, parallel_kernel, thread_count
-from hpdl_mpi.kernels.panels import GROUP_BYTES
 from hpdl_mpi.kernels.schemes import Scheme, transposed
 from hpdl_mpi.kernels.tickets import take_ticket, tickets
 from hpdl_mpi.kernels.tiles import tile_transform
+from hpdl_mpi.kernels.winograd_panels import GROUP_BYTES
 
 _transform_back = tile_transform("back", lambda scheme: transposed(scheme.FILTER), adds=True)
 

@@ -136,7 +136,7 @@ def test_weights_are_packed_once_until_they_are_renewed() -> None:
     assert packer.nbytes == nbytes
 
 
-def test_what_is_renewed_is_what_was_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_renewed_is_what_was_asked_for() -> None:
     weights = np.zeros((3, 20, 24))
     packer = PackedWeights()
     panels = [packer.find(weight, False) for weight in weights]
