@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from itertools import accumulate
@@ -21,11 +20,9 @@ from hpdl_mpi.nn.layer import walk
 from hpdl_mpi.optim import Chunks, Optimizer
 from hpdl_mpi.parallel.average import MovingAverage
 from hpdl_mpi.parallel.feedback import Compression, Feedback
+from hpdl_mpi.parallel.holders import hold, let_go, refuse_held
 from hpdl_mpi.parallel.pipeline import Companion, Executor, Feed, Pipeline, Schedule, complete, cut, forward_only
 from hpdl_mpi.parallel.shards import Sharding, cut_buckets
-
-_owners: weakref.WeakKeyDictionary[Layer, weakref.ref[Replica]] = weakref.WeakKeyDictionary()
-"""Which replica has last given a layer its parameters; it may be gone."""
 
 
 def checked_dtype(value: DTypeLike) -> np.dtype:
@@ -118,7 +115,7 @@ class Replica:
         ranks_on_node: int = 1,
     ) -> None:
         self.dtype, self.seed = checked_dtype(dtype), checked_seed(seed)
-        _refuse_owned(model)
+        refuse_held(model)
         self.model = model
         self.input_shape = input_shape
         self.pipeline = pipeline or Pipeline()
@@ -158,7 +155,7 @@ class Replica:
         self.feedback = Feedback(compression, self.layout, self.dtype, self.seed) if compression else None
         self.carried: np.ndarray | None = None
         self.average = None if ema is None else MovingAverage(ema, self.layout, self.statistics_layout, dtype)
-        _owners.update({layer: weakref.ref(self) for layer in walk(model) if layer.declared})
+        hold(model, self)
         self.pool = Pool()
         self._arena = Arena(self.pipeline.comm)
         self._predictor: Executor | None = None
@@ -204,9 +201,7 @@ class Replica:
 
     def release(self) -> None:
         """Let go of the model: another replica may take it, and this one must not be used any more."""
-        for layer in walk(self.model):
-            if _owner(layer) is self:
-                del _owners[layer]
+        let_go(self.model, self)
 
     def free(self) -> None:
         """Give back the memory that ranks share, and let go of the model. Collective on the pipeline."""
@@ -378,27 +373,9 @@ class Replica:
         self.statistics_layout.bind_statistics(self._own, statistics)
 
 
-def _owner(layer: Layer) -> Replica | None:
-    """Return the living replica that holds a layer's parameters."""
-    found = _owners.get(layer)
-    return found() if found else None
-
-
 def refuse_layerwise(optimizer: Optimizer, sharding: Sharding | None) -> None:
     """Raise an InputError if updates need what no rank has alone."""
     if sharding and optimizer.layerwise:
         what = f"{type(optimizer).__name__} looks at whole parameters, which shards cut"
         remedy = "take another optimizer, or leave it out"
         raise InputError(what, where=sharding.key, remedy=remedy, shared=True)
-
-
-def _refuse_owned(model: Layer) -> None:
-    """Raise if a living replica holds a part of the model, which would leave that one's parameters."""
-    for layer in walk(model):
-        if _owner(layer) is not None:
-            raise layer.refuse(
-                "another trainer holds it already",
-                found=None,
-                expected=None,
-                remedy="make the model anew for each trainer",
-            )
