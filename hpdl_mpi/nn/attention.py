@@ -170,6 +170,7 @@ class SelfAttention(_Attention):
     """
 
     replayable = True
+    unread = ("bias", "masked_bias")  # which GPT-2 once had of its causal mask
     _sources = 0, 0, 0
 
     def __init__(

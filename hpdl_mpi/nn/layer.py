@@ -70,6 +70,8 @@ class Layer(abc.ABC):
         Views into the flat arrays of a `Layout`, by local name; empty until it binds them.
     counters : tuple of str
         Names under which PyTorch's twin counts the batches it has seen; files of weights have them, we do not.
+    unread : tuple of str
+        Other names that files of weights may have of PyTorch's twin, such as that of a mask, and nobody needs.
     in_place : bool
         Whether a result may take the place of what it is made from, see ``ctx.reuse_or_take``.
     portable : bool
@@ -85,6 +87,7 @@ class Layer(abc.ABC):
     """
 
     counters: tuple[str, ...] = ()
+    unread: tuple[str, ...] = ()
     in_place: bool = False
     portable: bool = True
     reads: int = 1

@@ -68,8 +68,9 @@ class TensorFile:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
-        if self.path.is_dir():
-            raise InputError("is a folder", where=path, expected="a .safetensors file")
+        if self.path.exists() and not self.path.is_file():  # a pipe would be waited for
+            what = "is a folder" if self.path.is_dir() else "is no regular file"
+            raise InputError(what, where=path, expected="a .safetensors file")
         try:
             # `safe_open` compares all that the header says with the file's length: of this file, whatever its name.
             with open(self.path, "rb") as file, safe_open(f"/dev/fd/{file.fileno()}", framework="numpy"):

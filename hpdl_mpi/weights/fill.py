@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 
 import numpy as np
@@ -10,7 +10,7 @@ import numpy as np
 from hpdl_mpi.base.errors import InputError
 from hpdl_mpi.nn import Layer
 from hpdl_mpi.weights.file import REAL, TensorFile
-from hpdl_mpi.weights.tensors import Tensor, counters, tensors
+from hpdl_mpi.weights.tensors import Tensor, counters, tensors, unread
 
 _SHOWN = 5
 """How many tensors a message names of each kind."""
@@ -18,6 +18,8 @@ _SHOWN = 5
 
 def check(file: TensorFile, model: Layer, skip: Sequence[str] = ()) -> dict[str, Tensor]:
     """Return the tensors of a model that are to be read, by their names in a file. Allocates nothing.
+
+    A file may lack the name in front of all of them, as one of a model's body does that stands alone.
 
     Parameters
     ----------
@@ -42,18 +44,20 @@ def check(file: TensorFile, model: Layer, skip: Sequence[str] = ()) -> dict[str,
     def wanted(name: str) -> bool:
         return not any(fnmatchcase(name, pattern) for pattern in skip)
 
+    body = _missing_front(file, expected)
     found: dict[str, Tensor] = {}
     missing: list[str] = []
     for name, tensor in expected.items():
         if wanted(name):
-            present = [alias for alias in (name, *tensor.aliases) if alias in file.entries]
+            present = [alias for alias in (name.removeprefix(body), *tensor.aliases) if alias in file.entries]
             found |= dict.fromkeys(present[:1], tensor)
             missing += [] if present else [f"{name} {tensor.shape}"]
     if expected and not found and not missing:
         raise InputError(
             "leaves nothing to begin with", where="init.skip", found=", ".join(skip), remedy="leave out init"
         )
-    known = {*counters(model), *(alias for tensor in expected.values() for alias in tensor.aliases)}
+    others = (name.removeprefix(body) for name in (*counters(model), *unread(model)))
+    known = {*others, *(alias for tensor in expected.values() for alias in tensor.aliases)}
     unexpected = [
         f"{name} {entry.shape}"
         for name, entry in file.entries.items()
@@ -70,6 +74,14 @@ def check(file: TensorFile, model: Layer, skip: Sequence[str] = ()) -> dict[str,
             remedy="take the model that they were made for, or leave tensors out on both sides: --init-skip 'NAME.*'",
         )
     return found
+
+
+def _missing_front(file: TensorFile, names: Iterable[str]) -> str:
+    """Return what all names begin with, the dot included, if no name of a file does; else nothing."""
+    fronts = {name.partition(".")[0] + "." for name in names}
+    if len(fronts) != 1 or any(name.startswith(tuple(fronts)) for name in file.entries):
+        return ""
+    return fronts.pop()
 
 
 def fill(file: TensorFile, model: Layer, arrays: Mapping[str, np.ndarray], skip: Sequence[str] = ()) -> None:

@@ -99,6 +99,11 @@ def _require(portable: bool, layer: Layer) -> None:
         )
 
 
+def unread(model: Layer) -> list[str]:
+    """Return the names of a built model's tensors that files may have beside all others; see `Layer.unread`."""
+    return [join(layer.path, name) for layer in walk(model) for name in layer.unread]
+
+
 def counters(model: Layer) -> list[str]:
     """Return the names under which PyTorch counts batches in a built model; see `Layer.counters`."""
     return [join(layer.path, name) for layer in walk(model) for name in layer.counters]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -88,6 +89,9 @@ def test_what_is_not_there_or_a_folder_is_told(tmp_path: Path) -> None:
         TensorFile(tmp_path / "x.safetensors")
     with pytest.raises(InputError, match="is a folder"):
         TensorFile(tmp_path)
+    os.mkfifo(tmp_path / "pipe.safetensors")
+    with pytest.raises(InputError, match="is no regular file"):
+        TensorFile(tmp_path / "pipe.safetensors")
 
 
 def test_a_file_that_has_shrunk_or_gone_since_is_told(tmp_path: Path) -> None:

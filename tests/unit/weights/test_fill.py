@@ -10,6 +10,7 @@ import pytest
 
 from hpdl_mpi import nn
 from hpdl_mpi.base.errors import InputError
+from hpdl_mpi.models import gpt
 from hpdl_mpi.nn import Layer
 from hpdl_mpi.weights import TensorFile, check, encode, fill, tensors
 
@@ -136,3 +137,17 @@ def test_tied_parameters_are_read_under_either_name(tmp_path: Path, names: list[
     target = blank(model)
     fill(write(tmp_path / "w.safetensors", {name: np.eye(3) for name in names}), model, target)
     np.testing.assert_array_equal(target["0.weight"], np.eye(3))
+
+
+def test_the_published_files_of_gpt2_are_read(tmp_path: Path) -> None:
+    model = gpt(11, 5, layers=2, heads=2, width=8)
+    model.build((5,))
+    arrays = weights(model, np.float32)
+    bare = {name.removeprefix("transformer."): array for name, array in arrays.items()}
+    masks = {f"h.{i}.attn.bias": np.tri(5)[None, None] for i in range(2)}
+    target = blank(model)
+    fill(write(tmp_path / "w.safetensors", bare | masks), model, target)
+    for name, array in arrays.items():
+        np.testing.assert_array_equal(target[name], array)
+    with pytest.raises(InputError, match=r"missing: transformer\.wpe\.weight"):
+        check(write(tmp_path / "w.safetensors", {key: bare[key] for key in bare if key != "wpe.weight"}), model)
