@@ -73,6 +73,13 @@ class Buffers:
         return sum(array.nbytes for array in vars(self).values() if array is not None)
 
 
+def class_shape(dataset: Samples, tokens: bool) -> Shape:
+    """Return the shape of a target of class numbers in a batch: (1,) is a plain one, unless each token has its own."""
+    stored = dataset.target_shape
+    each_token = tokens and stored == dataset.input_shape
+    return () if stored == (1,) and not each_token else stored
+
+
 class BatchMaker:
     """Reads, augments and transforms the samples of batches, in one thread. Owns no batch; see `Loader`.
 
@@ -136,9 +143,8 @@ class BatchMaker:
     def _check_targets(self) -> Shape:
         """Return the shape of one target in a batch."""
         stored = self.dataset.target_shape
-        if self.classes and self.tokens and stored != (1,):
-            return stored
-        if self.classes and stored not in ((), (1,)):
+        plain = class_shape(self.dataset, self.tokens)
+        if self.classes and plain and not self.tokens:
             raise InputError(
                 "integer targets must be one class number per sample",
                 where=f"{self.dataset.path}: {self.dataset.names['targets']}",
@@ -146,7 +152,7 @@ class BatchMaker:
                 expected="shape () or (1,)",
             )
         if self.classes:
-            return ()
+            return plain
         self._target_transform.output_shape(stored)
         return (int(np.prod(stored, dtype=np.int64)),)
 

@@ -11,7 +11,8 @@ from typing import Literal, Self
 
 import numpy as np
 
-from hpdl_mpi.base.errors import BadSample, amend
+from hpdl_mpi.base.errors import BadSample, InputError, amend
+from hpdl_mpi.base.memory import check_memory
 from hpdl_mpi.data.sampler import Shuffle, epoch_order
 from hpdl_mpi.data.transform import Shape
 
@@ -20,6 +21,9 @@ CACHE_BYTES = 256 * 2**20
 
 WINDOW_BYTES = 64 * 2**20
 """Bytes of inputs that block shuffling mixes at most: a constant, so that the order depends on the data alone."""
+
+_ORDER_BYTES = 9 * 8
+"""Of each sample, while the order of an epoch is made: arrays of whole numbers."""
 
 Which = Literal["inputs", "targets"]
 
@@ -104,10 +108,21 @@ class Samples(abc.ABC):
             raise
 
     def order(self, seed: int, epoch: int, shuffle: Shuffle = "block") -> np.ndarray:
-        """Return the ids of all samples, int64 (num_samples,), in the order of one epoch: see `sampler.epoch_order`."""
-        return epoch_order(
-            self.num_samples, self.block_starts, seed=seed, epoch=epoch, shuffle=shuffle, window=self.shuffle_window
-        )
+        """Return the ids of all samples, int64 (num_samples,), in the order of one epoch: see `sampler.epoch_order`.
+
+        Raises
+        ------
+        InputError
+            There is not enough memory for so many samples, which a file may claim to have.
+        """
+        what, remedy = f"the order of {self.num_samples:,} samples", "train on fewer samples"
+        check_memory(_ORDER_BYTES * self.num_samples, what, remedy=remedy)
+        try:
+            return epoch_order(
+                self.num_samples, self.block_starts, seed=seed, epoch=epoch, shuffle=shuffle, window=self.shuffle_window
+            )
+        except MemoryError:  # the system limits addresses (ulimit -v)
+            raise InputError(f"not enough memory for {what}", where=self.path, remedy=remedy) from None
 
     def _check_read(self, which: Which, ids: np.ndarray, out: np.ndarray) -> None:
         """Raise for what `read` cannot take."""

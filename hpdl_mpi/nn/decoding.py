@@ -111,8 +111,14 @@ class Decoder:
         Raises
         ------
         InputError
-            The sequences are longer than the capacity, and do not slide.
+            These are no tokens, or the sequences are longer than the capacity, and do not slide.
         """
+        if tokens.dtype != np.int64 or tokens.ndim != 2 or not tokens.size or not tokens.flags.c_contiguous:
+            raise InputError(
+                "no piece of sequences",
+                found=f"shape {tokens.shape}, {tokens.dtype}, strides {tokens.strides}",
+                expected="C-contiguous int64 tokens, (n, steps), one at least",
+            )
         capacity = self._batch.capacity
         if self.past == 0:
             self._seen = np.zeros((len(tokens), capacity), np.int64)

@@ -82,7 +82,7 @@ class Embedding(Layer):
             raise BadSample(
                 "a token is outside the vocabulary",
                 sample=int(ids[bad * len(ids) // tokens.size]),
-                where="data.inputs",
+                where="data",
                 found=int(tokens[bad]),
                 expected=f"0 to {self.num_embeddings - 1}, the rows of {self.path or 'the embedding'}",
                 remedy="encode the text with the vocabulary of the model, or give the model a larger one",

@@ -194,7 +194,7 @@ def beam_search(
     best, rows, tokens = np.empty(2 * beams), *np.empty((2, 2 * beams), np.int64)
     running, scores = np.zeros((1, 0), np.int64), np.zeros(1)
     done: list[Beam] = []
-    pieces = np.ascontiguousarray(prompt[None])
+    pieces = np.array(prompt, np.int64)[None]
     for length in range(1, max_tokens + 1):
         best_continuations(step(pieces), scores, best, rows, tokens)
         _clear(tokens[:1])

@@ -6,6 +6,7 @@ from contextlib import closing
 
 import numpy as np
 
+from hpdl_mpi.base.errors import InputError
 from hpdl_mpi.comm import Communicator
 from hpdl_mpi.data import Loader
 from hpdl_mpi.nn import Loss, LossSums
@@ -34,11 +35,26 @@ class Evaluator:
         self._loader, self._comm, self._meter = loader, comm, meter
 
     def __call__(self) -> Metrics:
-        """Return the metrics of all samples."""
+        """Return the metrics of all samples.
+
+        Raises
+        ------
+        InputError
+            No target counts: all are to be ignored, or nothing is masked.
+        """
         totals = np.zeros(len(LossSums._fields))
         dataset, batches = self._loader.dataset, self._loader.epoch(0)
         with self._replica.averaged(), dataset.naming_files(), closing(batches):
             for batch in batches:
                 totals += self._executor.run(Feed.of(batch))[0]
         self._comm.allreduce(totals)
-        return self._meter(LossSums(*totals.tolist()))
+        sums = LossSums(*totals.tolist())
+        if not sums.weight:
+            raise InputError(
+                "no target of these data counts",
+                where=dataset.path,
+                found="only such as are ignored",
+                remedy="evaluate on more data, or mask more tokens of each text (data.masking.rate)",
+                shared=True,
+            )
+        return self._meter(sums)

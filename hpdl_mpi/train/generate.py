@@ -11,7 +11,7 @@ from hpdl_mpi.base.errors import InputError, amended, is_integer, require
 from hpdl_mpi.data.text import Tokenizer
 from hpdl_mpi.data.text.tokenizer import REPLACEMENT
 from hpdl_mpi.nn.decoding import Decoder
-from hpdl_mpi.nn.search import NOTHING, Choose, Sampling, Stepper, beam_search, generate, greedy, require_beams
+from hpdl_mpi.nn.search import NOTHING, Choose, Sampling, Stepper, beam_search, generate, greedy
 from hpdl_mpi.train.trainer import Trainer
 from hpdl_mpi.train.vocabulary import within
 
@@ -102,19 +102,19 @@ def generate_text(
         model, or a setting is out of range.
     """
     require("max_tokens", wanted.max_tokens, is_integer(wanted.max_tokens, 1), "an integer of at least 1")
-    if wanted.beams is not None:
-        require_beams(wanted.beams, wanted.length_penalty)  # before the prompt is shown
     draws = Sampling(wanted.temperature, wanted.top_k, wanted.top_p, wanted.seed, np.array([sample]))
     step, ids, end = _stepper(trainer, tokenizer), encoded_prompt(tokenizer, prompt), _end(tokenizer, wanted.end)
-    stream = TextStream(tokenizer)
-    yield stream.add(ids)
-    following = _following(step, ids, wanted, greedy if wanted.greedy else draws, end)
-    while True:
+    stream, following = TextStream(tokenizer), _following(step, ids, wanted, greedy if wanted.greedy else draws, end)
+
+    def next_tokens() -> np.ndarray | None:
         with trainer.replica.averaged():  # not while the caller has the text, who may train on
-            tokens = next(following, None)
-        if tokens is None:
-            break
+            return next(following, None)
+
+    tokens = next_tokens()  # what cannot be made is refused before the prompt is shown
+    yield stream.add(ids)
+    while tokens is not None:
         yield stream.add(tokens if wanted.end is not None or end is None else tokens[tokens != end])
+        tokens = next_tokens()
     yield stream.end()
 
 
@@ -157,8 +157,10 @@ def encoded_prompt(tokenizer: Tokenizer, prompt: str) -> np.ndarray:
     Raises
     ------
     InputError
-        Something is not in the vocabulary, or there is nothing to begin with.
+        The prompt is no text, something is not in the vocabulary, or there is nothing to begin with.
     """
+    if any("\ud800" <= character <= "\udfff" for character in prompt):  # what Python makes of other bytes
+        raise InputError("is no text of UTF-8", where="--prompt", found=repr(prompt))
     begin = [] if tokenizer.bos is None else [tokenizer.bos]
     if not prompt and not begin and not _has_lines(tokenizer):
         raise InputError(

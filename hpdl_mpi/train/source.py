@@ -10,6 +10,7 @@ import numpy as np
 
 from hpdl_mpi.base.errors import InputError, amended
 from hpdl_mpi.data import Augment, Dataset, Masking, Pairs, Samples, Transform, Windows, fitted
+from hpdl_mpi.data.batch import class_shape
 from hpdl_mpi.data.pair_batch import batch_shape
 from hpdl_mpi.data.pairs import SOURCE, TARGET
 from hpdl_mpi.data.prepare_tokens import IGNORED, refuse_changes
@@ -146,8 +147,8 @@ class Source:
             elif loss.task == "regression":
                 with amended("data.target_"):
                     target_shape = self.target_transform.output_shape(target_shape)
-            elif target_shape == (1,):  # the loader makes plain class numbers of these
-                target_shape = ()
+            else:
+                target_shape = class_shape(dataset, model.reads_tokens)
             if expected is None:
                 with amended("model: "):
                     model.build(shape)

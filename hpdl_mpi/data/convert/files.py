@@ -48,6 +48,11 @@ class Files:
     packed: Path | None = None
     extents: np.ndarray | None = None
 
+    @property
+    def origin(self) -> Path:
+        """What all of them come from, for people: the folder or archive, or the file itself if it is the only one."""
+        return self.source / self.names[0] if len(self.names) == 1 and self.packed is None else self.source
+
     def place(self, index: int) -> str:
         """Return where a file stands, for people."""
         return f"{self.source}/{self.names[index]}"

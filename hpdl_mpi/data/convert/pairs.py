@@ -70,7 +70,7 @@ def read_splits(
         the longest do not fit in memory.
     """
     pairs, skipped = _read(files, skip_bad)
-    parts = _parts(pairs, test_fraction, seed, files.source)
+    parts = _parts(pairs, test_fraction, seed, files.origin)
     tokenizers = {
         SOURCE: source.make(lambda cut: (pair.source for pair in parts["train"])),
         TARGET: target.make(lambda cut: (pair.target for pair in parts["train"])),
@@ -98,7 +98,7 @@ def _read(files: Files, skip_bad: bool) -> tuple[list[Pair], Skipped]:
                 )
             skipped.append((f"{path}: line {number}", reason))
     if not pairs:
-        raise InputError("no pairs", where=files.source, found=f"{len(skipped)} other lines")
+        raise InputError("no pairs", where=files.origin, found=f"{len(skipped)} other lines")
     return pairs, skipped
 
 

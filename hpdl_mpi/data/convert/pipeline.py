@@ -110,6 +110,9 @@ def detect(source: Path, files: Files, options: Options) -> str:
         return "pairs"
     if recognises(files.names, ".txt"):
         return "text"
+    if recognises(files.names, ".txt", ".tsv"):
+        what, remedy = "running text and pairs at once", "convert each by itself, or all as --pairs: source TAB target"
+        raise InputError(what, where=files.source, found=", ".join(files.names[:9]), remedy=remedy)
     if source.is_file() and not is_archive(source):
         if has_images([source.name]):
             raise InputError("one image alone", where=source, expected="a folder, with a folder of images per class")

@@ -74,7 +74,7 @@ def read_splits(
         if count < 2:
             raise InputError(
                 f"too little text for the split {name!r}",
-                where=files.source,
+                where=files.origin,
                 found=f"{count} tokens",
                 expected="2 at least: one to read, and one that follows",
                 remedy="give more text, or another --test-fraction",

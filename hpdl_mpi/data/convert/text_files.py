@@ -19,9 +19,9 @@ MAX_HELD = 2**22
 """Characters of running text that wait for a place to cut: to encode each, the library tokenizers takes 300 bytes."""
 
 
-def recognises(names: list[str], suffix: str) -> bool:
-    """Tell whether all files of these names, one at least, have a suffix such as ".txt"."""
-    return bool(names) and all(name.lower().endswith(suffix) for name in names)
+def recognises(names: list[str], *suffixes: str) -> bool:
+    """Tell whether all files of these names, one at least, have one of some suffixes such as ".txt"."""
+    return bool(names) and all(name.lower().endswith(suffixes) for name in names)
 
 
 def text_paths(files: Files) -> list[Path]:

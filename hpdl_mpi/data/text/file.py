@@ -22,6 +22,13 @@ FORMAT = "hpdl_mpi tokenizers 1"
 MAX_BYTES = 256 * 2**20
 """Of the file: beyond any vocabulary in use."""
 
+_CONTENTS = {
+    Characters.kind: ("symbols", "a text"),
+    Words.kind: ("symbols", "a list of texts"),
+    BytePairs.kind: ("model", "an object of JSON"),
+}
+"""What the entry of each kind of tokenizer must have, and as what."""
+
 _AGAIN = "convert the text again, or copy the file that was written with the data"
 
 
@@ -142,11 +149,9 @@ def _tokenizer(name: str, entry: Any) -> Tokenizer:
             return Words(symbols, specials)
         if kind == BytePairs.kind and isinstance(model, dict):
             return BytePairs(model, specials)
+        key, wanted = _CONTENTS.get(str(kind), ("kind", " or ".join(_CONTENTS)))
         raise InputError(
-            "no tokenizer of a known kind",
-            found=repr(kind)[:80],
-            expected="characters or words with symbols, or bpe with a model",
-            remedy=_AGAIN,
+            "no such tokenizer", where=key, found=repr(entry.get(key))[:80], expected=wanted, remedy=_AGAIN
         )
 
 

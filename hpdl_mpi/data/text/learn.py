@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
-from hpdl_mpi.base.errors import InputError, amended
+from hpdl_mpi.base.errors import InputError, amended, require
 from hpdl_mpi.data.text.byte_pairs import BytePairs
 from hpdl_mpi.data.text.characters import Characters
 from hpdl_mpi.data.text.file import read_tokenizers
@@ -67,6 +67,9 @@ class WantedTokenizer:
                 raise InputError("characters are as many as the text has", where="--vocab-size", remedy="leave it out")
             return Characters.learnt(learn, self.specials)
         if self.kind == "words":
+            taken = len(self.specials)
+            room = self.vocabulary_size is None or self.vocabulary_size > taken
+            require("--vocab-size", self.vocabulary_size, room, f"more than {taken}: room for a word")
             return Words.learnt(learn, self.specials, self.vocabulary_size)
         if self.vocabulary_size is None:
             remedy = "give it, or a --tokenizer that is ready"

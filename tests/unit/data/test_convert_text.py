@@ -152,12 +152,12 @@ def test_a_text_that_ends_within_a_character_is_refused(tmp_path, head: bytes) -
     [
         ("", Options(tokens="characters"), r"a\.txt: an empty file"),
         ("\ufeff", Options(tokens="characters"), "symbols: no vocabulary"),
-        ("a", Options(tokens="characters"), "too little text for the split 'train'. Found 1 tokens; expected 2"),
+        ("a", Options(tokens="characters"), r"a\.txt: too little text for the split 'train'. Found 1 tokens"),
         ("abc", Options(tokens="characters", test_fraction=0.1), "too little text for the split 'test'"),
         ("abc", Options(), "--tokens: not said what a token is. Expected characters, words or bpe"),
         ("abc", Options(tokens="characters", vocab_size=9), "--vocab-size: characters are as many as the text has"),
         ("abc", Options(tokens="bpe"), "--vocab-size: not said how many tokens there are"),
-        ("abc", Options(tokens="words", vocab_size=1), "symbols: no vocabulary"),
+        ("abc", Options(tokens="words", vocab_size=1), "--vocab-size: out of range. Found 1; expected more than 1"),
         ("abc", Options(tokens="words", tokenizer="nowhere.json"), r"nowhere\.json: cannot be read"),
         ("abc", Options(tokens="bpe", vocab_size=300, tokenizer="x.json"), "--vocab-size: that of the file is taken"),
         ("abc", Options(tokens="words", target_tokens="words"), "--target-tokens is for pairs, not text"),
@@ -258,3 +258,9 @@ def test_pairs_have_no_mask(tmp_path) -> None:
     (tmp_path / "a.tsv").write_text("a\tb\nc\td\n")
     with pytest.raises(InputError, match="--mask-token is for text, not pairs"):
         convert(tmp_path / "a.tsv", tmp_path / "out", Options(tokens="characters", mask_token=True))
+
+
+def test_running_text_and_pairs_are_not_one_source(source, tmp_path) -> None:
+    (tmp_path / "p.tsv").write_text("a\tb\n")
+    with pytest.raises(InputError, match=r"running text and pairs at once\. Found a\.txt, p\.tsv"):
+        convert([source, tmp_path / "p.tsv"], tmp_path / "out", Options(tokens="characters"))

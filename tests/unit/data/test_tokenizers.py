@@ -388,10 +388,14 @@ ENTRY = {"kind": "characters", "specials": [], "symbols": "ab"}
         ({"tokenizers": {"a": ENTRY | {"specials": None}}}, "'a': specials: no list of texts"),
         ({"tokenizers": {"a": ENTRY | {"specials": [1]}}}, "'a': specials: no list of texts"),
         ({"tokenizers": {"a": ENTRY | {"specials": ["x"]}}}, "'a': specials: unknown specials"),
-        ({"tokenizers": {"a": ENTRY | {"kind": "letters"}}}, "'a': no tokenizer of a known kind. Found 'letters'"),
-        ({"tokenizers": {"a": ENTRY | {"symbols": ["a"]}}}, "'a': no tokenizer of a known kind"),
+        ({"tokenizers": {"a": ENTRY | {"kind": "letters"}}}, "'a': kind: no such tokenizer. Found 'letters'"),
+        (
+            {"tokenizers": {"a": ENTRY | {"symbols": ["a"]}}},
+            "'a': symbols: no such tokenizer. Found ['a']",
+        ),
         ({"tokenizers": {"a": ENTRY | {"symbols": "ba"}}}, "'a': symbols: characters are not sorted"),
-        ({"tokenizers": {"a": ENTRY | {"kind": "words", "symbols": ["a", 2]}}}, "'a': no tokenizer of a known kind"),
+        ({"tokenizers": {"a": ENTRY | {"kind": "words", "symbols": ["a", 2]}}}, "'a': symbols: no such tokenizer"),
+        ({"tokenizers": {"a": ENTRY | {"kind": ["words"]}}}, "'a': kind: no such tokenizer"),
         ({"tokenizers": {"a": ENTRY | {"kind": "bpe", "model": {}}}}, "'a': model: the library tokenizers cannot"),
     ],
 )

@@ -180,6 +180,21 @@ def test_values_are_no_tokens(write_file) -> None:
         Loader(dataset, global_batch_size=4, tokens=True)
 
 
+@pytest.mark.parametrize("limited", ["memory", "addresses"])
+def test_more_samples_than_can_be_put_in_order_are_refused(windows, limited: str, monkeypatch) -> None:
+    samples = windows
+
+    def fail(*arguments, **settings):
+        raise MemoryError
+
+    if limited == "memory":
+        monkeypatch.setattr("hpdl_mpi.base.memory.available", lambda: 9 * 8 * samples.num_samples - 1)
+    else:
+        monkeypatch.setattr("hpdl_mpi.data.samples.epoch_order", fail)
+    with pytest.raises(InputError, match=rf"the order of {samples.num_samples} samples"):
+        samples.order(0, 0)
+
+
 def test_a_huge_label_among_those_of_tokens_is_found(write_file) -> None:
     y = np.zeros((4, 3), np.uint64)
     y[2, 1] = 2**64 - 1

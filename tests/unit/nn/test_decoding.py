@@ -125,6 +125,16 @@ def test_recurrent_models_go_on_from_their_state(first: int) -> None:
     np.testing.assert_allclose(logits, whole(model, tokens)[:, -1], rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize(
+    "tokens",
+    [np.ones((1, 3)), np.ones((1, 3), np.int32), np.ones((1, 0), np.int64), np.ones(3, np.int64), drawn()[:, ::2]],
+    ids=["real", "narrow", "none", "flat", "apart"],
+)
+def test_what_are_no_pieces_of_sequences_is_refused(tokens: np.ndarray) -> None:
+    with pytest.raises(InputError, match="no piece of sequences"):
+        Decoder(built(MODELS["gpt"]()), (STEPS,), STEPS)(tokens)
+
+
 def test_sequences_can_be_forgotten() -> None:
     model, tokens = built(MODELS["gpt"]()), drawn()
     decoder = Decoder(model, (STEPS,), STEPS)

@@ -152,6 +152,15 @@ def test_a_text_ends_where_it_is_told(tmp_path) -> None:
         text_of(trainer, "ab", end="ab")
 
 
+def test_what_cannot_be_made_is_refused_before_the_prompt_is_shown(tmp_path) -> None:
+    both_ways = nn.Sequential(nn.Embedding(len(SYMBOLS), 4), nn.LSTM(4, bidirectional=True), nn.Linear(len(SYMBOLS)))
+    trainer = trained(tmp_path, both_ways)
+    with pytest.raises(InputError, match="cannot take a sequence in pieces"):
+        next(generate_text(trainer, ALPHABET, "ab"))
+    with pytest.raises(InputError, match=r"--prompt: is no text of UTF-8"):
+        next(generate_text(trainer, ALPHABET, "a\udcff"))
+
+
 def test_a_stranger_s_tokenizer_is_refused(tmp_path) -> None:
     trainer = trained(tmp_path)
     with pytest.raises(InputError, match=r"none of this model\. Found a vocabulary of 7; expected at most 6"):

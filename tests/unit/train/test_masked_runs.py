@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import h5py
 import numpy as np
 import pytest
@@ -132,6 +134,13 @@ def test_a_run_that_is_opened_again_is_evaluated_on_the_same_tokens(text, whole)
         return open_run(whole[0], comm)[0].evaluate(text).loss
 
     assert run_threads(2, evaluate) == pytest.approx([found.loss] * 2, rel=1e-12)
+
+
+def test_an_evaluation_needs_a_hidden_token(text, whole):
+    trainer = masked_bert()
+    seldom = replace(MASKING, rate=1e-6)
+    with pytest.raises(InputError, match=r"no target of these data counts.*data\.masking\.rate"):
+        fit(trainer, text, masking=seldom)
 
 
 def test_hidden_tokens_are_filled_in(text, whole):

@@ -60,6 +60,10 @@ def test_windows_are_learnt_from_and_predicted(text):
         trainer.predict(np.zeros((2, CONTEXT)))
 
 
+def test_windows_may_be_of_one_token(text):
+    assert fit(bigrams(), text, context=1)["test_accuracy"] == 1.0
+
+
 def test_a_table_of_predictions_has_no_room_for_a_class_of_each_token(text, tmp_path):
     trainer, output = bigrams(), tmp_path / "out.csv"
     fit(trainer, text, epochs=1)
