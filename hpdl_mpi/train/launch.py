@@ -94,9 +94,8 @@ def rehearse(
     """
     replica.learn(Feed.of(batch), loss, ranks)
     if replica.pipeline.schedule.num_microbatches > 1:
-        PackedWeights().find(
-            np.zeros((1, 1), replica.dtype), False
-        )  # the rows of one sample may be too few to ask for it
+        # the rows of one sample may be too few to ask for it
+        PackedWeights().find(np.zeros((1, 1), replica.dtype), False)
     replica.squared_gradient()
     replica.update(lr=0.0, scale=1.0)
     if replica.average:
