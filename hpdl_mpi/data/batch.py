@@ -16,6 +16,7 @@ from hpdl_mpi.data.prepare import Preparation
 from hpdl_mpi.data.prepare_tokens import TOKEN, TokenPreparation
 from hpdl_mpi.data.samples import Samples
 from hpdl_mpi.data.transform import Shape, Transform
+from hpdl_mpi.data.windows import Windows
 from hpdl_mpi.kernels.mixup import MIXED
 
 Inputs = Any
@@ -73,11 +74,10 @@ class Buffers:
         return sum(array.nbytes for array in vars(self).values() if array is not None)
 
 
-def class_shape(dataset: Samples, tokens: bool) -> Shape:
-    """Return the shape of a target of class numbers in a batch: (1,) is a plain one, unless each token has its own."""
+def class_shape(dataset: Samples) -> Shape:
+    """Return the shape of a target of class numbers in a batch: (1,) is a plain one, but in windows of one token."""
     stored = dataset.target_shape
-    each_token = tokens and stored == dataset.input_shape
-    return () if stored == (1,) and not each_token else stored
+    return () if stored == (1,) and not isinstance(dataset, Windows) else stored
 
 
 class BatchMaker:
@@ -143,7 +143,7 @@ class BatchMaker:
     def _check_targets(self) -> Shape:
         """Return the shape of one target in a batch."""
         stored = self.dataset.target_shape
-        plain = class_shape(self.dataset, self.tokens)
+        plain = class_shape(self.dataset)
         if self.classes and plain and not self.tokens:
             raise InputError(
                 "integer targets must be one class number per sample",

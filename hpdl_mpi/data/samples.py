@@ -11,7 +11,7 @@ from typing import Literal, Self
 
 import numpy as np
 
-from hpdl_mpi.base.errors import BadSample, InputError, amend
+from hpdl_mpi.base.errors import BadSample, InputError, amend, amended
 from hpdl_mpi.base.memory import check_memory
 from hpdl_mpi.data.sampler import Shuffle, epoch_order
 from hpdl_mpi.data.transform import Shape
@@ -22,8 +22,8 @@ CACHE_BYTES = 256 * 2**20
 WINDOW_BYTES = 64 * 2**20
 """Bytes of inputs that block shuffling mixes at most: a constant, so that the order depends on the data alone."""
 
-_ORDER_BYTES = 9 * 8
-"""Of each sample, while the order of an epoch is made: arrays of whole numbers."""
+_ORDER_BYTES: dict[Shuffle, int] = {"none": 8, "global": 24, "block": 48}
+"""Of each sample, while the order of an epoch is made."""
 
 Which = Literal["inputs", "targets"]
 
@@ -115,8 +115,10 @@ class Samples(abc.ABC):
         InputError
             There is not enough memory for so many samples, which a file may claim to have.
         """
-        what, remedy = f"the order of {self.num_samples:,} samples", "train on fewer samples"
-        check_memory(_ORDER_BYTES * self.num_samples, what, remedy=remedy)
+        what = f"the order of {self.num_samples:,} samples"
+        remedy = "use fewer samples, or start fewer ranks on a node"
+        with amended(f"{self.path}: "):
+            check_memory(_ORDER_BYTES.get(shuffle, 0) * self.num_samples, what, remedy=remedy)
         try:
             return epoch_order(
                 self.num_samples, self.block_starts, seed=seed, epoch=epoch, shuffle=shuffle, window=self.shuffle_window

@@ -162,7 +162,10 @@ class Pool:
 
     @contextmanager
     def restored(self) -> Iterator[None]:
-        """Release, if the context is left by an error, all that was taken in it: who holds that is gone."""
+        """Free, if the context is left by an error, all that was taken in it: who holds that is gone.
+
+        What was held before stays so, by as many as hold it then.
+        """
         before = dict(self._live)
         try:
             yield

@@ -148,7 +148,7 @@ class Source:
                 with amended("data.target_"):
                     target_shape = self.target_transform.output_shape(target_shape)
             else:
-                target_shape = class_shape(dataset, model.reads_tokens)
+                target_shape = class_shape(dataset)
             if expected is None:
                 with amended("model: "):
                     model.build(shape)

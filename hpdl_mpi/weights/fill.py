@@ -41,23 +41,27 @@ def check(file: TensorFile, model: Layer, skip: Sequence[str] = ()) -> dict[str,
         if not any(fnmatchcase(name, pattern) for name in (*expected, *file.entries)):
             raise InputError("nothing has such a name", where="init.skip", found=pattern, expected=_some(expected))
 
-    def wanted(name: str) -> bool:
-        return not any(fnmatchcase(name, pattern) for pattern in skip)
-
     body = _missing_front(file, expected)
+
+    def wanted(name: str) -> bool:
+        return not any(fnmatchcase(one, pattern) for one in (*spellings(name), body + name) for pattern in skip)
+
+    def spellings(*names: str) -> list[str]:
+        return [one for name in names for one in dict.fromkeys((name, name.removeprefix(body)))]
+
     found: dict[str, Tensor] = {}
     missing: list[str] = []
     for name, tensor in expected.items():
         if wanted(name):
-            present = [alias for alias in (name.removeprefix(body), *tensor.aliases) if alias in file.entries]
+            present = [one for one in spellings(name, *tensor.aliases) if one in file.entries]
             found |= dict.fromkeys(present[:1], tensor)
             missing += [] if present else [f"{name} {tensor.shape}"]
     if expected and not found and not missing:
         raise InputError(
             "leaves nothing to begin with", where="init.skip", found=", ".join(skip), remedy="leave out init"
         )
-    others = (name.removeprefix(body) for name in (*counters(model), *unread(model)))
-    known = {*others, *(alias for tensor in expected.values() for alias in tensor.aliases)}
+    aliases = (alias for tensor in expected.values() for alias in tensor.aliases)
+    known = set(spellings(*counters(model), *unread(model), *aliases))
     unexpected = [
         f"{name} {entry.shape}"
         for name, entry in file.entries.items()

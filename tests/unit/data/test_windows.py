@@ -151,6 +151,8 @@ def test_every_world_size_sees_the_same_batches_and_goes_on_from_any(windows, si
 
 def test_tokens_of_whole_sentences_have_one_class_or_one_for_each(write_file) -> None:
     x = np.arange(12, dtype=np.uint16).reshape(4, 3)
+    dataset = Dataset.open(write_file("one.h5", {"x": x[:, :1], "y": x[:, :1]}))
+    assert next(Loader(dataset, global_batch_size=4, tokens=True).epoch(0)).targets.shape == (4,)
     for y in (np.arange(4), np.arange(4)[:, None], np.arange(12).reshape(4, 3)):
         dataset = Dataset.open(write_file(f"{y.shape}.h5", {"x": x, "y": y}))
         batch = next(Loader(dataset, global_batch_size=4, shuffle="none", tokens=True).epoch(0))
@@ -188,11 +190,13 @@ def test_more_samples_than_can_be_put_in_order_are_refused(windows, limited: str
         raise MemoryError
 
     if limited == "memory":
-        monkeypatch.setattr("hpdl_mpi.base.memory.available", lambda: 9 * 8 * samples.num_samples - 1)
+        monkeypatch.setattr("hpdl_mpi.base.memory.available", lambda: 48 * samples.num_samples - 1)
     else:
         monkeypatch.setattr("hpdl_mpi.data.samples.epoch_order", fail)
     with pytest.raises(InputError, match=rf"the order of {samples.num_samples} samples"):
         samples.order(0, 0)
+    if limited == "memory":
+        np.testing.assert_array_equal(samples.order(0, 0, "none"), np.arange(samples.num_samples))
 
 
 def test_a_huge_label_among_those_of_tokens_is_found(write_file) -> None:

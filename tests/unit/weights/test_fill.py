@@ -149,5 +149,13 @@ def test_the_published_files_of_gpt2_are_read(tmp_path: Path) -> None:
     fill(write(tmp_path / "w.safetensors", bare | masks), model, target)
     for name, array in arrays.items():
         np.testing.assert_array_equal(target[name], array)
+    for pattern in ("wpe.*", "transformer.wpe.*"):
+        target = blank(model)
+        fill(write(tmp_path / "w.safetensors", bare | masks), model, target, [pattern])
+        assert (target["transformer.wpe.weight"] == -1).all()
+        assert (target["transformer.wte.weight"] != -1).all()
+    head = {"lm_head.weight" if name == "wte.weight" else name: array for name, array in bare.items()}
+    fill(write(tmp_path / "w.safetensors", head), model, target)
+    np.testing.assert_array_equal(target["transformer.wte.weight"], arrays["transformer.wte.weight"])
     with pytest.raises(InputError, match=r"missing: transformer\.wpe\.weight"):
         check(write(tmp_path / "w.safetensors", {key: bare[key] for key in bare if key != "wpe.weight"}), model)
