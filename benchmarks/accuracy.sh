@@ -5,11 +5,7 @@
 set -eu
 
 data=$(cd "$1" && pwd)
-cd "$(dirname "$0")/.."
-mkdir -p benchmarks/results
-result=benchmarks/results/accuracy_$(uname -n)_$(date +%Y-%m-%d).md
-scratch=$(mktemp -d)
-trap 'rm -rf "$scratch"' EXIT
+. "$(dirname "$0")/result.sh"
 
 job=jobs/resnet20_cifar10.toml
 set -- --set "data.train=$data/train" --set "data.test=$data/test"
@@ -33,5 +29,4 @@ torchrun --nproc-per-node 2 benchmarks/train_torch.py "$job" "$@" >"$scratch/tor
 print(json.dumps({"machine": describe_machine(), "versions": describe_versions("torch", "mpi4py")}, indent=2))'
     printf '```\n'
 } >"$scratch/result.md"
-mv "$scratch/result.md" "$result"
-echo "$result"
+keep

@@ -4,25 +4,19 @@
 # iproute2; elsewhere the result says why they are missing.
 set -eu
 
-cd "$(dirname "$0")/.."
-mkdir -p benchmarks/results
-result=benchmarks/results/comm_$(uname -n)_$(date +%Y-%m-%d).md
-scratch=$(mktemp -d)
-trap 'rm -rf "$scratch"' EXIT
+. "$(dirname "$0")/result.sh"
 failed=0
 
 {
     echo "# Sums over ranks, and steps with them"
     while IFS='|' read -r title launcher command; do
-        printf '\n## %s\n\n```\n' "$title"
+        printf '\n## %s\n\n' "$title"
         # shellcheck disable=SC2086 # both are words
         if COLUMNS=120 $launcher $command --json "$scratch/result.json" </dev/null >"$scratch/table.txt" 2>"$scratch/errors.txt"; then
-            cat "$scratch/table.txt"
-            printf '```\n\n<details><summary>Every figure, machine, versions and command</summary>\n\n```json\n'
-            cat "$scratch/result.json"
-            printf '```\n</details>\n'
+            measured
         else
             failed=1
+            printf '```\n'
             tail -n 5 "$scratch/errors.txt"
             printf '```\n'
         fi
@@ -37,6 +31,5 @@ Four machines on 1 Gbit/s, whose sums take half as long as a stand-in sleeps|pyt
 Four machines on 1 Gbit/s|python -m tests.cluster.hosts -n 4 --|hpdl bench allreduce --algorithm auto --sizes 4KiB,16KiB,64KiB,256KiB,1MiB,4MiB,16MiB,64MiB,128MiB
 ROWS
 } >"$scratch/result.md"
-mv "$scratch/result.md" "$result"
-echo "$result"
+keep
 exit $failed

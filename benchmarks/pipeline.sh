@@ -4,11 +4,7 @@
 # those that are timed, all unless set.
 set -eu
 
-cd "$(dirname "$0")"
-mkdir -p results
-result=results/pipeline_$(uname -n)_$(date +%Y-%m-%d).md
-scratch=$(mktemp -d)
-trap 'rm -rf "$scratch"' EXIT
+. "$(dirname "$0")/result.sh"
 
 {
     echo "# A training step on a pipeline of two ranks"
@@ -16,11 +12,8 @@ trap 'rm -rf "$scratch"' EXIT
         case " ${MODELS:-$model} " in *" $model "*) ;; *) continue ;; esac
         COLUMNS=120 ${MPIRUN:-mpirun} -n 2 hpdl bench pipeline --model "$model" --microbatches 8 \
             --microbatch-size "$size" --schedule "$schedule" --vs "$vs" --json "$scratch/result.json" "$@" </dev/null >"$scratch/table.txt"
-        printf '\n## %s, micro-batches of %s: %s against %s\n\n```\n' "$model" "$size" "$schedule" "$vs"
-        cat "$scratch/table.txt"
-        printf '```\n\n<details><summary>Every turn, machine, versions and command</summary>\n\n```json\n'
-        cat "$scratch/result.json"
-        printf '```\n</details>\n'
+        printf '\n## %s, micro-batches of %s: %s against %s\n\n' "$model" "$size" "$schedule" "$vs"
+        measured
     done <<ROWS
 mlp_deep 64 1f1b torch-pipelining
 mlp_deep 64 interleaved torch-pipelining
@@ -32,5 +25,4 @@ gpt_small 2 zb-h1 1f1b
 gpt_small 2 interleaved 1f1b
 ROWS
 } >"$scratch/result.md"
-mv "$scratch/result.md" "$result"
-echo "$result"
+keep

@@ -4,11 +4,7 @@
 # A row that fails is said so in the result; the others are measured all the same.
 set -eu
 
-cd "$(dirname "$0")"
-mkdir -p results
-result=results/step_$(uname -n)_$(date +%Y-%m-%d).md
-scratch=$(mktemp -d)
-trap 'rm -rf "$scratch"' EXIT
+. "$(dirname "$0")/result.sh"
 failed=0
 
 {
@@ -19,11 +15,7 @@ failed=0
         # shellcheck disable=SC2086 # the options are words
         if hpdl bench step --model "$model" --batch "$batch" $options --json "$scratch/result.json" "$@" </dev/null \
             >"$scratch/table.txt"; then
-            printf '```\n'
-            cat "$scratch/table.txt"
-            printf '```\n\n<details><summary>Every turn, machine, versions and command</summary>\n\n```json\n'
-            cat "$scratch/result.json"
-            printf '```\n</details>\n'
+            measured
         else
             failed=1
             echo "It failed."
@@ -48,6 +40,5 @@ resnet18_cifar 64 --vs torch-bf16
 resnet18_cifar 64 --vs exact
 ROWS
 } >"$scratch/result.md"
-mv "$scratch/result.md" "$result"
-echo "$result"
+keep
 exit $failed

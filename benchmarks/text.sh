@@ -4,11 +4,7 @@
 # Usage: benchmarks/text.sh [options of hpdl bench generate]; MPIRUN names another mpirun.
 set -eu
 
-cd "$(dirname "$0")/.."
-mkdir -p benchmarks/results
-result=benchmarks/results/text_$(uname -n)_$(date +%Y-%m-%d).md
-scratch=$(mktemp -d)
-trap 'rm -rf "$scratch"' EXIT
+. "$(dirname "$0")/result.sh"
 
 ours() { # seed, file for what it prints; other options
     seed=$1 log=$2
@@ -44,11 +40,7 @@ ours 0 "$scratch/log" --set training.steps=20 >"$scratch/loss" # kernels are com
         row theirs $seed
     done
     hpdl bench generate --vs transformers --json "$scratch/result.json" "$@" </dev/null >"$scratch/table.txt"
-    printf '\nText of `gpt2_124m`, token by token:\n\n```\n'
-    cat "$scratch/table.txt"
-    printf '```\n\n<details><summary>Every turn, machine, versions and command</summary>\n\n```json\n'
-    cat "$scratch/result.json"
-    printf '```\n</details>\n'
+    printf '\nText of `gpt2_124m`, token by token:\n\n'
+    measured
 } >"$scratch/result.md"
-mv "$scratch/result.md" "$result"
-echo "$result"
+keep
