@@ -10,14 +10,14 @@ ours() { # seed, file for what it prints; other options
     seed=$1 log=$2
     shift 2
     ${MPIRUN:-mpirun} -n 2 hpdl train jobs/gpt_shakespeare.toml --set seed="$seed" --run-dir "$scratch/run" "$@" \
-        </dev/null >"$log" 2>&1
-    python -c 'import json, sys; print(json.load(open(sys.argv[1]))["test_loss"])' "$scratch/run/summary.json"
-    rm -r "$scratch/run"
+        </dev/null >"$log" 2>&1 &&
+        python -c 'import json, sys; print(json.load(open(sys.argv[1]))["test_loss"])' "$scratch/run/summary.json" &&
+        rm -r "$scratch/run"
 }
 
 theirs() { # seed, file for what it prints
-    python benchmarks/nanogpt_torch.py data/shakespeare --seed "$1" >"$2"
-    tail -n 1 "$2" | python -c 'import json; print(json.loads(input())["test_loss"])'
+    python benchmarks/nanogpt_torch.py data/shakespeare --seed "$1" >"$2" &&
+        tail -n 1 "$2" | python -c 'import json; print(json.loads(input())["test_loss"])'
 }
 
 row() { # whose, seed

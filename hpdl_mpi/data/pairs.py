@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
 from collections.abc import Sequence
 
 import numpy as np
 
-from hpdl_mpi.base.errors import InputError
+from hpdl_mpi.base.errors import InputError, amended
+from hpdl_mpi.base.memory import aligned, check_memory
 from hpdl_mpi.data.dataset import Dataset
 from hpdl_mpi.data.hdf5 import ShardArray, ShardFiles, reading
 from hpdl_mpi.data.samples import CACHE_BYTES
@@ -46,8 +48,10 @@ class Pairs(Dataset):
     ) -> None:
         super().__init__(path, files, names, shards, cache_bytes)
         self.source_lengths, self.target_lengths = lengths
-        digest = hashlib.sha256(np.stack(lengths).tobytes()).hexdigest()
-        self.fingerprint = fingerprint(names, shards, digest)
+        digest = hashlib.sha256()
+        for values in lengths:
+            digest.update(values.data)
+        self.fingerprint = fingerprint(names, shards, digest.hexdigest())
 
     @classmethod
     def open(
@@ -73,7 +77,7 @@ class Pairs(Dataset):
         Raises
         ------
         InputError
-            What `open_arrays` finds, arrays of another kind, or a length that cannot be.
+            What `open_arrays` finds, arrays of another kind, a length that cannot be, or not enough memory for all.
         """
         names = inputs, targets
         files, shards = open_arrays(path, (*names, *map(length_name, names)))
@@ -86,20 +90,25 @@ class Pairs(Dataset):
                     expected=f"integers of shape {'(length,)' if dims else '()'}",
                     remedy="leave out data.pairs, or convert pairs with hpdl data convert --pairs",
                 )
-        lengths = [_read_lengths(files, length_name(name)) for name in names]
+        counts = [arrays[0].count for arrays in shards]
+        remedy = "use fewer pairs, or start fewer ranks on a node"
+        with amended(f"{path}: "):
+            check_memory(2 * 8 * sum(counts), f"the lengths of {sum(counts):,} pairs", remedy=remedy)
+            lengths = [_read_lengths(files, length_name(name), counts) for name in names]
         for name, kind, values, array in zip(names, LEAST, lengths, shards[0], strict=False):
             _check_lengths(f"{path}: {length_name(name)}", values, LEAST[kind], array.shape[0])
         return cls(path, files, names, [arrays[:2] for arrays in shards], cache_bytes, (lengths[0], lengths[1]))
 
 
-def _read_lengths(files: ShardFiles, name: str) -> np.ndarray:
-    """Return a flat array of integers, of all shards."""
-    parts = []
-    for index, path in enumerate(files.paths):
+def _read_lengths(files: ShardFiles, name: str, counts: Sequence[int]) -> np.ndarray:
+    """Return a flat array of integers, of all shards, which have so many each."""
+    lengths = aligned(sum(counts), np.int64)
+    starts = itertools.accumulate(counts, initial=0)
+    for index, (path, count, start) in enumerate(zip(files.paths, counts, starts, strict=False)):
         with reading(f"{path}: {name}"):
-            parts.append(files[index][name][:].astype(np.int64))
+            files[index][name].read_direct(lengths[start : start + count])
     files.close()
-    return np.concatenate(parts)
+    return lengths
 
 
 def _check_lengths(where: str, lengths: np.ndarray, least: int, most: int) -> None:

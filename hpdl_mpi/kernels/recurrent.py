@@ -13,6 +13,7 @@ from hpdl_mpi.kernels.emit import memory_of
 from hpdl_mpi.kernels.jit import inline, kernel, parallel_kernel
 from hpdl_mpi.kernels.packed import multiply_packed, pack
 from hpdl_mpi.kernels.recurrent_cells import cell_backward, cell_forward
+from hpdl_mpi.kernels.rows import copy_row
 from hpdl_mpi.kernels.vector import ROWS
 
 
@@ -21,13 +22,6 @@ def _share(samples, part, parts):
     """Return the first sample of one of `parts` shares, and the last + 1, in whole tiles of a product."""
     tiles = -(-samples // ROWS)
     return min(samples, part * tiles // parts * ROWS), min(samples, (part + 1) * tiles // parts * ROWS)
-
-
-@kernel
-def _copy(source, target):
-    """target[:] = source, as far as there is a target."""
-    for j in range(target.size):
-        target[j] = source[j]
 
 
 @kernel
@@ -45,7 +39,7 @@ def _row(memory, number, width):
 @kernel
 def _is_there(mask, sample, step):
     """Return whether a sample has a step: all have, where there is no mask."""
-    return mask.shape[1] == 0 or mask[sample, step] != 0
+    return mask.shape[1] == 0 or mask[sample, step] > 0
 
 
 @kernel
@@ -61,7 +55,7 @@ def _forward(cell, gates, size, packed, bias, mask, reverse, products, state, be
         for i in range(start, stop):
             number = i * steps + t
             own = _row(states, i, widths[2])
-            _copy(own, _row(all_before, number, widths[3]))
+            copy_row(own, _row(all_before, number, widths[3]))
             output = _row(outputs, number, widths[4])[first : first + size]
             if _is_there(mask, i, t):
                 of_input, of_state = _row(all_gates, number, widths[0]), _row(all_products, i, widths[1])

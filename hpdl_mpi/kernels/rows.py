@@ -13,6 +13,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from hpdl_mpi.kernels.emit import INDEX, Emitter, element_pointer, index
+from hpdl_mpi.kernels.jit import kernel
 
 
 def _each_vector(emit: Emitter, count: Any, body: Callable[[Any, Any], None]) -> None:
@@ -97,3 +98,10 @@ def scale_row(typing_context, row, factor):
         return context.get_dummy_value()
 
     return types.void(row, row.dtype), generate
+
+
+@kernel
+def copy_row(source, target):
+    """target[:] = source, as far as there is a target."""
+    for j in range(target.size):
+        target[j] = source[j]

@@ -44,7 +44,10 @@ def normalize_rows(x, weight, bias, eps, moments, y):
             rest += difference
         rest /= count  # what the mean lacks
         mean += rest
-        inverse = one / math.sqrt(squares / count - rest * rest + x.dtype.type(eps))
+        variance = squares / count - rest * rest
+        if variance < 0:  # by rounding, where all are nearly the same
+            variance = x.dtype.type(0)
+        inverse = one / math.sqrt(variance + x.dtype.type(eps))
         moments[p, 0], moments[p, 1] = mean, inverse
         for c in range(source.size):
             target[c] = (source[c] - mean) * inverse * weight[c] + bias[c]
@@ -104,6 +107,8 @@ def _group_moments(partial, pixels, eps):
             rest = partial[block, 2, c] / count
             difference = partial[block, 0, c] + rest - mean
             squares += partial[block, 1, c] + (difference * difference - rest * rest) * count
+    if squares < 0:  # by rounding, where all are nearly the same
+        squares = 0.0
     return mean, 1 / math.sqrt(squares / (pixels * channels) + eps)
 
 

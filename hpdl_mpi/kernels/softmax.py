@@ -9,7 +9,7 @@ from numba import prange
 from hpdl_mpi.kernels.elementary import exp
 from hpdl_mpi.kernels.elementwise import lies_at
 from hpdl_mpi.kernels.jit import inline, kernel, parallel_kernel
-from hpdl_mpi.kernels.rows import largest
+from hpdl_mpi.kernels.rows import copy_row, largest
 
 
 @inline
@@ -84,12 +84,6 @@ def _exponentials(row, top):
 
 
 @kernel
-def _copy(row, out):
-    for j in range(row.size):
-        out[j] = row[j]
-
-
-@kernel
 def _row_loss(logits, target, other, part, smoothing, scale, dlogits):
     """Return the loss of a row, and how many classes are predicted before each of its two targets; write the gradient.
 
@@ -108,7 +102,7 @@ def _row_loss(logits, target, other, part, smoothing, scale, dlogits):
         total = _sum_exponentials(logits, top)
     else:
         if not lies_at(logits, dlogits):
-            _copy(logits, dlogits)
+            copy_row(logits, dlogits)
         total = _exponentials(dlogits, top)
     log_total = math.log(total)
     loss = -own * part * (value - top - log_total) - even * (distances - count * log_total)

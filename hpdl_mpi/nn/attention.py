@@ -67,14 +67,23 @@ class _Attention(Layer):
 
     def _forward(self, inputs: tuple[np.ndarray, ...], mask: np.ndarray | None, ctx: Context) -> np.ndarray:
         layout, dtype = self._layout(inputs), inputs[0].dtype
-        if mask is not None and mask.dtype != dtype:
-            raise self.refuse("a mask of another dtype", found=mask.dtype, expected=f"{dtype}, that of what it hides")
+        self._require_mask(mask, inputs[-1])
         visible = np.zeros((len(inputs[0]), 0), dtype) if mask is None else mask
         sources = [inputs[number] for number in self._sources]
         y, norms = self._attend(sources, layout, self._offset(int(layout[0, 2])), visible, ctx)
         ctx.save(inputs=inputs, visible=visible, y=y, norms=norms)
         ctx.release(norms)
         return y
+
+    def _require_mask(self, mask: np.ndarray | None, hidden: np.ndarray) -> None:
+        """Raise if there is a mask that is none of what holds the keys."""
+        shape, dtype = hidden.shape[:2], hidden.dtype
+        if mask is not None and (mask.shape != shape or mask.dtype != dtype):
+            raise self.refuse(
+                "a mask of something else",
+                found=f"shape {mask.shape}, {mask.dtype}",
+                expected=f"shape {shape}, {dtype}, as what it hides",
+            )
 
     def _attend(
         self, sources: list[np.ndarray], layout: np.ndarray, offset: int, visible: np.ndarray, ctx: Context
@@ -153,8 +162,8 @@ class SelfAttention(_Attention):
 
     Samples are of shape (steps, (num_heads + 2 num_kv_heads) dim): the queries of all heads, their keys, their values.
     The result has shape (steps, num_heads dim). A mask, (steps,), may follow as a second member, if it is `masked`:
-    steps where it is not above 0 are not looked at. It has the dtype of the samples. A step that sees nothing at all
-    gets zeros.
+    steps where it is not above 0 have no weight; what stands there must be finite. It has the dtype of the samples. A
+    step that sees nothing at all gets zeros.
 
     Parameters
     ----------
@@ -292,5 +301,6 @@ class CrossAttention(_Attention):
     def forward(self, x: Any, ctx: Context) -> np.ndarray:
         queries, memory, *mask = x
         if ctx.remembers and queries.shape[1] == 1:
+            self._require_mask(mask[0] if mask else None, memory)
             return self._attend_one(queries, memory, memory.shape[1], mask[0] if mask else None, ctx)
         return self._forward((queries, memory), mask[0] if mask else None, ctx)

@@ -124,7 +124,7 @@ class Context:
     addend : Addend or None
         What a layer that `adds` is to add to its output.
     remembered : dict
-        What `remember` keeps until `forget`: pairs of an array, and whether it grows.
+        What `remember` keeps until the decoder forgets: pairs of an array, and whether it grows.
     donated : bool
         Whether a layer that works `in_place` may do so: whoever calls it needs what it hands over, x or dy, no more.
     """

@@ -241,19 +241,23 @@ class CrossLinear(Layer):
         return (weight[:first], bias[:first]), (weight[first:], bias[first:])
 
     def forward(self, x: Any, ctx: Context) -> Any:
-        results = []
-        for name, array, (weight, bias) in zip(("queries", "memory"), x, self._parts(self.params), strict=True):
-            y = ctx.recall(name)  # while a sequence comes in pieces the memory is the same for all of them
-            if y is None:
-                y = ctx.take((*array.shape[:-1], len(weight)), array.dtype)
-                matmul(as_matrix(array), weight, as_matrix(y), trans_b=True, bias=bias, packer=ctx.batch.packer)
-                if ctx.remembers and name == "memory":
-                    ctx.remember(name, y)
-            else:
-                ctx.retain(y)
-            results.append(y)
+        (array, memory), (of_queries, of_memory) = x, self._parts(self.params)
+        queries, known = self._project(array, of_queries, ctx), ctx.recall("memory")
+        if known is None:
+            known = self._project(memory, of_memory, ctx)
+            if ctx.remembers:  # while a sequence comes in pieces the memory is the same for all of them
+                ctx.remember("memory", known)
+        else:
+            ctx.retain(known)
         ctx.save(x=x)
-        return tuple(results)
+        return queries, known
+
+    @staticmethod
+    def _project(x: np.ndarray, part: tuple[np.ndarray, np.ndarray], ctx: Context) -> np.ndarray:
+        weight, bias = part
+        y = ctx.take((*x.shape[:-1], len(weight)), x.dtype)
+        matmul(as_matrix(x), weight, as_matrix(y), trans_b=True, bias=bias, packer=ctx.batch.packer)
+        return y
 
     def backward_input(self, dy: Any, ctx: Context) -> Any:
         ctx.save(dy=dy)

@@ -8,7 +8,7 @@ first values of parameters are PyTorch's too. The number of steps may differ fro
 sample has a step and 0 in the padding behind its last one. A step that is not there leaves the state as it is, and y
 is 0 there; so the reverse direction begins at each sample's last step, as with PyTorch's packed sequences, and a sample
 of padding alone gives zeros. What x holds there has no influence, but must be finite. Holes are passed by in the same
-way; there are no steps by halves, any number but 0 counts as 1.
+way; there are no steps by halves, any number above 0 counts as 1.
 
 *Carried state.* With `carry` the output ends in the states after the last step, ``(y, h)`` or ``(y, h, c)``, and the
 activation may end in those before the first one, which else are zeros: ``(x, mask, h, c) -> (y, mask, h, c)``, with

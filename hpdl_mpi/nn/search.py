@@ -45,7 +45,7 @@ class Sampling:
     """Draws tokens by their probabilities.
 
     The draw for a token depends on the seed, the sequence and how many tokens it has got, so a sequence is the same in
-    whatever company.
+    whatever company, as long as none is longer than the context.
 
     Attributes
     ----------
@@ -81,6 +81,9 @@ class Sampling:
         if self._heap.size != vocabulary:
             self._heap = np.empty(vocabulary, np.int64)
         streams = np.arange(n) if self.streams is None else self.streams
+        if streams.shape != (n,) or streams.dtype != np.int64:
+            found = f"shape {streams.shape}, {streams.dtype}"
+            raise InputError("no numbers of the sequences", where="streams", found=found, expected=f"int64 ({n},)")
         tokens = np.empty(n, np.int64)
         draw(logits, self.temperature, self.top_k, self.top_p, self._key, streams, numbers, self._heap, tokens)
         return _clear(tokens)

@@ -334,7 +334,8 @@ def _remarks(assembly: Assembly, course: Course, loader: Loader, num_steps: int)
     if num_parts > share:
         yield f"{num_parts:,} micro-batches share {counted(share, 'sample')}: in every step, some of them are empty"
     if course.init is not None and replica.step == 0:
-        count = len(weights.check(weights.TensorFile(course.init), replica.model, course.init_skip))
+        found = weights.check(weights.TensorFile(course.init), replica.model, course.init_skip)
+        count = len({tensor.name for tensor in found.values()})
         yield f"begins with {count} of {len(weights.tensors(replica.model))} tensors from {in_line(course.init)}"
 
 

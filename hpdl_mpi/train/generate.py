@@ -66,8 +66,9 @@ class TextStream:
         text = self._tokenizer.decode(self._line)
         settled = text[self._shown :] if not text.endswith(REPLACEMENT) else ""
         self._shown += len(settled)
-        if settled.endswith("\n"):  # no token before it says how those behind it are written
-            self._line, self._shown = [], 0
+        if settled.endswith("\n"):  # of what is before it the last token alone says how those behind are written
+            self._line = self._line[-1:]
+            self._shown = len(self._tokenizer.decode(self._line))
         return settled
 
     def end(self) -> str:

@@ -107,7 +107,7 @@ def translations(
 ) -> list[np.ndarray]:
     """Return the tokens that a model makes of sources, int64 (length,) each, in their order, without bos and eos.
 
-    A target is at most as long as the longest of training.
+    A target is at most as long as the longest of training, rounded up as batches are; see `data.pair_batch`.
 
     Parameters
     ----------

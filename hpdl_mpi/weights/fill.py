@@ -54,14 +54,13 @@ def check(file: TensorFile, model: Layer, skip: Sequence[str] = ()) -> dict[str,
     for name, tensor in expected.items():
         if wanted(name):
             present = [one for one in spellings(name, *tensor.aliases) if one in file.entries]
-            found |= dict.fromkeys(present[:1], tensor)
+            found |= dict.fromkeys((*present[:1], *filter(wanted, present[1:])), tensor)
             missing += [] if present else [f"{name} {tensor.shape}"]
     if expected and not found and not missing:
         raise InputError(
             "leaves nothing to begin with", where="init.skip", found=", ".join(skip), remedy="leave out init"
         )
-    aliases = (alias for tensor in expected.values() for alias in tensor.aliases)
-    known = set(spellings(*counters(model), *unread(model), *aliases))
+    known = set(spellings(*counters(model), *unread(model)))
     unexpected = [
         f"{name} {entry.shape}"
         for name, entry in file.entries.items()
@@ -104,10 +103,14 @@ def fill(file: TensorFile, model: Layer, arrays: Mapping[str, np.ndarray], skip:
     Raises
     ------
     InputError
-        What `check` raises, or a number is none, or too large, or too small.
+        What `check` raises, or a number is none, or too large, or too small, or what is one in the model differs.
     """
+    names: dict[str, str] = {}
     for name, tensor in check(file, model, skip).items():
-        if tensor.name in arrays:
+        if tensor.name in names:
+            _require_same(file, name, names[tensor.name], tensor, arrays[tensor.name])
+        elif tensor.name in arrays:
+            names[tensor.name] = name
             target = arrays[tensor.name]
             with np.errstate(over="ignore"):  # it is looked for below
                 tensor.inward(file.read(name), target)
@@ -124,6 +127,20 @@ def fill(file: TensorFile, model: Layer, arrays: Mapping[str, np.ndarray], skip:
                     found=target.min(),
                     expected=f"at least {tensor.parameter.least:g}",
                 )
+
+
+def _require_same(file: TensorFile, name: str, first: str, tensor: Tensor, values: np.ndarray) -> None:
+    """Raise if a tensor of the file has other values than the one of which the model has it."""
+    other = np.empty_like(values)
+    tensor.inward(file.read(name), other)
+    if not np.array_equal(other, values):
+        raise InputError(
+            "two tensors differ that are one in the model",
+            where=file.path,
+            found=f"{first} and {name}",
+            expected="the same numbers",
+            remedy=f"take a model where they are not tied, or leave one out: --init-skip {name}",
+        )
 
 
 def _mismatched(file: TensorFile, found: Mapping[str, Tensor]) -> Iterator[str]:

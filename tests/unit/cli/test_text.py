@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 import shutil
 
 import pytest
 
+from hpdl_mpi.cli.text import generate
+from hpdl_mpi.train.generate import Wanted
 from tests.unit.cli.test_runs import hpdl, refuse, succeed
 
 JOB = """
@@ -127,3 +130,8 @@ def test_a_run_on_pairs_writes_targets(tmp_path):
     assert len((tmp_path / "run/predictions.tsv").read_text().splitlines()) == 27
     assert "the run is none of a language model. Found one on pairs" in refuse("generate", tmp_path / "run")
     assert "Name a .txt or .tsv file" in refuse("predict", tmp_path / "run", tmp_path / "data")
+
+
+def test_the_options_of_text_are_those_of_python():
+    wanted, options = vars(Wanted()), inspect.signature(generate).parameters
+    assert {name: options[name].default for name in wanted} == wanted

@@ -125,6 +125,13 @@ def test_ranks_get_what_they_read(pairs) -> None:
     assert loader.nbytes < Loader(pairs, global_batch_size=8).nbytes / 4
 
 
+def test_lengths_of_more_pairs_than_there_is_memory_for_are_refused(tmp_path, monkeypatch) -> None:
+    write_pairs(tmp_path)
+    monkeypatch.setattr(memory, "available", lambda: 16 * COUNT - 1)
+    with pytest.raises(InputError, match=r"not enough memory for the lengths of 37 pairs.*Use fewer pairs"):
+        Pairs.open(tmp_path)
+
+
 def test_batches_of_like_lengths_have_little_padding(tmp_path) -> None:
     stored = write_pairs(tmp_path, (1000,), longest=60)
     data = Pairs.open(tmp_path)

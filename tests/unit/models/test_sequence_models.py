@@ -16,7 +16,7 @@ from hpdl_mpi.models import bert, gpt, gpt2_124m, llama, lstm_lm, rnn_lm, seq2se
 from hpdl_mpi.nn import CrossEntropy, Layer, Layout, Sequential, joined_members, member_shapes, members
 from hpdl_mpi.optim import SGD, Adam
 from hpdl_mpi.parallel import ProcessGrid, Replica, TrainingStep
-from hpdl_mpi.parallel.pipeline import Pipeline, make_schedule
+from hpdl_mpi.parallel.pipeline import FAMILIES, Pipeline, make_schedule
 
 VOCABULARY = 7
 BATCH = 8
@@ -82,12 +82,11 @@ def batch(subject: Subject, output_shape: tuple[int, ...], left_out: int = 0) ->
     return joined_members(tuple(arrays)), targets
 
 
-def train(comm: Communicator, subject: Subject, dp: int, cut: int | None) -> Outcome:
+def train(comm: Communicator, subject: Subject, dp: int, *cuts: int, schedule: str = "1f1b") -> Outcome:
     """Take two steps on a grid of all ranks, the second one with shorter texts, and predict. Collective."""
     grid = ProcessGrid(comm, {"pp": comm.size // dp, "dp": dp})
     try:
-        schedule = make_schedule("1f1b", comm.size // dp, MICRO_BATCHES)
-        pipeline = Pipeline(grid.axis("pp"), schedule, () if cut is None else (cut,))
+        pipeline = Pipeline(grid.axis("pp"), make_schedule(schedule, comm.size // dp, MICRO_BATCHES), cuts)
         replica = Replica(subject.make(), subject.shape, SGD(0.1), dtype=np.float64, seed=0, pipeline=pipeline)
         learn = TrainingStep(replica, CrossEntropy(ignore_index=IGNORED), grid)
         ids = np.arange(BATCH) + 100
@@ -128,7 +127,7 @@ def alone() -> Callable[[Subject], Outcome]:
 
     def outcome(subject: Subject) -> Outcome:
         if id(subject) not in found:
-            found[id(subject)] = train(SingleCommunicator(), subject, 1, None)
+            found[id(subject)] = train(SingleCommunicator(), subject, 1)
         return found[id(subject)]
 
     return outcome
@@ -154,6 +153,32 @@ def test_pipelines_side_by_side_train_as_one_rank_does(subject: Subject, alone: 
     whole, model = alone(subject), subject.make()
     cut = len(model.children) // 2
     for part in run_threads(4, lambda comm: train(comm, subject, 2, cut)):
+        for name, values in part.arrays.items():
+            np.testing.assert_allclose(values, whole.arrays[name], rtol=0, atol=SUMS, err_msg=name)
+        np.testing.assert_allclose(part.losses, whole.losses, rtol=SUMS)
+        np.testing.assert_allclose(part.predictions, whole.predictions, rtol=0, atol=10 * SUMS)
+
+
+def scheduled() -> list[Any]:
+    """Return each subject with each other schedule for which it has layers enough, and cuts into parts of like size."""
+    found = []
+    for name, subject in SUBJECTS.items():
+        layers = len(subject.make().children)
+        for schedule in sorted(FAMILIES.keys() - {"1f1b"}):
+            stages = 2 * FAMILIES[schedule].min_chunks
+            cuts = [layers * stage // stages for stage in range(1, stages)]
+            found += [pytest.param(subject, schedule, cuts, id=f"{name}, {schedule}")] * (layers >= stages)
+    return found
+
+
+@pytest.mark.parametrize(("subject", "schedule", "cuts"), scheduled())
+def test_other_schedules_train_as_one_rank_does(
+    subject: Subject, schedule: str, cuts: list[int], alone: Callable[[Subject], Outcome]
+) -> None:
+    whole = alone(subject)
+    parts = run_threads(2, lambda comm: train(comm, subject, 1, *cuts, schedule=schedule))
+    assert {name for part in parts for name in part.arrays} == whole.arrays.keys()
+    for part in parts:
         for name, values in part.arrays.items():
             np.testing.assert_allclose(values, whole.arrays[name], rtol=0, atol=SUMS, err_msg=name)
         np.testing.assert_allclose(part.losses, whole.losses, rtol=SUMS)

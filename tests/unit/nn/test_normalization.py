@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from hpdl_mpi.kernels import normalization as kernel
+from hpdl_mpi.kernels import sample_norm
 from hpdl_mpi.nn import BatchNorm2d, GroupNorm, Layer, LayerNorm, Recompute, ReLU, ReLU6, Sequential
 from tests import reference as ref
 from tests.unit.nn.rig import Case, Rig
@@ -142,3 +143,18 @@ def test_samples_of_large_numbers_are_normalised_accurately(case: Case) -> None:
     x = (1e4 + rig.x).astype(np.float32)
     expected = case.twin(x.astype(float), rig.named_params)
     np.testing.assert_allclose(rig.output(x), expected, rtol=0, atol=4 * 1e4 * 2.0**-24 * np.abs(rig.params).max())
+
+
+@pytest.mark.parametrize("eps", [1e-12, 1e-5])
+def test_rows_of_one_number_each_have_no_variance_below_zero(eps: float) -> None:
+    """It is the difference of two sums, which rounding may turn round; what is no number must stay so."""
+    values = (10 ** np.random.default_rng(0).uniform(4, 9, size=400)).astype(np.float32)
+    x = np.repeat(values, 768).reshape(-1, 768)
+    one, y = np.ones(768, np.float32), np.empty_like(x)
+    moments = np.empty((400, 2), np.float32)
+    sample_norm.normalize_rows(x, one, 0 * one, eps, moments, y)
+    assert np.isfinite(y).all()
+    x[7, 5] = np.nan
+    sample_norm.normalize_rows(x, one, 0 * one, eps, moments, y)
+    assert np.isnan(y[7]).all()
+    assert np.isfinite(np.delete(y, 7, axis=0)).all()

@@ -118,6 +118,12 @@ def test_a_draw_depends_on_seed_sequence_and_number_alone() -> None:
     assert len({drawn(*place) for place in places}) == len(places)
 
 
+@pytest.mark.parametrize("streams", [np.arange(1), np.arange(3.0), np.arange(3)[:, None]])
+def test_streams_are_one_of_each_sequence(streams: np.ndarray) -> None:
+    with pytest.raises(InputError, match=r"streams: no numbers of the sequences\. Found .*; expected int64 \(3,\)"):
+        Sampling(streams=streams)(np.zeros((3, 4)), np.zeros(3, np.int64))
+
+
 def test_what_is_impossible_is_never_drawn() -> None:
     row = np.full((1, 6), -np.inf, np.float32)
     row[0, [1, 4]] = 0

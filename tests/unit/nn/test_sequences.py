@@ -115,8 +115,23 @@ def test_a_mask_hides_steps_from_all_that_look() -> None:
 @pytest.mark.parametrize("dtype", [bool, np.int64, np.float32])
 def test_a_mask_of_another_dtype_is_refused(dtype: type) -> None:
     bench = Bench(SelfAttention(2, 2), np.zeros((N, 5, 24)), MASK)
-    with pytest.raises(InputError, match=rf"a mask of another dtype\. Found {np.dtype(dtype)}; expected float64"):
+    message = rf"a mask of something else\. Found shape \(3, 5\), {np.dtype(dtype)}; expected shape \(3, 5\), float64"
+    with pytest.raises(InputError, match=message):
         bench.run(np.zeros((N, 5, 24)), MASK.astype(dtype))
+
+
+@pytest.mark.parametrize("shape", [(N, 4), (N, 6), (N - 1, 5)])
+def test_a_mask_of_other_steps_is_refused(shape: tuple[int, int]) -> None:
+    bench, across = Bench(SelfAttention(2, 2), np.zeros((N, 5, 24)), MASK), (np.zeros((N, 2, 8)), np.zeros((N, 5, 16)))
+    with pytest.raises(
+        InputError, match=r"a mask of something else\. Found shape .*; expected shape \(3, 5\), float64"
+    ):
+        bench.run(np.zeros((N, 5, 24)), np.ones(shape))
+    bench = Bench(CrossAttention(2, 2), *across, MASK)
+    with pytest.raises(
+        InputError, match=r"a mask of something else\. Found shape .*; expected shape \(3, 5\), float64"
+    ):
+        bench.run(*across, np.ones(shape))
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])

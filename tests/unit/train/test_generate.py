@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
+
 import h5py
 import numpy as np
 import pytest
+import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -29,10 +32,21 @@ SYMBOLS = "\nabcde"
 CONTEXT = 8
 ALPHABET = Characters(SYMBOLS)
 
+
+def _of_blanks() -> BytePairs:
+    """Return a tokenizer whose words begin with their blank, but for that of a text's first one."""
+    pieces = ["\n", *"abcdefg日é", "\u2581"]
+    inner = tokenizers.Tokenizer(tokenizers.models.BPE({piece: i for i, piece in enumerate(pieces)}, []))
+    inner.pre_tokenizer = tokenizers.pre_tokenizers.Metaspace()
+    inner.decoder = tokenizers.decoders.Metaspace()
+    return BytePairs(json.loads(inner.to_str()))
+
+
 TOKENIZERS: dict[str, Tokenizer] = {
     "characters": Characters("\n abcdefgé日"),
     "words": Words(["\n", "a", "bc", "déf", "g日"], ["unk"]),
     "bpe": BytePairs.learnt(["a déf g日 bc\na déf g日\n"] * 3, 270),
+    "blanks that are dropped at the begin": _of_blanks(),
 }
 
 texts = st.lists(st.sampled_from(["a", "bc", "déf", "g日", "\n"]), max_size=12).map(" ".join)

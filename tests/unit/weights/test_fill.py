@@ -139,6 +139,20 @@ def test_tied_parameters_are_read_under_either_name(tmp_path: Path, names: list[
     np.testing.assert_array_equal(target["0.weight"], np.eye(3))
 
 
+def test_what_is_tied_must_be_the_same_in_a_file(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Linear(3, bias=False), nn.ReLU(), nn.Linear(3, bias=False)).tie("2.weight", to="0.weight")
+    model.build((3,))
+    file = write(tmp_path / "w.safetensors", {"0.weight": np.eye(3), "2.weight": np.ones((3, 3))})
+    message = r"two tensors differ that are one in the model\. Found 0\.weight and 2\.weight; .* --init-skip 2\.weight"
+    with pytest.raises(InputError, match=message):
+        fill(file, model, blank(model))
+    target = blank(model)
+    fill(file, model, target, ["2.*"])
+    np.testing.assert_array_equal(target["0.weight"], np.eye(3))
+    with pytest.raises(InputError, match=r"different: 2\.weight"):
+        check(write(tmp_path / "w.safetensors", {"0.weight": np.eye(3), "2.weight": np.ones((3, 2))}), model)
+
+
 def test_the_published_files_of_gpt2_are_read(tmp_path: Path) -> None:
     model = gpt(11, 5, layers=2, heads=2, width=8)
     model.build((5,))
