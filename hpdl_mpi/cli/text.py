@@ -66,6 +66,8 @@ def generate(
             typer.echo()
             if sample < num_samples - 1:
                 typer.echo("---")
+    if (tokenizer.encode(prompt) == tokenizer.unk).any():
+        typer.echo("what is not in the vocabulary was taken for an unknown: in --prompt", err=True)
 
 
 def predict_lines(

@@ -45,6 +45,9 @@ def find_shards(path: str | os.PathLike[str]) -> list[Path]:
         what = "no .h5 or .hdf5 file in the folder" if folder.is_dir() else "no such file, folder or match of a pattern"
         seen_from = None if folder.is_absolute() else f"a path that counts from {Path.cwd()}"
         remedy = "give a folder of shards, a glob or one .h5 file; `hpdl data convert` makes one from other formats"
+        inner = sorted({file.parent.name for suffix in SUFFIXES for file in folder.glob(f"*/*{suffix}")})
+        if inner:
+            remedy = f"name one of the folders in it: {', '.join(inner[:9])}"
         raise InputError(what, where=path, found=seen_from, remedy=remedy)
     return files
 

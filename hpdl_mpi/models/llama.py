@@ -5,6 +5,7 @@ The weights have the names of ``LlamaForCausalLM`` in `transformers`.
 
 from __future__ import annotations
 
+from hpdl_mpi.base.errors import require
 from hpdl_mpi.models.blocks import added, require_counts, require_heads
 from hpdl_mpi.nn import (
     Embedding,
@@ -61,6 +62,7 @@ def llama(
     require_counts(vocabulary=vocabulary, layers=layers, heads=heads, kv_heads=kv_heads, width=width, hidden=hidden)
     require_heads(width, heads)
     dim = width // heads
+    require("width", width, dim % 2 == 0, f"a multiple of {2 * heads}: rotary positions turn pairs of a head's numbers")
     projections = {"q_proj": width, "k_proj": kv_heads * dim, "v_proj": kv_heads * dim}
 
     def block() -> Layer:

@@ -111,7 +111,7 @@ class Decoder:
         Raises
         ------
         InputError
-            These are no tokens, or the sequences are longer than the capacity, and do not slide.
+            These are no tokens, or of other sequences, or these are longer than the capacity, and do not slide.
         """
         if tokens.dtype != np.int64 or tokens.ndim != 2 or not tokens.size or not tokens.flags.c_contiguous:
             raise InputError(
@@ -119,6 +119,10 @@ class Decoder:
                 found=f"shape {tokens.shape}, {tokens.dtype}, strides {tokens.strides}",
                 expected="C-contiguous int64 tokens, (n, steps), one at least",
             )
+        others = {len(self._seen)} if self.past else {len(array) for array in self._given}
+        if others - {len(tokens)}:
+            found, expected = f"{len(tokens)} of them", " or ".join(map(str, sorted(others)))
+            raise InputError("pieces of other sequences", found=found, expected=expected, remedy="reorder, or forget")
         capacity = self._batch.capacity
         if self.past == 0:
             self._seen = np.zeros((len(tokens), capacity), np.int64)
@@ -158,7 +162,16 @@ class Decoder:
         self._batch.past = 0
 
     def reorder(self, parents: np.ndarray) -> None:
-        """Let sequence i go on as sequence ``parents[i]`` did so far; int64 (m,), and m may differ from n."""
+        """Let sequence i go on as sequence ``parents[i]`` did so far; int64 (m,), and m may differ from n.
+
+        Raises
+        ------
+        InputError
+            There is no such sequence.
+        """
+        count = len(self._seen)
+        if not parents.size or not 0 <= parents.min() <= parents.max() < count:
+            raise InputError("no such sequences", where="parents", found=parents, expected=f"some of {count}, from 0")
         if np.array_equal(parents, np.arange(len(self._seen))):
             return
         self._seen = self._seen[parents]

@@ -230,8 +230,10 @@ def _require_prompt(prompt: np.ndarray) -> None:
     """Raise an `InputError` if a sequence cannot begin so."""
     if len(prompt) == 0:
         raise InputError("a prompt is empty", remedy="begin with a token")
-    if np.asarray(prompt).dtype.kind not in "iu":
-        raise InputError("a prompt is not of tokens", found=np.asarray(prompt).dtype, expected="integers")
+    array = np.asarray(prompt)
+    if array.dtype.kind not in "iu" or array.ndim != 1:
+        found = f"shape {array.shape}, {array.dtype}"
+        raise InputError("a prompt is not of tokens", found=found, expected="integers, (length,)")
 
 
 def _clear(tokens: np.ndarray) -> np.ndarray:

@@ -34,7 +34,7 @@ from hpdl_mpi.train.runfolder import MetricsLog, RunFolder
 from hpdl_mpi.train.signals import StopSignals
 from hpdl_mpi.train.source import PathLike, Source
 from hpdl_mpi.train.tracing import Recorder, check_trace, describe_communication, describe_times, explain
-from hpdl_mpi.train.vocabulary import keep_tokenizers, require_same_tokens
+from hpdl_mpi.train.vocabulary import keep_tokenizers, require_kept_tokens, require_same_tokens
 
 
 @dataclass(frozen=True)
@@ -240,7 +240,9 @@ def _claim(stack: ExitStack, assembly: Assembly, course: Course, folder: RunFold
             if source.context is not None or source.pairs:
                 require_same_tokens(source.path, course.validate)
             tests.check(assembly.model, assembly.loss, num_ranks, shape, key="data.test")
-        if course.init is not None and not (folder and course.resume and folder.holds_checkpoint):
+        if folder and course.resume and folder.holds_checkpoint:
+            require_kept_tokens(folder, source.path)
+        elif course.init is not None:
             weights.check(weights.TensorFile(course.init), assembly.model, course.init_skip)
         if folder is not None:
             folder.claim(resume=course.resume)

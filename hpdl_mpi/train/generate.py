@@ -149,6 +149,8 @@ def _end(tokenizer: Tokenizer, text: str | None) -> int | None:
         ids = tokenizer.encode(text)
     if len(ids) != 1:
         raise InputError("no single token", where="--end", found=f"{len(ids)} tokens", expected="the text of one")
+    if ids[0] == tokenizer.unk:
+        raise InputError("is not in the vocabulary", where="--end", found=repr(text), expected="the text of a token")
     return int(ids[0])
 
 

@@ -22,6 +22,7 @@ from hpdl_mpi.parallel.pipeline import (
     StageCost,
     StageCosts,
     complete,
+    make_schedule,
     pieces,
     simulate,
     stage_loads,
@@ -196,9 +197,10 @@ def summarize(
     stages: list[StageRow] = []
     bubble = 0.0
     if schedule.num_stages == 1:
-        pipeline = Pipeline(schedule=schedule, recompute=parallel.recompute)
+        few = min(2, schedule.num_microbatches)  # those that follow take the memory that these give back
+        pipeline = Pipeline(schedule=make_schedule("1f1b", 1, few), recompute=parallel.recompute)
         replica = Replica(model, input_shape, optimizer, dtype=job.training.dtype, seed=job.seed, pipeline=pipeline)
-        _learn_zeros(replica, loss, share)
+        _learn_zeros(replica, loss, min(share, few * size))
         nbytes = replica.params.nbytes
         gradients = _gradient_bytes(replica, parallel.sharded(0, nodes))
         parameters, state = round(held.parameters * nbytes), round(held.state * nbytes)

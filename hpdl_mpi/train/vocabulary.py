@@ -31,13 +31,19 @@ def keep_tokenizers(folder: RunFolder, dataset: PathLike) -> None:
 
 def require_same_tokens(train: PathLike, test: PathLike) -> None:
     """Raise an `InputError` if two datasets have tokenizers, and others: a number would not be the same token."""
-    own, other = (tokenizer_file(dataset) for dataset in (train, test))
+    _require_same(tokenizer_file(train), tokenizer_file(test), "the test data have other tokens than the training data")
+
+
+def require_kept_tokens(folder: RunFolder, dataset: PathLike) -> None:
+    """Raise an `InputError` if a run that goes on has kept the file of other tokenizers than its data have now."""
+    if folder.tokenizers.is_file():
+        _require_same(folder.tokenizers, tokenizer_file(dataset), "the training data have other tokens than the run")
+
+
+def _require_same(own: Path | None, other: Path | None, what: str) -> None:
     if own and other and _content(own) != _content(other):  # what is the same is written the same
         raise InputError(
-            "the test data have other tokens than the training data",
-            where=other,
-            expected=f"what {own} says",
-            remedy="convert the test text with --tokenizer and that file",
+            what, where=other, expected=f"what {own} says", remedy="convert the text with --tokenizer and that file"
         )
 
 

@@ -61,11 +61,18 @@ class Words(Tokenizer):
         specials : sequence of str
         vocabulary_size : int, optional
             Of all ids, specials included.
+
+        Raises
+        ------
+        InputError
+            There are no words.
         """
         counts: Counter[str] = Counter()
         for text in texts:
             counts.update(match[0] for match in _WORD.finditer(text))
         found = sorted(counts)
+        if not found:
+            raise InputError("no words to learn", where="the training text", expected="one that is no blank, at least")
         if vocabulary_size is not None and vocabulary_size - len(specials) < len(found):
             frequent = sorted(found, key=lambda word: -counts[word])
             found = sorted(islice(frequent, max(0, vocabulary_size - len(specials))))

@@ -135,3 +135,14 @@ def test_a_run_on_pairs_writes_targets(tmp_path):
 def test_the_options_of_text_are_those_of_python():
     wanted, options = vars(Wanted()), inspect.signature(generate).parameters
     assert {name: options[name].default for name in wanted} == wanted
+
+
+def test_words_of_a_prompt_that_are_taken_for_an_unknown_are_said(folder, tmp_path):
+    (tmp_path / "text.txt").write_text("the cat sat\n" * 40 + "rats\n" * 2)
+    options = ["--tokens", "words", "--vocab-size", 5, "--test-fraction", "0"]
+    succeed("data", "convert", tmp_path / "text.txt", tmp_path / "data", *options)
+    (tmp_path / "job.toml").write_text(JOB.format(data=tmp_path / "data"))
+    succeed("train", tmp_path / "job.toml", "--run-dir", tmp_path / "run", "--set", "training.steps=1")
+    found = hpdl("generate", tmp_path / "run", "--prompt", "the zebra", "--max-tokens", 1)
+    said = "what is not in the vocabulary was taken for an unknown: in --prompt\n"
+    assert (found.returncode, found.stderr) == (0, said)

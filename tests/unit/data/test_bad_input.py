@@ -36,6 +36,10 @@ def flip_byte(path, array: str, chunk: int) -> None:
 def test_nothing_there_is_said_plainly(tmp_path) -> None:
     with pytest.raises(InputError, match=r"nowhere: no such file, folder or match.*hpdl data convert"):
         Dataset.open(tmp_path / "nowhere")
+    (tmp_path / "above/train").mkdir(parents=True)
+    (tmp_path / "above/train/a.h5").touch()
+    with pytest.raises(InputError, match=r"in the folder\. Name one of the folders in it: train\."):
+        Dataset.open(tmp_path / "above")
     with pytest.raises(InputError, match=r"no \.h5 or \.hdf5 file in the folder"):
         Dataset.open(tmp_path)
 

@@ -157,6 +157,7 @@ def test_a_text_that_ends_within_a_character_is_refused(tmp_path, head: bytes) -
         ("abc", Options(), "--tokens: not said what a token is. Expected characters, words or bpe"),
         ("abc", Options(tokens="characters", vocab_size=9), "--vocab-size: characters are as many as the text has"),
         ("abc", Options(tokens="bpe"), "--vocab-size: not said how many tokens there are"),
+        ("   ", Options(tokens="words"), "the training text: no words to learn"),
         ("abc", Options(tokens="words", vocab_size=1), "--vocab-size: out of range. Found 1; expected more than 1"),
         ("abc", Options(tokens="words", tokenizer="nowhere.json"), r"nowhere\.json: cannot be read"),
         ("abc", Options(tokens="bpe", vocab_size=300, tokenizer="x.json"), "--vocab-size: that of the file is taken"),

@@ -235,6 +235,7 @@ IMPOSSIBLE: dict[str, tuple[Callable[[], Layer], str]] = {
     "half a layer": (lambda: seq2seq(layers=2.5), "layers: out of range. Found 2.5; expected an integer of at least 1"),
     "half a patch": (lambda: vit(20, 16), "size: images are not made of patches. Found 20; expected a multiple of 16"),
     "heads of no size": (lambda: llama(width=6, heads=4), "width: out of range. Found 6; expected a multiple of 4"),
+    "odd heads": (lambda: llama(width=6, heads=2), "width: out of range. Found 6; expected a multiple of 4: rotary"),
     "heads of gpt": (lambda: gpt(width=64, heads=3), "width: out of range. Found 64; expected a multiple of 3, the"),
     "heads of seq2seq": (lambda: seq2seq(width=64, heads=5), "width: out of range. Found 64; expected a multiple of 5"),
     "no context": (lambda: bert(context=0), "context: out of range. Found 0; expected an integer of at least 1"),

@@ -135,6 +135,20 @@ def test_what_are_no_pieces_of_sequences_is_refused(tokens: np.ndarray) -> None:
         Decoder(built(MODELS["gpt"]()), (STEPS,), STEPS)(tokens)
 
 
+@pytest.mark.parametrize("name", ["gpt", "lstm"])
+def test_pieces_of_other_sequences_are_refused(name: str) -> None:
+    decoder = Decoder(built(MODELS[name]()), (STEPS,), STEPS)
+    decoder(np.ones((2, 1), np.int64))
+    for count in (1, 3):
+        with pytest.raises(InputError, match=rf"pieces of other sequences\. Found {count} of them; expected 2"):
+            decoder(np.ones((count, 1), np.int64))
+    for parents in ([0, 2], [-1], []):
+        with pytest.raises(InputError, match=r"parents: no such sequences\. .*expected some of 2, from 0"):
+            decoder.reorder(np.array(parents, np.int64))
+    decoder.forget()
+    decoder(np.ones((3, 1), np.int64))
+
+
 def test_sequences_can_be_forgotten() -> None:
     model, tokens = built(MODELS["gpt"]()), drawn()
     decoder = Decoder(model, (STEPS,), STEPS)

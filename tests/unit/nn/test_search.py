@@ -178,8 +178,9 @@ def test_what_is_no_prompt_is_refused() -> None:
     empty = np.zeros(0, np.int64)
     with pytest.raises(InputError, match=r"prompts: out of range\. Found 0; expected at least one"):
         list(generate(Table(table()), [], greedy, max_tokens=1))
-    with pytest.raises(InputError, match=r"a prompt is not of tokens\. Found float64; expected integers"):
-        list(generate(Table(table()), [np.array([0.7])], greedy, max_tokens=1))
+    for prompt, found in ((np.array([0.7]), r"\(1,\), float64"), (np.array([[1, 2], [3, 4]]), r"\(2, 2\), int64")):
+        with pytest.raises(InputError, match=rf"a prompt is not of tokens\. Found shape {found}; expected integers"):
+            list(generate(Table(table()), [prompt], greedy, max_tokens=1))
     with pytest.raises(InputError, match=r"max_tokens: out of range\. Found 2\.5"):
         list(generate(Table(table()), [np.array([1])], greedy, max_tokens=2.5))
     with pytest.raises(InputError, match="a prompt is empty"):

@@ -111,6 +111,23 @@ def test_test_data_of_other_tokens_are_refused(tmp_path) -> None:
         trainer.fit(tmp_path / "train", **settings)
 
 
+def test_a_run_does_not_go_on_with_other_tokens(tmp_path) -> None:
+    trained(tmp_path, run_dir=tmp_path / "run")
+    kept = (tmp_path / "run/tokenizer.json").read_bytes()
+    (tmp_path / "tokenizer.json").write_bytes(tokenizers_json({"tokens": Characters("\nfghij")}))
+    trainer = Trainer(
+        gpt(len(SYMBOLS), CONTEXT, layers=1, heads=2, width=16),
+        loss=nn.CrossEntropy(),
+        optimizer=optim.Adam(0.02),
+        parallel=Parallel(threads=1),
+        comm=SingleCommunicator(),
+    )
+    settings = {"steps": 40, "global_batch_size": 8, "context": CONTEXT, "run_dir": tmp_path / "run"}
+    with pytest.raises(InputError, match="the training data have other tokens than the run"):
+        trainer.fit(tmp_path / "text.h5", **settings, resume=True)
+    assert (tmp_path / "run/tokenizer.json").read_bytes() == kept
+
+
 def text_of(trainer: Trainer, prompt: str = "", sample: int = 0, **wanted) -> str:
     return "".join(generate_text(trainer, ALPHABET, prompt, Wanted(**wanted), sample=sample))
 
@@ -164,6 +181,10 @@ def test_a_text_ends_where_it_is_told(tmp_path) -> None:
     assert text_of(trainer, "ab", max_tokens=40, beams=2, end="d") == "abcd"
     with pytest.raises(InputError, match=r"--end: no single token\. Found 2 tokens; expected the text of one"):
         text_of(trainer, "ab", end="ab")
+    with pytest.raises(
+        InputError, match=r"--end: is not in the vocabulary\. Found 'zebra'; expected the text of a token"
+    ):
+        "".join(generate_text(trainer, Words(["\n", "a", "b"], ("unk",)), "a", Wanted(end="zebra")))
 
 
 def test_what_cannot_be_made_is_refused_before_the_prompt_is_shown(tmp_path) -> None:
