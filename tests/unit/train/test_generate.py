@@ -72,13 +72,8 @@ def test_a_character_of_several_tokens_is_shown_when_it_is_whole() -> None:
     assert stream.end() == REPLACEMENT
 
 
-def trained(tmp_path, model: nn.Layer | None = None, run_dir=None, **settings) -> Trainer:
-    """Return a trainer that has learnt that abcde and the end of the line follow one another."""
-    path = tmp_path / "text.h5"
-    with h5py.File(path, "w") as file:
-        file["tokens"] = ALPHABET.encode("abcde\n" * 60).astype(np.uint8)
-    (tmp_path / "tokenizer.json").write_bytes(tokenizers_json({"tokens": ALPHABET}))
-    trainer = Trainer(
+def untrained(model: nn.Layer | None = None, **settings) -> Trainer:
+    return Trainer(
         model or gpt(len(SYMBOLS), CONTEXT, layers=1, heads=2, width=16),
         loss=nn.CrossEntropy(),
         optimizer=optim.Adam(0.02),
@@ -86,6 +81,15 @@ def trained(tmp_path, model: nn.Layer | None = None, run_dir=None, **settings) -
         comm=SingleCommunicator(),
         **settings,
     )
+
+
+def trained(tmp_path, model: nn.Layer | None = None, run_dir=None, **settings) -> Trainer:
+    """Return a trainer that has learnt that abcde and the end of the line follow one another."""
+    path = tmp_path / "text.h5"
+    with h5py.File(path, "w") as file:
+        file["tokens"] = ALPHABET.encode("abcde\n" * 60).astype(np.uint8)
+    (tmp_path / "tokenizer.json").write_bytes(tokenizers_json({"tokens": ALPHABET}))
+    trainer = untrained(model, **settings)
     trainer.fit(path, steps=30, global_batch_size=8, context=CONTEXT, run_dir=run_dir)
     return trainer
 
@@ -97,13 +101,7 @@ def test_test_data_of_other_tokens_are_refused(tmp_path) -> None:
             file["tokens"] = np.zeros(60, np.uint8)
         if tokenizer:
             (tmp_path / name / "tokenizer.json").write_bytes(tokenizers_json({"tokens": tokenizer}))
-    trainer = Trainer(
-        gpt(len(SYMBOLS), CONTEXT, layers=1, heads=2, width=16),
-        loss=nn.CrossEntropy(),
-        optimizer=optim.Adam(0.02),
-        parallel=Parallel(threads=1),
-        comm=SingleCommunicator(),
-    )
+    trainer = untrained()
     for name in ("same", "none"):
         require_same_tokens(tmp_path / "train", tmp_path / name)
     settings = {"steps": 1, "global_batch_size": 4, "context": CONTEXT, "validate": tmp_path / "other"}
@@ -115,13 +113,7 @@ def test_a_run_does_not_go_on_with_other_tokens(tmp_path) -> None:
     trained(tmp_path, run_dir=tmp_path / "run")
     kept = (tmp_path / "run/tokenizer.json").read_bytes()
     (tmp_path / "tokenizer.json").write_bytes(tokenizers_json({"tokens": Characters("\nfghij")}))
-    trainer = Trainer(
-        gpt(len(SYMBOLS), CONTEXT, layers=1, heads=2, width=16),
-        loss=nn.CrossEntropy(),
-        optimizer=optim.Adam(0.02),
-        parallel=Parallel(threads=1),
-        comm=SingleCommunicator(),
-    )
+    trainer = untrained()
     settings = {"steps": 40, "global_batch_size": 8, "context": CONTEXT, "run_dir": tmp_path / "run"}
     with pytest.raises(InputError, match="the training data have other tokens than the run"):
         trainer.fit(tmp_path / "text.h5", **settings, resume=True)
